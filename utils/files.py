@@ -1,0 +1,130 @@
+"""Whole-file writes that no reader sees half done, and shared JSON and CSV files."""
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from utils.errors import UserError
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write `content` to a temporary file beside `path`, then rename it over `path`.
+
+    Raises OSError with `filename` set to `path` if anything goes wrong; `path` is then as it was.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock for `path` across processes (a file `.<name>.lock` beside it)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / f".{path.name}.lock"):
+        yield
+
+
+def read_json(path: Path, *, remedy: str) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        UserError: if the file is missing or holds no JSON object; `remedy` ends the message.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} not found: {remedy}")
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): {remedy}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object: {remedy}")
+    return value
+
+
+def update_json(path: Path, entries: Mapping) -> None:
+    """Merge `entries` into the JSON object at `path`; safe beside other processes doing the same."""
+    with locked(path):
+        merged = read_json(path, remedy="delete it to start a new one") if Path(path).exists() else {}
+        merged.update(entries)
+        write_atomically(path, json.dumps(merged, indent=1) + "\n")
+
+
+def read_csv(path: Path, *, columns: Sequence[str], remedy: str) -> list[dict[str, str]]:
+    """Read a CSV file with a header line.
+
+    Raises:
+        UserError: if the file or one of `columns` is missing; `remedy` ends the message.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} not found: {remedy}")
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path} has no column {', '.join(missing)}: {remedy}")
+        rows = list(reader)
+    if any(row[name] is None for row in rows for name in columns):
+        raise UserError(f"{path} has a line with too few fields: {remedy}")
+    return rows
+
+
+def csv_text(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
+    """`rows` as CSV text with a header line of `columns`."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def update_csv(
+    path: Path, rows: Sequence[Mapping], *, columns: Sequence[str], replace: Mapping[str, str]
+) -> None:
+    """Put `rows` into the CSV at `path` in place of the rows whose fields equal `replace`.
+
+    Rows stay sorted by their columns read as numbers where they are numbers; safe beside other
+    processes doing the same.
+    """
+    with locked(path):
+        kept: list[Mapping] = []
+        if Path(path).exists():
+            kept = read_csv(path, columns=columns, remedy="delete it to start a new one")
+            kept = [row for row in kept if any(str(row[name]) != value for name, value in replace.items())]
+        merged = sorted([*kept, *rows], key=lambda row: [_numeric(row[name]) for name in columns])
+        write_atomically(path, csv_text([{name: row[name] for name in columns} for row in merged], columns))
+
+
+def _numeric(field: object) -> tuple[int, float, str]:
+    try:
+        return (0, float(str(field)), "")
+    except ValueError:
+        return (1, 0.0, str(field))

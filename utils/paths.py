@@ -1,0 +1,125 @@
+"""The name of every file that one stage writes and another reads. No other module composes one."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+RESUME_NAME = "resume.pth.tar"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pth\.tar")
+
+
+def checkpoint_name(epoch: int) -> str:
+    """File name of the checkpoint taken after `epoch` epochs."""
+    return f"checkpoint-{epoch}.pth.tar"
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """The finished checkpoints directly inside `folder`, by epoch."""
+    found = ((_CHECKPOINT.fullmatch(path.name), path) for path in Path(folder).glob("checkpoint-*.pth.tar"))
+    return {int(match.group(1)): path for match, path in found if match}
+
+
+def checkpoint_in(folder: Path, *, remedy: str) -> Path:
+    """The checkpoint in `folder`, the one of the highest epoch if there are several.
+
+    Raises:
+        UserError: if there is none; `remedy` ends the message.
+    """
+    found = checkpoints_in(folder)
+    if not found:
+        raise UserError(f"{Path(folder) / 'checkpoint-<epoch>.pth.tar'} not found: {remedy}")
+    return found[max(found)]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where everything of one run lies.
+
+    Args:
+        checkpoints, logs, data: the three roots.
+        run: `<arch>/seed<seed>`, with `-heldout` under that protocol, or a name of the user's.
+    """
+
+    checkpoints: Path
+    logs: Path
+    data: Path
+    run: str
+
+    @staticmethod
+    def run_name(*, arch: str, seed: int, protocol: str) -> str:
+        """The name a run has if the user gives none."""
+        return f"{arch}/seed{seed}" + ("-heldout" if protocol == "heldout" else "")
+
+    # Files shared by all tasks of a table.
+
+    def baseline_file(self, config: str, *, width_multiplier: float = 1.0) -> Path:
+        """JSON {task: accuracy} of the scratch networks."""
+        return self.logs / self.run / f"baseline_{config}_acc_scratch{_wide(width_multiplier)}.txt"
+
+    def result_csv(self, config: str) -> Path:
+        """CSV target_id,task_id: the chosen backbones."""
+        return self.logs / self.run / f"pickaback_{config}_result.csv"
+
+    def table_csv(self, config: str) -> Path:
+        """CSV target_id,task_id,ddv_cos,ddv_euc: every distance measured."""
+        return self.logs / self.run / f"pickaback_{config}_table.csv"
+
+    def stage_log(self, config: str, stage: str) -> Path:
+        """Log of a stage that writes no checkpoint folder of its own."""
+        return self.logs / self.run / f"{stage}_{config}.log"
+
+    def report_file(self, config: str) -> Path:
+        """The last table that the report printed, as CSV."""
+        return self.logs / self.run / f"report_{config}.csv"
+
+    # One folder a task and stage.
+
+    def baselines(self, config: str, *, width_multiplier: float = 1.0) -> Path:
+        """Folder of all tasks' scratch networks (stage 1)."""
+        return self._stage(f"baseline_scratch{_wide(width_multiplier)}", config)
+
+    def single(self, config: str, task: str) -> Path:
+        """Folder of a task's own network (stage 2)."""
+        return self._stage("CPG_single_scratch_woexp", config) / task
+
+    def single_scratch(self, config: str, task: str) -> Path:
+        """Folder of a task's own network before pruning."""
+        return self.single(config, task) / "scratch"
+
+    def pruned(self, config: str, task: str) -> Path:
+        """Folder of the pruned networks, of `record.txt` and of the chosen checkpoint."""
+        return self.single(config, task) / "gradual_prune"
+
+    def target(self, config: str, backbone: str, target: str) -> Path:
+        """Folder of a target trained on a backbone (stage 3-2)."""
+        return self._stage("CPG_fromsingle_scratch_woexp_target", config) / backbone / target / "scratch"
+
+    def control(self, config: str, task: str, *, width_multiplier: float) -> Path:
+        """Folder of the control: the target's network at a grown width, without a backbone."""
+        return self._stage("CPG_control_scratch", config) / task / f"width-{width_multiplier}"
+
+    def _stage(self, stage: str, config: str) -> Path:
+        return self.checkpoints / self.run / stage / config
+
+
+def record_file(pruned: Path) -> Path:
+    """JSON {sparsity: accuracy} in a folder of pruned networks."""
+    return pruned / "record.txt"
+
+
+def sparsity_folder(pruned: Path, sparsity: float) -> Path:
+    """Folder of the network pruned to `sparsity`, in a folder of pruned networks."""
+    return pruned / str(sparsity)
+
+
+def widths_file(folder: Path) -> Path:
+    """JSON with the accuracy at every width tried, beside a target's checkpoint."""
+    return folder / "widths.json"
+
+
+def _wide(width_multiplier: float) -> str:
+    return "" if width_multiplier == 1.0 else f"_width-{width_multiplier}"
