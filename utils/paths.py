@@ -116,6 +116,11 @@ def sparsity_folder(pruned: Path, sparsity: float) -> Path:
     return pruned / str(sparsity)
 
 
+def width_folder(folder: Path, width_multiplier: float) -> Path:
+    """Folder of one width, in the folder of a target on its backbone."""
+    return folder / f"width-{width_multiplier}"
+
+
 def widths_file(folder: Path) -> Path:
     """JSON with the accuracy at every width tried, beside a target's checkpoint."""
     return folder / "widths.json"

@@ -1,0 +1,1 @@
+"""Task tables, preparation of raw downloads, loading and augmentation."""

@@ -1,0 +1,293 @@
+"""Turn raw downloads into the image cache: `python -m data.prepare cifar100 [--source PATH]`.
+
+TABLE is a table of data/tables.toml or the path of a table's .toml file. Without --source the raw files are
+looked for under the data folder and, for tables that can be downloaded, fetched. Running it again
+does only what is missing or out of date.
+"""
+
+import argparse
+import hashlib
+import logging
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy
+import torch
+
+from data import cache, safe_pickle
+from data.images import RawFile, RawSplit, cached, decode_files, folder_split, load_split
+from data.tables import Table, Task, load_table
+from utils import logs
+from utils.errors import UserError, run
+
+# A preparer fills the cache of a table from `source` (None: where it finds the raw files itself).
+Preparer = Callable[[Table, Path | None, Path], None]
+PREPARERS: dict[str, Preparer] = {}
+
+# What yields the raw files of one task and split.
+_Splits = Callable[[Task, str], RawSplit]
+
+
+def preparer(name: str) -> Callable[[Preparer], Preparer]:
+    """Register the preparer of the table `name`; tables without one use `prepare_folders`."""
+
+    def register(function: Preparer) -> Preparer:
+        PREPARERS[name] = function
+        return function
+
+    return register
+
+
+def prepare_folders(table: Table, source: Path | None, data_root: Path) -> None:
+    """Fill the cache from the tree `<split>/<task>/<class>/*`, in a folder or a zip file."""
+    if source is not None:
+        _from_tree_or_zip(table, source, data_root)
+        return
+    tree = data_root / table.root
+    archive = tree.with_name(f"{tree.name}.zip")
+    if tree.is_dir() or not archive.is_file():
+        # Reports the missing folder by name if there is no tree either; a cache alone is fine too.
+        _build(table, data_root, lambda task, split: load_split(table, task, split, data_root=data_root))
+    else:
+        _from_zip(table, archive, data_root)
+
+
+@preparer("digits")
+def prepare_digits(table: Table, source: Path | None, data_root: Path) -> None:
+    """Fill the cache from scikit-learn's bundled digits."""
+    if source is not None:
+        raise UserError("digits come with scikit-learn: leave --source out")
+    _build(table, data_root, lambda task, split: load_split(table, task, split, data_root=data_root))
+
+
+@preparer("cifar100")
+def prepare_cifar100(table: Table, source: Path | None, data_root: Path) -> None:
+    """Fill the cache from the PNG tree, its zip, CIFAR-100's own archive or folder, or a download."""
+    tree, archive = data_root / table.root, data_root / f"{table.root}.zip"
+    if source is None and (tree.is_dir() or archive.is_file()):
+        prepare_folders(table, None, data_root)
+        return
+    if source is None:
+        source = _download_cifar100(data_root)
+    if source.is_dir() and (source / "cifar-100-python").is_dir():
+        source = source / "cifar-100-python"
+    is_tar = source.is_file() and source.name.endswith((".tar.gz", ".tgz", ".tar"))
+    if is_tar or (source.is_dir() and (source / "meta").is_file()):
+        _from_cifar_python(table, source, data_root)
+    else:
+        _from_tree_or_zip(table, source, data_root)
+
+
+def _from_tree_or_zip(table: Table, source: Path, data_root: Path) -> None:
+    if not source.exists():
+        raise UserError(f"{source} not found: give the tree's folder or zip file as --source")
+    if not source.is_dir():
+        _from_zip(table, source, data_root)
+        return
+    inner = source / Path(table.root).name
+    root = inner if inner.is_dir() else source
+    logging.info("reading the tree %s", root)
+    _build_raw(table, data_root, lambda task, split: folder_split(root, table, task, split))
+
+
+def _from_zip(table: Table, archive: Path, data_root: Path) -> None:
+    """Decode straight from the zip, whose files need not be extracted."""
+    try:
+        opened = zipfile.ZipFile(archive)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{archive} is truncated or no zip file ({error}): download it again") from error
+    logging.info("reading %s", archive)
+    with opened:
+        members: dict[tuple[str, ...], list[zipfile.ZipInfo]] = {}
+        for member in opened.infolist():
+            *_, split, task, class_name, name = ("", "", "", *member.filename.split("/"))
+            if name and not name.startswith(".") and not member.filename.startswith("__MACOSX/"):
+                members.setdefault((split, task, class_name), []).append(member)
+
+        def split_of(task: Task, split: str) -> RawSplit:
+            digest = hashlib.sha256()
+            files = []
+            for label, class_name in enumerate(task.classes):
+                found = members.get((split, task.name, class_name))
+                if not found:
+                    where = f"{archive}/{table.root}/{split}/{task.name}/{class_name}"
+                    raise UserError(f"{where} not found: give a complete archive of {table.name}")
+                for member in sorted(found, key=lambda member: member.filename):
+                    digest.update(f"{member.filename}\0{member.file_size}\0{member.CRC}\n".encode())
+                    files.append(
+                        RawFile(f"{archive}/{member.filename}", label, _member_reader(opened, member))
+                    )
+            return RawSplit(
+                digest.hexdigest(), lambda: decode_files(files, size=table.size, channels=table.channels)
+            )
+
+        _build_raw(table, data_root, split_of)
+
+
+def _member_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            return archive.read(member)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            name = f"{archive.filename}/{member.filename}"
+            raise UserError(f"{name} cannot be read ({error}): download the archive again") from error
+
+    return read
+
+
+def _download_cifar100(data_root: Path) -> Path:
+    """CIFAR-100's archive under `data_root`, fetched and checked by torchvision if it is not there."""
+    import urllib.error
+
+    from torchvision.datasets import CIFAR100
+    from torchvision.datasets.utils import check_integrity, download_url
+
+    archive = data_root / CIFAR100.filename
+    if check_integrity(str(archive), CIFAR100.tgz_md5):
+        return archive
+    logging.info("downloading %s", CIFAR100.url)
+    try:
+        download_url(CIFAR100.url, str(data_root), CIFAR100.filename, CIFAR100.tgz_md5)
+    except (urllib.error.URLError, RuntimeError, TimeoutError, ConnectionError) as error:
+        raise UserError(
+            f"{archive} could not be downloaded from {CIFAR100.url} ({error}): "
+            "give the PNG tree, its zip or cifar-100-python with --source"
+        ) from error
+    return archive
+
+
+def _from_cifar_python(table: Table, source: Path, data_root: Path) -> None:
+    """Read CIFAR-100's pickled batches, in an extracted folder or in the archive itself."""
+    logging.info("reading %s", source)
+    with ExitStack() as stack:
+        open_file = _folder_opener(source) if source.is_dir() else _tar_opener(source, stack)
+        class_names = _cifar_batch(open_file, "meta", ["fine_label_names"])["fine_label_names"]
+        batches = {
+            split: _cifar_batch(open_file, split, ["data", "fine_labels", "filenames"])
+            for split in cache.SPLITS
+        }
+    labels_of = {name.decode(): label for label, name in enumerate(class_names)}
+    for split, batch in batches.items():
+        count = len(batch["fine_labels"])
+        data = batch["data"]
+        shape = getattr(data, "shape", None)
+        if shape != (count, 3072) or data.dtype != numpy.uint8 or len(batch["filenames"]) != count:
+            raise UserError(f"{source}/{split} does not hold {count} images of 3×32×32: download it again")
+    if (table.channels, table.size) != (3, 32):
+        raise UserError(
+            f"{source} holds images of 3×32×32, but the table asks for another size: give the tree"
+        )
+
+    def split_of(task: Task, split: str) -> RawSplit:
+        batch = batches[split]
+        fine = numpy.asarray(batch["fine_labels"])
+        rows, labels = [], []
+        for label, name in enumerate(task.classes):
+            of_class = numpy.flatnonzero(fine == labels_of[name]) if name in labels_of else ()
+            if not len(of_class):
+                raise UserError(f"{source}/{split} has no images of {name}: it is not CIFAR-100's")
+            # In the order of the tree's sorted file names.
+            rows += sorted(of_class, key=lambda row: batch["filenames"][row])
+            labels += [label] * len(of_class)
+        pixels = torch.from_numpy(batch["data"][rows]).reshape(-1, 3, 32, 32)
+        return RawSplit("cifar-100-python", lambda: (pixels, torch.tensor(labels, dtype=torch.int64)))
+
+    _build_raw(table, data_root, split_of)
+
+
+def _cifar_batch(open_file: Callable[[str], BinaryIO], name: str, keys: Sequence[str]) -> dict[str, Any]:
+    with closing(open_file(name)) as stream:
+        where = getattr(stream, "name", name)
+        content = safe_pickle.load(stream, name=where)
+    if not isinstance(content, dict) or not all(key.encode() in content for key in keys):
+        raise UserError(f"{where} lacks {', '.join(keys)}: it is not CIFAR-100's, download it again")
+    return {key: content[key.encode()] for key in keys}
+
+
+def _folder_opener(folder: Path) -> Callable[[str], BinaryIO]:
+    def open_file(name: str) -> BinaryIO:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} not found: extract cifar-100-python.tar.gz again")
+        return (folder / name).open("rb")
+
+    return open_file
+
+
+def _tar_opener(archive: Path, stack: ExitStack) -> Callable[[str], BinaryIO]:
+    remedy = "delete it and download it again"
+    try:
+        opened = stack.enter_context(tarfile.open(archive))  # noqa: SIM115 - the stack closes it
+        members = {Path(member.name).name: member for member in opened if member.isfile()}
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} is truncated or no tar archive ({error}): {remedy}") from error
+
+    def open_file(name: str) -> BinaryIO:
+        stream = opened.extractfile(members[name]) if name in members else None
+        if stream is None:
+            raise UserError(f"{archive}/cifar-100-python/{name} not found: {remedy}")
+        return stream
+
+    return open_file
+
+
+def _build_raw(table: Table, data_root: Path, split_of: _Splits) -> None:
+    _build(
+        table,
+        data_root,
+        lambda task, split: cached(split_of(task, split), table, task, split, data_root=data_root),
+    )
+
+
+def _build(table: Table, data_root: Path, load: Callable[[Task, str], dict[str, Any]]) -> None:
+    """Load (and so make) every cache of the table, with a line a task, or a bar on a terminal."""
+    on_terminal = sys.stderr.isatty()
+    totals = dict.fromkeys(cache.SPLITS, 0)
+    for task in _with_bar(table.tasks) if on_terminal else table.tasks:
+        counts = {split: len(load(task, split)["labels"]) for split in cache.SPLITS}
+        for split, count in counts.items():
+            totals[split] += count
+        if not on_terminal:
+            logging.info(
+                "%d/%d %s: %d classes, %d training and %d test images",
+                *(task.id, len(table.tasks), task.name, task.num_classes, counts["train"], counts["test"]),
+            )
+    logging.info(
+        "%s: %d tasks, %d training and %d test images in %s",
+        *(table.name, len(table.tasks), totals["train"], totals["test"]),
+        cache.folder_of(data_root, table.name),
+    )
+
+
+def _with_bar(tasks: Iterable[Task]) -> Iterator[Task]:
+    from tqdm import tqdm
+
+    return iter(tqdm(tasks, unit="task", leave=False))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", metavar="TABLE", help="a table's name or .toml file")
+    parser.add_argument("--source", type=Path, help="where the raw files are, if not under the data folder")
+    parser.add_argument(
+        "--data_root", type=Path, default=Path("data"), help="data folder (default: %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    logs.to_terminal()
+
+    table = load_table(args.table, data_root=args.data_root)
+    prepare = PREPARERS.get(table.name, prepare_folders)
+    prepare(table, args.source, args.data_root)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,327 @@
+"""Task tables: which tasks there are, in which order, with which classes. Read from data/tables.toml."""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import cache
+from utils.errors import UserError
+
+_TABLES_FILE = Path(__file__).with_name("tables.toml")
+
+_MODALITIES = ("image",)
+_SOURCES = ("folders", "digits")
+_TABLE_KEYS = {
+    *("modality", "size", "channels", "augment", "source", "root", "download", "mean", "std", "tasks"),
+}
+_TASK_KEYS = {"name", "classes", "mean", "std"}
+_AUGMENT_KEYS = {"crop_padding", "flip"}
+
+_ID = re.compile(r"\d+")
+_RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after black padding by `crop_padding` pixels (0: none), random horizontal flip."""
+
+    crop_padding: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification task. `mean` and `std` are in [0, 1], None where they are to be computed."""
+
+    id: int
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    modality: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tasks of one collection and the shape of their inputs (channels × size × size)."""
+
+    name: str
+    modality: str
+    size: int
+    channels: int
+    augment: Augmentation
+    source: str
+    root: str
+    download: bool
+    tasks: tuple[Task, ...]
+
+    def task(self, which: str | int) -> Task:
+        """The task with this name or id.
+
+        Raises:
+            UserError: if there is none; the message lists the known ones.
+        """
+        which = str(which)
+        if _ID.fullmatch(which):
+            found = [task for task in self.tasks if task.id == int(which)]
+        else:
+            found = [task for task in self.tasks if task.name == which]
+        if not found:
+            known = ", ".join(f"{task.id} {task.name}" for task in self.tasks)
+            raise UserError(f"table {self.name} has no task {which!r}: choose from {known}")
+        return found[0]
+
+    def select(self, spec: str) -> tuple[Task, ...]:
+        """The tasks that `spec` names: names, ids and ranges between commas, or `all`.
+
+        They come in the order given, each once: `"fish,14"`, `"1-20"`.
+
+        Raises:
+            UserError: for a task that the table lacks, or an empty or backward range.
+        """
+        chosen: dict[int, Task] = {}
+        for part in (part.strip() for part in str(spec).split(",")):
+            for task in self._part(part, spec):
+                chosen.setdefault(task.id, task)
+        return tuple(chosen.values())
+
+    def _part(self, part: str, spec: str) -> Sequence[Task]:
+        if not part:
+            raise UserError(
+                f"{spec!r} names no task: give names, ids or ranges such as fish,14 or 1-20, or all"
+            )
+        if part == "all":
+            return self.tasks
+        bounds = _RANGE.fullmatch(part)
+        if bounds is None:
+            return [self.task(part)]
+        first, last = int(bounds.group(1)), int(bounds.group(2))
+        if first > last:
+            raise UserError(f"the range {part} runs backward: write {last}-{first}")
+        self.task(str(first)), self.task(str(last))
+        return [task for task in self.tasks if first <= task.id <= last]
+
+
+def known_tables() -> tuple[str, ...]:
+    """Names of the tables in data/tables.toml."""
+    return tuple(_read_toml(_TABLES_FILE))
+
+
+def load_table(config: str, *, data_root: Path) -> Table:
+    """Read a task table.
+
+    Args:
+        config: a name in data/tables.toml, or the path of a .toml file that holds one table.
+        data_root: folder of the raw files; looked at only for tasks and classes that the entry omits.
+
+    Raises:
+        UserError: for an unknown table (the message lists the known ones) or a faulty entry.
+    """
+    config = str(config)
+    if not config.endswith(".toml"):
+        entries = _read_toml(_TABLES_FILE)
+        if config not in entries:
+            raise UserError(
+                f"unknown task table {config!r}: choose from {', '.join(entries)}, "
+                "or give the path of a .toml file"
+            )
+        return _parse(
+            config, entries[config], where=f"data/tables.toml [{config}]", data_root=Path(data_root)
+        )
+
+    path = Path(config)
+    if not path.is_file():
+        raise UserError(f"{path} not found: give a table's file, or one of {', '.join(known_tables())}")
+    entries = _read_toml(path)
+    if len(entries) != 1:
+        raise UserError(f"{path} holds {len(entries)} tables ({', '.join(entries)}): leave one")
+    (name, entry), *_ = entries.items()
+    if name in known_tables():
+        raise UserError(f"{path}: {name} is the name of a table in data/tables.toml: choose another")
+    return _parse(name, entry, where=f"{path} [{name}]", data_root=Path(data_root))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML ({error}): mend it") from error
+
+
+def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{where} is no table: write `[{name}]`, then its settings")
+    _check_keys(entry, _TABLE_KEYS, where)
+    _check_name(name, "table", where)
+
+    source = _choice(entry, "source", _SOURCES, where)
+    root = entry.get("root", "")
+    if source == "folders" and not (isinstance(root, str) and root):
+        raise UserError(f'{where} has no root: add the folder of its images, e.g. root = "{name}"')
+    channels = _integer(entry, "channels", 3, where)
+    if channels not in (1, 3):
+        raise UserError(f"{where}: channels is {channels}: write 1 (grey) or 3 (RGB)")
+    size = _integer(entry, "size", 32, where)
+    if size < 1:
+        raise UserError(f"{where}: size is {size}: write a number of pixels")
+    download = _boolean(entry, "download", where)
+    modality = _choice(entry, "modality", _MODALITIES, where)
+    augment = _augmentation(entry.get("augment", {}), where)
+    statistics = _statistics(entry, channels, where)
+
+    folders = _Folders(name=name, root=data_root / root, caches=cache.folder_of(data_root, name))
+    task_entries = entry.get("tasks")
+    if task_entries is None:
+        task_entries = [{"name": task} for task in folders.tasks()]
+    if not isinstance(task_entries, list) or not all(isinstance(task, Mapping) for task in task_entries):
+        raise UserError(f"{where}: tasks is no list of tables: write one [[{name}.tasks]] for each task")
+    if not task_entries:
+        raise UserError(f"{where} has no tasks: add one, or leave tasks out to take the folders")
+
+    tasks = []
+    for number, task_entry in enumerate(task_entries, start=1):
+        task_name = task_entry.get("name")
+        task_where = f"{where} task {number}"
+        _check_keys(task_entry, _TASK_KEYS, task_where)
+        _check_name(task_name, "task", task_where)
+        if any(task_name == task.name for task in tasks):
+            raise UserError(f"{task_where}: {task_name} occurs twice: rename one")
+        classes = task_entry.get("classes")
+        if classes is None:
+            classes = folders.classes(task_name)
+        _check_classes(classes, f"{where} task {task_name}")
+        mean, std = _statistics(task_entry, channels, f"{where} task {task_name}")
+        if mean is None:
+            mean, std = statistics
+        tasks.append(Task(number, task_name, tuple(sorted(classes)), mean, std, modality))
+    return Table(name, modality, size, channels, augment, source, root, download, tuple(tasks))
+
+
+@dataclass(frozen=True)
+class _Folders:
+    """Tasks and classes as the folders have them, or the cache where the raw tree is gone."""
+
+    name: str
+    root: Path
+    caches: Path
+
+    def tasks(self) -> list[str]:
+        if not self.root.is_dir() and self.caches.is_dir():
+            return [
+                folder for folder in subfolders(self.caches) if (self.caches / folder / "train.pt").exists()
+            ]
+        return self._below(self.root / "train", "<task>/<class>/*")
+
+    def classes(self, task: str) -> list[str]:
+        cached = self.caches / task / "train.pt"
+        if not self.root.is_dir() and cached.exists():
+            return cache.read(cached, remedy=f"run `python -m data.prepare {self.name}`")["classes"]
+        found = self._below(self.root / "train" / task, "<class>/*")
+        held = self.root / "test" / task
+        extra = set(subfolders(held)) - set(found) if held.is_dir() else set()
+        if extra:
+            missing = self.root / "train" / task / min(extra)
+            raise UserError(
+                f"{missing} not found, but {held / min(extra)} is there: add it or remove the other"
+            )
+        return found
+
+    def _below(self, folder: Path, rest: str) -> list[str]:
+        if not folder.is_dir():
+            raise UserError(f"{folder} not found: put the images there as {folder / rest}")
+        found = subfolders(folder)
+        if not found:
+            raise UserError(f"{folder} holds no folders: put the images there as {folder / rest}")
+        return found
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Sorted names of the folders in `folder`, hidden ones left out."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _check_keys(entry: Mapping, known: set[str], where: str) -> None:
+    unknown = sorted(set(entry) - known)
+    if unknown:
+        raise UserError(
+            f"{where} has the unknown key {', '.join(unknown)}: choose from {', '.join(sorted(known))}"
+        )
+
+
+def _check_name(name: object, kind: str, where: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise UserError(f'{where} has no name: add name = "…"')
+    if name.startswith(".") or name.strip() != name or re.search(r"[/\\,\x00-\x1f]", name):
+        raise UserError(
+            f"{where}: {name!r} cannot be the name of a {kind}: "
+            "it becomes a folder, so leave out '/', '\\', ',', control characters and a leading '.' or space"
+        )
+    # Such a name could not be told from an id, a range or the word for all tasks.
+    if kind == "task" and (name == "all" or _ID.fullmatch(name) or _RANGE.fullmatch(name)):
+        raise UserError(
+            f"{where}: the task name {name!r} reads as an id or a range: rename it, e.g. task_{name}"
+        )
+
+
+def _check_classes(classes: object, where: str) -> None:
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{where}: classes is no list of names: write e.g. classes = ['cat', 'dog']")
+    for name in classes:
+        _check_name(name, "class", where)
+    if len(set(classes)) != len(classes):
+        raise UserError(f"{where} names a class twice: remove one")
+
+
+def _statistics(entry: Mapping, channels: int, where: str) -> tuple[tuple | None, tuple | None]:
+    given = [key for key in ("mean", "std") if key in entry]
+    if not given:
+        return None, None
+    if len(given) == 1:
+        raise UserError(f"{where} gives only {given[0]}: give mean and std, or neither to have them computed")
+    for key in given:
+        values = entry[key]
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or len(values) != channels:
+            raise UserError(f"{where}: {key} is {values}: write one number for each of {channels} channels")
+    if min(entry["std"]) <= 0:
+        raise UserError(f"{where}: std is {entry['std']}: write numbers above 0")
+    return tuple(map(float, entry["mean"])), tuple(map(float, entry["std"]))
+
+
+def _augmentation(entry: object, where: str) -> Augmentation:
+    where = f"{where} augment"
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{where} is {entry!r}: write e.g. {{ crop_padding = 4, flip = true }}")
+    _check_keys(entry, _AUGMENT_KEYS, where)
+    padding = _integer(entry, "crop_padding", 0, where)
+    if padding < 0:
+        raise UserError(f"{where}: crop_padding is {padding}: write 0 or a number of pixels")
+    return Augmentation(crop_padding=padding, flip=_boolean(entry, "flip", where))
+
+
+def _choice(entry: Mapping, key: str, known: Sequence[str], where: str) -> str:
+    value = entry.get(key, known[0])
+    if value not in known:
+        raise UserError(f"{where}: {key} is {value!r}: choose from {', '.join(known)}")
+    return value
+
+
+def _integer(entry: Mapping, key: str, default: int, where: str) -> int:
+    value = entry.get(key, default)
+    if type(value) is not int:
+        raise UserError(f"{where}: {key} is {value!r}: write a whole number")
+    return value
+
+
+def _boolean(entry: Mapping, key: str, where: str) -> bool:
+    value = entry.get(key, False)
+    if type(value) is not bool:
+        raise UserError(f"{where}: {key} is {value!r}: write true or false")
+    return value

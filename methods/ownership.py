@@ -1,0 +1,425 @@
+"""Which task owns which weight, and what follows from it.
+
+Every weight of every convolution and linear layer of the backbone has an owner: 0 is free, k is task k.
+All other tensors of the backbone (biases, norms, running statistics) are private: each task has its own
+copy. `SharedNetwork` holds one network with its owners and the private copies of all its tasks; nothing
+else in the project changes owners.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import PICK_THRESHOLD, SharableConv2d, SharableLinear
+from models.network import Network
+from utils.errors import UserError
+from utils.training import Method
+
+PIGGYMASK_INIT = 0.01
+
+# How the published checkpoints group a task's private tensors: group → (layer type, tensor name).
+_GROUPS = {
+    "bias": ((nn.Conv2d, nn.Linear), "bias"),
+    "bn_layer_running_mean": ((nn.modules.batchnorm._BatchNorm,), "running_mean"),
+    "bn_layer_running_var": ((nn.modules.batchnorm._BatchNorm,), "running_var"),
+    "bn_layer_weight": ((nn.modules.batchnorm._BatchNorm,), "weight"),
+    "bn_layer_bias": ((nn.modules.batchnorm._BatchNorm,), "bias"),
+}
+_PUBLISHED_BIAS_GROUPS = ("conv_bias", "fc_bias")
+
+
+@dataclass
+class TaskRecord:
+    """What belongs to one task alone.
+
+    Attributes:
+        name: of the task.
+        num_classes: of its head.
+        width: √(width multiplier) of the network when the task was learned (`mpl` in logs).
+        private: state name → this task's copy, at this task's width.
+        piggymasks: layer name → real-valued mask over earlier tasks' weights, at this task's width.
+    """
+
+    name: str
+    num_classes: int
+    width: float = 1.0
+    private: dict[str, Tensor] = field(default_factory=dict)
+    piggymasks: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How a network's weights are shared out, as task `index` sees it (all are shares of weights).
+
+    Attributes:
+        sparsity: free / (free + owned by the task).
+        task_ratio: owned by the task, times the width multiplier.
+        zero_ratio: free.
+        shared_ratio: of earlier tasks' weights, those that are picked.
+    """
+
+    index: int
+    sparsity: float
+    task_ratio: float
+    zero_ratio: float
+    shared_ratio: float
+    width: float
+
+
+class SharedNetwork:
+    """One network, the owners of its weights, and the tasks that own them.
+
+    `network` is always set up for the newest task and trains as that task. Earlier tasks are seen
+    through `as_task`.
+
+    Args:
+        build: makes the architecture, `build(width=…)`.
+        width: √(width multiplier).
+    """
+
+    def __init__(self, *, build: Callable[..., Network], width: float = 1.0) -> None:
+        self.build = build
+        self.width = width
+        self.network = build(width=width)
+        self.tasks: list[TaskRecord] = []
+        for layer in self.layers().values():
+            layer.register_buffer(
+                "owner", torch.zeros_like(layer.weight, dtype=torch.uint8), persistent=False
+            )
+
+    # What is where.
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers whose weights are owned, by name."""
+        return _owned_layers(self.network)
+
+    def owners(self) -> dict[str, Tensor]:
+        """Layer name → uint8 owner of every weight."""
+        return {name: layer.owner for name, layer in self.layers().items()}
+
+    def index_of(self, task: str) -> int:
+        """The number of `task`, from 1.
+
+        Raises:
+            UserError: if the network has not learned it.
+        """
+        names = [record.name for record in self.tasks]
+        if task not in names:
+            raise UserError(f"the network holds no task {task}: it holds {', '.join(names) or 'none'}")
+        return names.index(task) + 1
+
+    def to(self, device: torch.device) -> "SharedNetwork":
+        """Move everything to `device`."""
+        self.network.to(device)
+        for record in self.tasks:
+            record.private = {name: value.to(device) for name, value in record.private.items()}
+            record.piggymasks = {name: value.to(device) for name, value in record.piggymasks.items()}
+        return self
+
+    # Learning a task.
+
+    def begin_task(self, name: str, *, num_classes: int, width: float | None = None) -> TaskRecord:
+        """Make room for a new task: grow to `width`, add a head, claim every free weight.
+
+        Earlier tasks' weights get piggymasks if the layers are sharable. The private tensors start from
+        the newest task's. Weights that growth adds start at random, those that pruning freed at 0.
+        """
+        if any(record.name == name for record in self.tasks):
+            raise UserError(f"the network has already learned task {name}: choose another backbone or target")
+        self.snapshot()
+        device = next(self.network.parameters()).device
+        if width is not None and width != self.width:
+            self._grow(width)
+        index = len(self.tasks) + 1
+        self.network.add_head(num_classes)
+        for layer in self.layers().values():
+            earlier = layer.owner > 0
+            layer.owner[layer.owner == 0] = index
+            _remove_piggymask(layer)
+            if index > 1 and isinstance(layer, SharableConv2d | SharableLinear):
+                layer.add_piggymask(torch.full_like(layer.weight, PIGGYMASK_INIT), earlier=earlier)
+        record = TaskRecord(name=name, num_classes=num_classes, width=self.width)
+        self.tasks.append(record)
+        self.network.to(device)
+        return record
+
+    def snapshot(self) -> None:
+        """Store the newest task's private tensors and piggymasks in its record."""
+        if not self.tasks:
+            return
+        record = self.tasks[-1]
+        record.private = {name: value.clone() for name, value in _private_state(self.network).items()}
+        record.piggymasks = {
+            name: layer.piggymask.detach().clone()
+            for name, layer in self.layers().items()
+            if getattr(layer, "piggymask", None) is not None
+        }
+
+    @torch.no_grad()
+    def release(self, released: Mapping[str, Tensor]) -> None:
+        """Set weights free: they become 0 and belong to nobody. `released`: layer name → bool mask."""
+        for name, layer in self.layers().items():
+            layer.owner.masked_fill_(released[name], 0)
+            layer.weight.masked_fill_(released[name], 0.0)
+
+    def _grow(self, width: float) -> None:
+        if width < self.width:
+            raise UserError(f"a network of width {self.width} cannot be made narrower ({width})")
+        old = self.network
+        grown = SharedNetwork(build=self.build, width=width)
+        state = grown.network.features.state_dict()
+        for name, value in old.features.state_dict().items():
+            if name in state:
+                state[name][_leading(value)] = value
+        grown.network.features.load_state_dict(state)
+        for name, layer in grown.layers().items():
+            owner = self.layers()[name].owner
+            layer.owner[_leading(owner)] = owner.to(layer.owner.device)
+        grown.network.classifiers = old.classifiers
+        self.network, self.width = grown.network, width
+
+    # Seeing the network as one task.
+
+    @torch.no_grad()
+    def as_task(self, task: str) -> Network:
+        """A dense network in evaluation mode whose logits are `task`'s, at the width it was learned at.
+
+        It sees the weights of owners 1…k, of the earlier ones those that its piggymasks pick, and zeros
+        elsewhere.
+        """
+        self.snapshot()
+        index = self.index_of(task)
+        record = self.tasks[index - 1]
+        seen = self.build(width=record.width)
+        head = self.network.classifiers[index - 1]
+        seen.add_head(record.num_classes, in_features=head.in_features).load_state_dict(head.state_dict())
+        seen.to(next(self.network.parameters()).device)
+        state = seen.state_dict()
+        layers = self.layers()
+        for name in _owned_layers(seen):
+            weight = state[f"{name}.weight"]
+            owner = layers[name].owner[_leading(weight)]
+            visible = (owner > 0) & (owner <= index)
+            if name in record.piggymasks:
+                visible &= (owner == index) | (record.piggymasks[name] > PICK_THRESHOLD)
+            state[f"{name}.weight"] = layers[name].weight[_leading(weight)] * visible
+        state.update(record.private)
+        seen.load_state_dict(state)
+        return seen.eval()
+
+    def shares(self, task: str) -> Shares:
+        """How the weights are shared out, as `task` sees them at its own width."""
+        self.snapshot()
+        index = self.index_of(task)
+        record = self.tasks[index - 1]
+        shapes = {name: layer.weight for name, layer in _owned_layers(self.build(width=record.width)).items()}
+        total = free = owned = earlier = picked = 0
+        for name, layer in self.layers().items():
+            owner = layer.owner[_leading(shapes[name])]
+            total += owner.numel()
+            free += (owner == 0).sum().item()
+            owned += (owner == index).sum().item()
+            before = (owner > 0) & (owner < index)
+            earlier += before.sum().item()
+            if name in record.piggymasks:
+                before &= record.piggymasks[name] > PICK_THRESHOLD
+            picked += before.sum().item()
+        return Shares(
+            index=index,
+            sparsity=free / max(free + owned, 1),
+            task_ratio=owned / total * record.width**2,
+            zero_ratio=free / total,
+            shared_ratio=picked / max(earlier, 1),
+            width=record.width,
+        )
+
+    # Saving and loading, in the published format.
+
+    def payload(self) -> dict:
+        """The network's part of a checkpoint (DESIGN.md, section 4)."""
+        self.snapshot()
+        return {
+            "model_state_dict": dict(self.network.state_dict()),
+            "dataset_history": [record.name for record in self.tasks],
+            "dataset2num_classes": {record.name: record.num_classes for record in self.tasks},
+            "masks": self.owners(),
+            "shared_layer_info": {record.name: _grouped(self.network, record) for record in self.tasks},
+        }
+
+    @classmethod
+    def from_payload(cls, payload: dict, *, build: Callable[..., Network], source: Path) -> "SharedNetwork":
+        """The network in a checkpoint, ours or a published one.
+
+        Raises:
+            UserError: naming `source`, if the checkpoint does not fit the architecture or itself.
+        """
+        history = payload["dataset_history"]
+        if not history:
+            raise UserError(f"{source} holds no task")
+        state = {
+            name: value
+            for name, value in payload["model_state_dict"].items()
+            if not name.startswith("classifier.")  # the published code's alias of the active head
+        }
+        records = [_record(name, payload, source=source) for name in history]
+        shared = cls(build=build, width=records[-1].width)
+        for number, record in enumerate(records):
+            weight = state.get(f"classifiers.{number}.weight")
+            if weight is None:
+                raise UserError(f"{source} has no head for task {record.name} (classifiers.{number}.weight)")
+            if weight.shape[0] != record.num_classes:
+                raise UserError(
+                    f"{source}: the head of task {record.name} has {weight.shape[0]} classes, "
+                    f"its table {record.num_classes}"
+                )
+            shared.network.add_head(record.num_classes, in_features=weight.shape[1])
+        masks = _owners(payload["masks"], shared.layers(), source=source)
+        for name, layer in shared.layers().items():
+            layer.owner.copy_(masks[name])
+            if name in records[-1].piggymasks:
+                earlier = (masks[name] > 0) & (masks[name] < len(records))
+                layer.add_piggymask(records[-1].piggymasks[name].clone(), earlier=earlier)
+        _load_strictly(shared.network, state, source=source)
+        shared.tasks = records
+        return shared
+
+
+class OwnedTraining(Method):
+    """Training the newest task: gradients and weight decay touch only weights that it owns.
+
+    Momentum never touches another's weight, since it only ever sees gradients of 0 there.
+
+    Args:
+        shared: the network; `begin_task` has been called.
+        weight_decay: on owned weights of convolutions and linears, and on nothing else.
+    """
+
+    def __init__(self, *, shared: SharedNetwork, weight_decay: float) -> None:
+        self.shared = shared
+        self.weight_decay = weight_decay
+
+    def before_task(self) -> None:
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Read the owners anew; call it when they have changed."""
+        index = len(self.shared.tasks)
+        layers = self.shared.layers().values()
+        self._weights = [layer.weight for layer in layers]
+        owned = [layer.owner == index for layer in layers]
+        self._others = [None if mask.all() else ~mask for mask in owned]
+        self.owned_count = sum(mask.sum().item() for mask in owned)
+
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        for weight, others in zip(self._weights, self._others, strict=True):
+            weight.grad.add_(weight, alpha=self.weight_decay)
+            if others is not None:
+                # Not a product with the mask: a NaN must not reach another task's weight.
+                weight.grad.masked_fill_(others, 0.0)
+
+
+def _owned_layers(network: Network) -> dict[str, nn.Module]:
+    return {
+        f"features.{name}": module
+        for name, module in network.features.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+
+
+def _private_state(network: Network) -> dict[str, Tensor]:
+    shared = {f"{name}.{kind}" for name in _owned_layers(network) for kind in ("weight", "piggymask")}
+    return {
+        name: value
+        for name, value in network.state_dict().items()
+        if name.startswith("features.") and name not in shared
+    }
+
+
+def _remove_piggymask(layer: nn.Module) -> None:
+    if getattr(layer, "piggymask", None) is not None:
+        del layer.piggymask
+        del layer.earlier
+
+
+def _leading(part: Tensor) -> tuple[slice, ...]:
+    """The leading region of a larger tensor that `part` fits."""
+    return tuple(slice(0, size) for size in part.shape)
+
+
+def _grouped(network: Network, record: TaskRecord) -> dict:
+    modules = dict(network.named_modules())
+    info: dict = {group: {} for group in _GROUPS}
+    info["private"] = {}
+    for name, value in record.private.items():
+        layer, _, kind = name.rpartition(".")
+        for group, (types, tensor) in _GROUPS.items():
+            if kind == tensor and isinstance(modules[layer], types):
+                info[group][layer] = value
+                break
+        else:
+            info["private"][name] = value
+    info["piggymask"] = dict(record.piggymasks)
+    info["network_width_multiplier"] = record.width
+    return info
+
+
+def _record(name: str, payload: dict, *, source: Path) -> TaskRecord:
+    info = payload["shared_layer_info"].get(name)
+    num_classes = payload["dataset2num_classes"].get(name)
+    if info is None or num_classes is None:
+        raise UserError(f"{source} is damaged: it lists task {name} but lacks its entry")
+    private = {key: value.detach() for key, value in info.get("private", {}).items()}
+    for group in (*_GROUPS, *_PUBLISHED_BIAS_GROUPS):
+        tensor = _GROUPS[group][1] if group in _GROUPS else "bias"
+        for layer, value in info.get(group, {}).items():
+            private[f"{layer}.{tensor}"] = value.detach()
+    return TaskRecord(
+        name=name,
+        num_classes=num_classes,
+        width=float(info.get("network_width_multiplier", 1.0)),
+        private=private,
+        piggymasks={layer: value.detach() for layer, value in info.get("piggymask", {}).items()},
+    )
+
+
+def _owners(
+    masks: Mapping[str, Tensor], layers: Mapping[str, nn.Module], *, source: Path
+) -> dict[str, Tensor]:
+    missing, unknown = layers.keys() - masks.keys(), masks.keys() - layers.keys()
+    if missing or unknown:
+        raise UserError(f"{source} is of another architecture: {_names('masks', missing, unknown)}")
+    for name, layer in layers.items():
+        if masks[name].shape != layer.weight.shape:
+            raise UserError(
+                f"{source} is of another architecture or width: {name} has the shape "
+                f"{tuple(masks[name].shape)}, expected {tuple(layer.weight.shape)}"
+            )
+    return {name: mask.to(torch.uint8) for name, mask in masks.items()}
+
+
+def _load_strictly(network: Network, state: Mapping[str, Tensor], *, source: Path) -> None:
+    expected = network.state_dict()
+    missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
+    if missing or unknown:
+        raise UserError(f"{source} is of another architecture: {_names('weights', missing, unknown)}")
+    for name, value in expected.items():
+        if value.shape != state[name].shape:
+            raise UserError(
+                f"{source} is of another architecture or width: {name} has the shape "
+                f"{tuple(state[name].shape)}, expected {tuple(value.shape)}"
+            )
+    network.load_state_dict(state)
+
+
+def _names(kind: str, missing: set[str], unknown: set[str]) -> str:
+    parts = []
+    if missing:
+        parts.append(f"missing {kind} {', '.join(sorted(missing))}")
+    if unknown:
+        parts.append(f"unknown {kind} {', '.join(sorted(unknown))}")
+    return "; ".join(parts)

@@ -1,0 +1,78 @@
+"""The layer types that an architecture is written in terms of.
+
+An architecture takes a `Layers` record and builds its convolutions and linears from it: `SHARABLE` gives
+CPG's layers, which carry piggymasks, `PLAIN` gives torch's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+PICK_THRESHOLD = 0.005
+
+
+class _PickWeights(torch.autograd.Function):
+    """w · 1[m > threshold] on earlier tasks' weights, w elsewhere; straight through to m (CPG, eq. 3)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, piggymask: Tensor, earlier: Tensor) -> Tensor:
+        return weight * (piggymask > PICK_THRESHOLD).logical_or_(~earlier)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        weight, piggymask, earlier = ctx.saved_tensors
+        picked = (piggymask > PICK_THRESHOLD).logical_or_(~earlier)
+        weight_grad = grad * picked if ctx.needs_input_grad[0] else None
+        piggymask_grad = grad * weight * earlier if ctx.needs_input_grad[1] else None
+        return weight_grad, piggymask_grad, None
+
+
+class _Sharable(nn.Module):
+    """A layer whose weight several tasks share. Without a piggymask it is the plain layer.
+
+    Attributes:
+        piggymask: real-valued, of the weight's shape; it picks among the weights in `earlier`.
+        earlier: bool, of the weight's shape; the weights that earlier tasks own.
+    """
+
+    def add_piggymask(self, values: Tensor, *, earlier: Tensor) -> None:
+        """Let the current task pick among the weights in `earlier` by a trainable mask."""
+        self.register_parameter("piggymask", nn.Parameter(values))
+        self.register_buffer("earlier", earlier, persistent=False)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the current task sees."""
+        piggymask = getattr(self, "piggymask", None)
+        if piggymask is None:
+            return self.weight
+        return _PickWeights.apply(self.weight, piggymask, self.earlier)
+
+
+class SharableConv2d(_Sharable, nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.effective_weight(), self.bias)
+
+
+class SharableLinear(_Sharable, nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.effective_weight(), self.bias)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layer types injected into an architecture."""
+
+    conv2d: Callable[..., nn.Conv2d]
+    linear: Callable[..., nn.Linear]
+
+
+SHARABLE = Layers(conv2d=SharableConv2d, linear=SharableLinear)
+PLAIN = Layers(conv2d=nn.Conv2d, linear=nn.Linear)

@@ -1,0 +1,42 @@
+"""LeNet-5 as Pick-a-back trains it, for 32×32 images."""
+
+from torch import nn
+
+from models.layers import Layers
+from models.network import Network, init_conv, init_linear
+from models.pooling import ReluAvgPool2d
+
+
+def lenet5(*, layers: Layers, width: float = 1.0, batch_norm: bool, in_channels: int = 3) -> Network:
+    """Two 5×5 convolutions (6 and 16 channels), linears 400 → 120 → 84.
+
+    Args:
+        layers: the layer types to build from.
+        width: every channel count is multiplied by this and rounded down.
+        batch_norm: a batch norm after each convolution (CPG's version; PackNet's has none).
+        in_channels: of the input images.
+
+    The state names are the published ones: `features.{0,3,7,9}` without, `features.{0,4,9,11}` with batch
+    norm. Identities hold the places of the pooling layers, which here are one with the ReLU before them.
+    """
+    first, second, third, fourth = (int(channels * width) for channels in (6, 16, 120, 84))
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
+        return [layers.conv2d(inputs, outputs, 5, bias=False), *norm, ReluAvgPool2d(), nn.Identity()]
+
+    features = nn.Sequential(
+        *block(in_channels, first),
+        *block(first, second),
+        nn.Flatten(),
+        layers.linear(second * 5 * 5, third),
+        nn.ReLU(inplace=True),
+        layers.linear(third, fourth),
+        nn.ReLU(inplace=True),
+    )
+    for layer in features:
+        if isinstance(layer, nn.Conv2d):
+            init_conv(layer)
+        elif isinstance(layer, nn.Linear):
+            init_linear(layer)
+    return Network(features=features, feature_width=fourth)

@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Stage 1: train every task's scratch network, with PackNet's layers and masks."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from methods.cpg import weight_optimizer
+from methods.learning import Learner
+from methods.ownership import OwnedTraining, SharedNetwork
+from methods.packnet import PackNetPruning
+from packnet_models import ARCHITECTURES
+from tools.task_run import TaskRun, final_width, run_tasks
+from utils import arguments, errors
+from utils.checkpoints import fingerprint, load_checkpoint
+from utils.files import update_json
+from utils.paths import checkpoint_in, sparsity_folder
+from utils.training import StepSchedule
+
+LAYERS = "plain"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tasks(parse(argv), script=PackNetRun, registry=ARCHITECTURES, layers=LAYERS)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = arguments.parser(__doc__)
+    arguments.add_common(parser)
+    arguments.add_training(parser)
+    group = parser.add_argument_group("PackNet")
+    group.add_argument(
+        "--mode",
+        choices=("finetune", "prune", "inference"),
+        default="finetune",
+        help="Train; or prune once and retrain; or evaluate a checkpoint.",
+    )
+    group.add_argument(
+        "--target_sparsity",
+        type=arguments.sparsity,
+        nargs="+",
+        default=[0.5],
+        help="Shares to prune in --mode prune, each from the unpruned network.",
+    )
+    arguments.add_width(group)
+    return parser.parse_args(argv)
+
+
+class PackNetRun(TaskRun):
+    """One task's scratch network."""
+
+    @cached_property
+    def multiplier(self) -> float:
+        if self.args.network_width_multiplier == arguments.FROM_TARGET:
+            return final_width(self.paths, table=self.table, target=self.task)
+        return self.args.network_width_multiplier
+
+    @cached_property
+    def layout(self) -> Path:
+        return self.paths.baselines(self.table.name, width_multiplier=self.multiplier) / self.task.name
+
+    @property
+    def folder(self) -> Path:
+        return self.args.save_folder or self.layout
+
+    def run(self) -> None:
+        if self.args.mode == "finetune":
+            self.finetune()
+        elif self.args.mode == "prune":
+            for sparsity in self.args.target_sparsity:
+                self.prune(sparsity)
+        else:
+            self.evaluate(self.args.load_folder or self.layout)
+
+    def finetune(self) -> None:
+        def learner(shared: SharedNetwork) -> Learner:
+            return Learner(
+                method=OwnedTraining(shared=shared, weight_decay=self.args.weight_decay),
+                optimizers={"weights": weight_optimizer(shared)},
+                schedules={"weights": arguments.weight_schedule(self.args)},
+            )
+
+        payload = self.learn(
+            folder=self.folder,
+            stage="baseline",
+            epochs=self.args.epochs,
+            begin=lambda: self.new_network(width=self.multiplier**0.5),
+            learner=learner,
+            lr=self.args.lr,
+            width_multiplier=self.multiplier,
+        )
+        accuracy = payload["metrics"]["validation_accuracy"]
+        path = self.args.jsonfile or self.paths.baseline_file(
+            self.table.name, width_multiplier=self.multiplier
+        )
+        update_json(path, {self.task.name: f"{accuracy:.4f}"})
+        logging.info("Scratch accuracy of %s: %.4f (%s)", self.task.name, accuracy, path)
+
+    def prune(self, sparsity: float) -> None:
+        source = self.args.load_folder or self.layout
+        path = checkpoint_in(source, remedy="train the task first, with --mode finetune")
+        parent = load_checkpoint(path, architecture=self.args.arch, layers=LAYERS)
+
+        def learner(shared: SharedNetwork) -> Learner:
+            optimizer = weight_optimizer(shared)
+            return Learner(
+                method=PackNetPruning(
+                    shared=shared,
+                    weight_decay=self.args.weight_decay,
+                    optimizer=optimizer,
+                    sparsity=sparsity,
+                ),
+                optimizers={"weights": optimizer},
+                schedules={"weights": StepSchedule(self.args.lr)},
+            )
+
+        payload = self.learn(
+            folder=sparsity_folder(self.args.save_folder or self.layout / "prune", sparsity),
+            stage=f"prune {sparsity}",
+            epochs=self.args.epochs,
+            begin=lambda: SharedNetwork.from_payload(parent, build=self.build, source=path),
+            learner=learner,
+            lr=self.args.lr,
+            parent=fingerprint(parent),
+        )
+        accuracy = payload["metrics"]["validation_accuracy"]
+        logging.info("Accuracy of %s at sparsity %s: %.4f", self.task.name, sparsity, accuracy)
+
+
+if __name__ == "__main__":
+    errors.run(main)

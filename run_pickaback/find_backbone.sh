@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Stage 3-1: choose for every target the task whose network becomes its backbone.
+#
+# usage: bash run_pickaback/find_backbone.sh [config] [targets]
+#
+#   config   task table: digits (default), cifar100 or a .toml file of yours
+#   targets  names, ids or ranges: 4  1-20  fish,14  all (default)
+#
+# BACKBONE is the rule (farthest, nearest, random) or a task. Every variable is in
+# run_pickaback/config.sh and can be set in the environment.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+start_stage "stage 3-1, choose a backbone for every target" "$@"
+case $BACKBONE in
+    farthest | nearest | random) choice=(--select "$BACKBONE") ;;
+    *) choice=(--backbone "$BACKBONE") ;;
+esac
+words "$EXTRA_SEARCH_ARGS"
+fan_out "$PYTHON_BIN" pickaback_perceiverIO.py "${COMMON_ARGS[@]}" "${choice[@]}" --candidates "$CANDIDATES" \
+    --max_iterations "$MAX_ITERATIONS" ${WORDS[@]+"${WORDS[@]}"}

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# All stages from 1 to 3-2, then a table of what the backbones gained.
+#
+# usage: bash run_pickaback/run_all.sh [config] [tasks] [--control]
+#
+#   config     task table: digits (default), cifar100 or a .toml file of yours
+#   tasks      names, ids or ranges: 4  1-20  fish,14  all (default)
+#   --control  also train every target without a backbone at the width that it grew to
+#
+# Finished work is skipped, so a run that was stopped goes on with the same command. Every other
+# variable is in run_pickaback/config.sh and can be set in the environment.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+control=0 arguments=()
+for argument in "$@"; do
+    if [[ $argument == --control ]]; then control=1; else arguments+=("$argument"); fi
+done
+
+start_stage "all stages, from scratch baselines to targets on their backbones" ${arguments[@]+"${arguments[@]}"}
+# Only the tasks of this run are sure to have a scratch network to compare with.
+[[ $CANDIDATES != all ]] || export CANDIDATES=$TASKS
+
+for script in baseline wo_backbone select_pruning_ratio_of_backbone find_backbone w_backbone; do
+    run_one bash "run_pickaback/$script.sh" "$CONFIG" "$TASKS"
+done
+if ((control)); then
+    echo "== controls: every target without a backbone at the width that it grew to"
+    for script in packnet_cifar100_main_normal.py CPG_cifar100_main_normal.py; do
+        fan_out "$PYTHON_BIN" "$script" "${TRAINING_ARGS[@]}" --mode finetune --network_width_multiplier from_target
+    done
+fi
+run_one "$PYTHON_BIN" -m tools.report "${TABLE_ARGS[@]}" --dataset "$TASKS"

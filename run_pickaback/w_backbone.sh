@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Stage 3-2: train every target on its backbone, growing the network when it is too small.
+#
+# usage: bash run_pickaback/w_backbone.sh [config] [targets]
+#        bash run_pickaback/w_backbone.sh [config] --backbone TASK --target TARGETS
+#
+#   config             task table: digits (default), cifar100 or a .toml file of yours
+#   targets            names, ids or ranges: 4  1-20  fish,14  all (default)
+#   --backbone TASK    this backbone (a name or an id) instead of the one that stage 3-1 chose
+#   --target TARGETS   the target, with --backbone
+#
+# Every other variable is in run_pickaback/config.sh and can be set in the environment.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+backbone='' target='' arguments=()
+while (($#)); do
+    case $1 in
+        --backbone)
+            need_value "$@"
+            backbone=$2
+            shift
+            ;;
+        --target)
+            need_value "$@"
+            target=$2
+            shift
+            ;;
+        *) arguments+=("$1") ;;
+    esac
+    shift
+done
+if [[ -n $backbone || -n $target ]]; then
+    [[ -n $backbone && -n $target ]] || usage_error "--backbone and --target go together"
+    ((${#arguments[@]} < 2)) || usage_error "give the targets by --target or by position, not both"
+    arguments=("${arguments[0]:-$CONFIG}" "$target")
+fi
+
+start_stage "stage 3-2, train every target on its backbone" ${arguments[@]+"${arguments[@]}"}
+fan_out "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune \
+    --backbone "${backbone:-from_csv}" --max_allowed_network_width_multiplier "$MAX_WIDTH"

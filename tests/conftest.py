@@ -1,0 +1,63 @@
+"""Fixtures shared by all tests."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+_CIFAR_ZIP = Path(__file__).parents[1].parent / "shared" / "data" / "cifar100_org.zip"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Results, to the bit, and running times must not depend on the machine's cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cifar_zip() -> Path:
+    """The real CIFAR-100 as a zip of PNG files, where it is at hand."""
+    if not _CIFAR_ZIP.exists():
+        pytest.skip(f"{_CIFAR_ZIP.name} is not at hand")
+    return _CIFAR_ZIP
+
+
+@pytest.fixture
+def make_tree(tmp_path: Path) -> Callable[..., Path]:
+    """Build `<tmp_path>/data/<root>/<split>/<task>/<class>/*.png` of random images; returns the data folder."""
+
+    def make(
+        tasks: Mapping[str, Sequence[str]],
+        *,
+        root: str = "pictures",
+        size: int = 8,
+        train: int = 10,
+        test: int = 3,
+    ) -> Path:
+        generator = numpy.random.default_rng(0)
+        for split, count in (("train", train), ("test", test)):
+            for task, classes in tasks.items():
+                for name in classes:
+                    folder = tmp_path / "data" / root / split / task / name
+                    folder.mkdir(parents=True)
+                    for number in range(count):
+                        pixels = generator.integers(0, 256, (size, size, 3), dtype=numpy.uint8)
+                        Image.fromarray(pixels).save(folder / f"{name}_{number:03}.png")
+        return tmp_path / "data"
+
+    return make
+
+
+@pytest.fixture
+def make_table(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a table's .toml file; returns its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "table.toml"
+        path.write_text(text)
+        return path
+
+    return write

@@ -1,0 +1,220 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.augmentation import Augmenter, Draws
+from data.loading import Batches, Samples, evaluation_batches, load_task, normalise
+from data.tables import Augmentation, load_table
+from utils.errors import UserError
+from utils.seeds import derive_seed
+
+ENTRY = '[pictures]\nroot = "pictures"\nsize = 8\naugment = { crop_padding = 2, flip = true }\n'
+
+
+@pytest.fixture
+def load(make_tree, make_table):
+    """Load the only task, of 2 classes with 20 training and 3 test images each."""
+    root = make_tree({"pets": ["cat", "dog"]}, train=20)
+
+    def load(*, protocol="published", seed=1, extra=""):
+        table = load_table(str(make_table(ENTRY + extra)), data_root=root)
+        return load_task(
+            table, table.tasks[0], data_root=root, protocol=protocol, seed=seed, device=torch.device("cpu")
+        )
+
+    return load
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def rows(images):
+    return {tuple(image.flatten().tolist()) for image in images}
+
+
+def test_published_validates_on_the_test_images(load):
+    data = load()
+    assert data.validation is data.test
+    assert (len(data.train), len(data.test)) == (40, 6)
+
+
+def test_heldout_takes_a_tenth_of_each_class(load):
+    data, published = load(protocol="heldout"), load()
+    assert data.validation.labels.bincount().tolist() == [2, 2]
+    assert data.train.labels.bincount().tolist() == [18, 18]
+    assert rows(data.validation.images) | rows(data.train.images) == rows(published.train.images)
+    assert not rows(data.validation.images) & rows(data.train.images)
+    assert torch.equal(data.test.images, published.test.images)
+
+
+def test_heldout_is_drawn_by_seed(load):
+    same = [load(protocol="heldout", seed=1).validation.images for _ in range(2)]
+    assert torch.equal(*same)
+    assert not torch.equal(same[0], load(protocol="heldout", seed=2).validation.images)
+
+
+def test_an_unknown_protocol_is_refused(load):
+    with pytest.raises(UserError, match="published, heldout"):
+        load(protocol="best")
+
+
+def test_the_fingerprint_follows_the_content_alone(load, tmp_path):
+    first = load()
+    assert load(protocol="heldout", seed=3).fingerprint == first.fingerprint
+    removed = tmp_path / "data/pictures/test/pets/dog/dog_002.png"
+    removed.unlink()
+    assert load().fingerprint != first.fingerprint
+
+
+def test_mean_and_std_are_the_tables_or_those_of_the_training_images(load):
+    given = load(extra="mean = [0.1, 0.2, 0.3]\nstd = [0.4, 0.5, 0.6]\n")
+    assert given.mean.tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert given.std.tolist() == pytest.approx([0.4, 0.5, 0.6])
+    computed = load()
+    pixels = computed.train.images.double() / 255
+    assert computed.mean.tolist() == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist())
+    assert computed.std.tolist() == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist())
+
+
+def test_normalise_is_the_published_formula():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(2, 3, 1, 1)
+    mean, std = torch.tensor([0.4242, 0.4783, 0.4975]), torch.tensor([0.2495, 0.2327, 0.2515])
+    expected = (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
+    found = normalise(images, mean=mean, std=std)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= 1e-6
+
+
+def slow_crop_and_flip(image, padding, top, left, flip):
+    """Crop (C, S, S) from the image padded with black, then flip it: pixel by pixel."""
+    size = image.shape[-1]
+    result = torch.zeros_like(image)
+    for y in range(size):
+        for x in range(size):
+            from_y, from_x = y + top - padding, x + left - padding
+            if 0 <= from_y < size and 0 <= from_x < size:
+                result[:, y, size - 1 - x if flip else x] = image[:, from_y, from_x]
+    return result
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(2, True), (2, False), (0, True)])
+def test_crops_and_flips_are_those_of_the_slow_loop(padding, flip):
+    images = torch.randint(0, 256, (5, 3, 6, 6), dtype=torch.uint8, generator=generator())
+    augmenter = Augmenter(images, Augmentation(crop_padding=padding, flip=flip))
+    index = torch.tensor([4, 0, 2, 2, 1, 3, 0, 4])
+    draws = augmenter.draw(len(index), generator())
+    found = augmenter.take(index, draws)
+    assert found.dtype == torch.uint8
+    for position, number in enumerate(index):
+        expected = slow_crop_and_flip(
+            images[number], padding, draws.top[position], draws.left[position], draws.flip[position]
+        )
+        assert torch.equal(found[position], expected)
+
+
+def test_draws_are_uniform_and_independent_for_every_image():
+    augmenter = Augmenter(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), Augmentation(4, True))
+    draws: Draws = augmenter.draw(20_000, generator())
+    for drawn, values in ((draws.top, 9), (draws.left, 9), (draws.flip, 2)):
+        share = drawn.bincount(minlength=values) / len(drawn)
+        assert share.shape == (values,)
+        assert (share - 1 / values).abs().max() < 0.015
+    together = torch.corrcoef(torch.stack((draws.top, draws.left, draws.flip)).float())
+    assert (together - torch.eye(3)).abs().max() < 0.03
+
+
+def test_without_shuffle_and_augmentation_batches_are_the_images_in_order(load):
+    data = load()
+    batches = list(Batches(data, batch_size=16, shuffle=False, augment=False).epoch(generator()))
+    assert [len(labels) for _, labels in batches] == [16, 16, 8]
+    expected = normalise(data.train.images, mean=data.mean, std=data.std)
+    assert torch.equal(torch.cat([images for images, _ in batches]), expected)
+    assert torch.equal(torch.cat([labels for _, labels in batches]), data.train.labels)
+
+
+def test_an_epoch_has_every_image_once_with_its_label(load):
+    data = load()
+    batches = Batches(data, batch_size=1, augment=False)
+    assert batches.steps_per_epoch == 40
+    plain = normalise(data.train.images, mean=data.mean, std=data.std)
+    numbers = []
+    for images, labels in batches.epoch(generator()):
+        (number,) = (plain == images).flatten(1).all(1).nonzero().flatten().tolist()
+        assert labels.item() == data.train.labels[number]
+        numbers.append(number)
+    assert sorted(numbers) == list(range(40))
+    assert numbers != sorted(numbers)
+
+
+def test_black_padding_is_added_before_normalisation(load):
+    data = load()
+    black = -data.mean / data.std
+    images = torch.cat([images for images, _ in Batches(data, batch_size=8).epoch(generator())])
+    corners = images[:, :, 0, 0]
+    assert (corners - black).abs().amax(1).lt(1e-6).float().mean() > 0.3
+
+
+def test_the_same_generator_state_gives_the_same_epochs(load):
+    batches = Batches(load(), batch_size=7)
+    straight = generator(3)
+    first, second = (list(batches.epoch(straight)) for _ in range(2))
+    assert not torch.equal(first[0][0], second[0][0])
+
+    # Interrupted within its first epoch: the second still comes out the same.
+    resumed = generator(3)
+    next(batches.epoch(resumed))
+    for (images, labels), (again, labels_again) in zip(second, batches.epoch(resumed), strict=True):
+        assert torch.equal(images, again)
+        assert torch.equal(labels, labels_again)
+
+
+def test_evaluation_batches_keep_the_order(load):
+    data = load()
+    found = list(evaluation_batches(data.test, mean=data.mean, std=data.std, batch_size=4))
+    assert [len(labels) for _, labels in found] == [4, 2]
+    expected = normalise(data.test.images, mean=data.mean, std=data.std)
+    assert torch.equal(torch.cat([images for images, _ in found]), expected)
+    assert torch.equal(torch.cat([labels for _, labels in found]), data.test.labels)
+
+
+def test_batches_do_not_change_the_samples(load):
+    data = load()
+    before = data.train.images.clone()
+    for images, _ in Batches(data, batch_size=8).epoch(generator()):
+        images.zero_()
+    assert torch.equal(data.train.images, before)
+
+
+def test_samples_know_their_number():
+    assert len(Samples(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))) == 3
+
+
+def test_derived_seeds_are_stable_and_distinct():
+    assert derive_seed(1, "cifar100", "fish") == 1543937446735498829
+    assert derive_seed(1, "ab", "c") != derive_seed(1, "a", "bc")
+    assert 0 <= derive_seed("x") < 2**63
+
+
+def test_loading_imports_nothing_slow():
+    code = "import sys, data.loading; print([m for m in ('torchvision', 'sklearn', 'PIL', 'tqdm') if m in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gpu_sees_the_batches_of_the_cpu(load):
+    data = load()
+    on_gpu = load_task(
+        data.table, data.task, data_root=Path("unused"), protocol="published", seed=1, device="cuda"
+    )
+    for (images, labels), (same, same_labels) in zip(
+        Batches(data, batch_size=8).epoch(generator()), Batches(on_gpu, batch_size=8).epoch(generator()), strict=True
+    ):
+        assert torch.allclose(images, same.cpu(), atol=1e-6)
+        assert torch.equal(labels, same_labels.cpu())

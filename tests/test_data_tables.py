@@ -1,0 +1,145 @@
+import pytest
+
+from data.tables import Augmentation, known_tables, load_table
+from utils.errors import UserError
+
+PICTURES = '[pictures]\nroot = "pictures"\nsize = 8\n'
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    return load_table("cifar100", data_root=tmp_path)
+
+
+def test_cifar100_is_the_published_table(cifar):
+    assert [task.id for task in cifar.tasks] == list(range(1, 21))
+    fish = cifar.task("fish")
+    assert (fish.id, fish.num_classes, fish.modality) == (2, 5, "image")
+    assert fish.classes == ("aquarium_fish", "flatfish", "ray", "shark", "trout")
+    assert (fish.mean, fish.std) == ((0.4162, 0.4626, 0.4577), (0.2857, 0.2574, 0.2705))
+    assert cifar.task("14").name == "non-insect_invertebrates"
+    assert (cifar.channels, cifar.size, cifar.augment) == (3, 32, Augmentation(crop_padding=4, flip=True))
+
+
+def test_digits_crop_but_never_flip(tmp_path):
+    table = load_table("digits", data_root=tmp_path)
+    assert [task.name for task in table.tasks][0::4] == ["zero_one", "eight_nine"]
+    assert table.augment == Augmentation(crop_padding=4, flip=False)
+    assert table.tasks[0].mean is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "ids"),
+    [
+        ("4", [4]),
+        ("1-3", [1, 2, 3]),
+        ("fish,14", [2, 14]),
+        ("14, fish", [14, 2]),
+        ("2-3,fish,3,1", [2, 3, 1]),
+        ("large_man-made_outdoor_things", [10]),
+        ("all", list(range(1, 21))),
+    ],
+)
+def test_selecting_tasks(cifar, spec, ids):
+    assert [task.id for task in cifar.select(spec)] == ids
+
+
+@pytest.mark.parametrize("spec", ["21", "0", "18-22", "flsh", "fish,,4", "", "5-2", "1-", "-3"])
+def test_an_unknown_selection_is_refused(cifar, spec):
+    with pytest.raises(UserError):
+        cifar.select(spec)
+
+
+def test_an_unknown_task_lists_the_known_ones(cifar):
+    with pytest.raises(UserError, match="'flsh'.*1 aquatic_mammals, 2 fish.*20 vehicles_2"):
+        cifar.task("flsh")
+
+
+def test_an_unknown_table_lists_the_known_ones(tmp_path):
+    assert {"digits", "cifar100"} <= set(known_tables())
+    with pytest.raises(UserError, match=r"'cifar10'.*digits, cifar100"):
+        load_table("cifar10", data_root=tmp_path)
+    with pytest.raises(UserError, match=r"nowhere\.toml not found.*digits, cifar100"):
+        load_table("nowhere.toml", data_root=tmp_path)
+
+
+def test_tasks_and_classes_are_read_from_the_folders(make_tree, make_table):
+    root = make_tree({"pets": ["dog", "cat"], "cars": ["van", "bus"]})
+    (root / "pictures/train/.hidden").mkdir()
+    table = load_table(str(make_table(PICTURES)), data_root=root)
+    assert [(task.id, task.name, task.classes) for task in table.tasks] == [
+        (1, "cars", ("bus", "van")),
+        (2, "pets", ("cat", "dog")),
+    ]
+    assert (table.name, table.size, table.augment) == ("pictures", 8, Augmentation(0, False))
+
+
+def test_declared_tasks_keep_their_order_and_sort_their_classes(tmp_path, make_table):
+    entry = PICTURES + 'tasks = [{ name = "pets", classes = ["dog", "cat"] }, { name = "cars", classes = ["a"] }]'
+    table = load_table(str(make_table(entry)), data_root=tmp_path)
+    assert [(task.name, task.classes) for task in table.tasks] == [("pets", ("cat", "dog")), ("cars", ("a",))]
+
+
+def test_mean_and_std_of_the_table_serve_tasks_without_their_own(tmp_path, make_table):
+    entry = PICTURES + "mean = [0.1, 0.2, 0.3]\nstd = [1, 1, 1]\n"
+    entry += '[[pictures.tasks]]\nname = "a"\nclasses = ["x"]\n'
+    entry += '[[pictures.tasks]]\nname = "b"\nclasses = ["x"]\nmean = [0, 0, 0]\nstd = [0.5, 0.5, 0.5]\n'
+    first, second = load_table(str(make_table(entry)), data_root=tmp_path).tasks
+    assert (first.mean, first.std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+    assert (second.mean, second.std) == ((0.0, 0.0, 0.0), (0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("sizes = 8", "unknown key sizes"),
+        ("augment = { padding = 4 }", "unknown key padding"),
+        ('tasks = [{ name = "a", classes = ["x"], klass = 1 }]', "unknown key klass"),
+        ('tasks = [{ name = "../a", classes = ["x"] }]', "cannot be the name of a task"),
+        ('tasks = [{ name = ".a", classes = ["x"] }]', "cannot be the name of a task"),
+        ('tasks = [{ name = "a,b", classes = ["x"] }]', "cannot be the name of a task"),
+        ('tasks = [{ name = "a", classes = ["x/y"] }]', "cannot be the name of a class"),
+        ('tasks = [{ name = "12", classes = ["x"] }]', "reads as an id"),
+        ('tasks = [{ name = "a", classes = ["x"] }, { name = "a", classes = ["x"] }]', "a occurs twice"),
+        ('tasks = [{ name = "a", classes = ["x", "x"] }]', "class twice"),
+        ('tasks = [{ classes = ["x"] }]', "no name"),
+        ("tasks = []", "no tasks"),
+        ("mean = [0.5, 0.5, 0.5]", "only mean"),
+        ("mean = [0.5]\nstd = [0.5]", "each of 3 channels"),
+        ("mean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0]", "above 0"),
+        ('size = "big"', "whole number"),
+        ("channels = 4", "channels is 4"),
+        ('modality = "smell"', "choose from image"),
+        ('source = "web"', "choose from folders, digits"),
+        ("augment = { flip = 1 }", "true or false"),
+        ("size = ", "not valid TOML"),
+    ],
+)
+def test_a_faulty_entry_is_refused_by_name(tmp_path, make_table, entry, message):
+    path = make_table('[pictures]\nroot = "pictures"\n' + entry)
+    with pytest.raises(UserError, match=message) as caught:
+        load_table(str(path), data_root=tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", '["a/b"]\nroot = "x"', "[pictures]", '[a]\nroot="a"\n[b]\nroot="b"', "a = 1"])
+def test_a_file_without_exactly_one_sound_table_is_refused(tmp_path, make_table, text):
+    with pytest.raises(UserError, match=r"table\.toml"):
+        load_table(str(make_table(text)), data_root=tmp_path)
+
+
+def test_a_users_table_cannot_take_the_name_of_a_known_one(tmp_path, make_table):
+    with pytest.raises(UserError, match="choose another"):
+        load_table(str(make_table('[cifar100]\nroot = "mine"')), data_root=tmp_path)
+
+
+def test_omitted_tasks_need_the_folders(tmp_path, make_table):
+    with pytest.raises(UserError, match="pictures/train not found: put the images there"):
+        load_table(str(make_table(PICTURES)), data_root=tmp_path)
+
+
+def test_a_class_of_the_test_split_alone_is_refused(make_tree, make_table):
+    root = make_tree({"pets": ["cat", "dog"]})
+    (root / "pictures/test/pets/emu").mkdir()
+    with pytest.raises(UserError, match="train/pets/emu not found"):
+        load_table(str(make_table(PICTURES)), data_root=root)

@@ -1,0 +1,441 @@
+"""The bash layer, driven with a fake interpreter that only notes how it was called."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STAGES = REPOSITORY / "run_pickaback"
+
+# Answers the questions of lib.sh; any other command is noted as a `start` and an `end` line.
+FAKE_PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    "-c "*version_info*) echo "${FAKE_VERSION:-3.12}" ;;
+    "-c "*tomllib*) [[ $* != *" all "* ]] || echo "torch>=2" ;;
+    "-c "*) ;;
+    "-m venv "*)
+        echo "$*" >>"$FAKE_LOG"
+        mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"
+        if [[ $* == *--clear* ]]; then rm -f "${!#}"/.in*; fi ;;
+    "-m pip "*)
+        echo "$*" >>"$FAKE_LOG"
+        sleep "${FAKE_SLEEP:-0}"
+        exit "${FAKE_PIP_STATUS:-0}" ;;
+    "-m tools.list_tasks "*) tr ' ' '\\n' <<<"${FAKE_TASKS:-red green blue}" ;;
+    *)
+        echo "start $$ $* OMP=${OMP_NUM_THREADS:-} MMAP=${MALLOC_MMAP_THRESHOLD_:-}" >>"$FAKE_LOG"
+        [[ -z ${FAKE_HANG:-} ]] || exec sleep 60
+        sleep "${FAKE_SLEEP:-0}"
+        echo "end $$" >>"$FAKE_LOG"
+        [[ -z ${FAKE_FAIL:-} || " $* " != *" --dataset $FAKE_FAIL "* ]] || exit 1 ;;
+esac
+"""
+
+
+class Bash:
+    """Runs stage scripts in `folder` with nothing of the caller's configuration in the environment."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.log = folder / "log.txt"
+        self.python = folder / "fake_python"
+        self.python.write_text(FAKE_PYTHON)
+        self.python.chmod(0o755)
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        return {**kept, "PYTHON": str(self.python), "FAKE_LOG": str(self.log), **variables}
+
+    def run(self, script: str | Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", STAGES / script, *arguments],
+            cwd=self.folder,
+            env=self.environment(**variables),
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+    def start(self, script: str, **variables: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            ["bash", STAGES / script],
+            cwd=self.folder,
+            env=self.environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A test run in the background would hand on an ignored SIGINT, which bash cannot trap.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def lines(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def commands(self) -> list[str]:
+        """The commands started, without process ids."""
+        return [line.split(" ", 2)[2] for line in self.lines() if line.startswith("start ")]
+
+    def wait_for_starts(self, count: int) -> list[int]:
+        """Process ids of the first `count` commands, once they have started."""
+        for _ in range(1000):
+            started = [int(line.split()[1]) for line in self.lines() if line.startswith("start ")]
+            if len(started) >= count:
+                return started
+            time.sleep(0.01)
+        raise AssertionError(f"only {self.lines()}")
+
+
+@pytest.fixture
+def bash(tmp_path: Path) -> Bash:
+    return Bash(tmp_path)
+
+
+def value(command: str, flag: str) -> str:
+    """What follows `flag` in a noted command."""
+    found = re.search(rf" {flag} (\S+)", command)
+    assert found, f"{flag} not in {command}"
+    return found.group(1)
+
+
+def succeeded(result: subprocess.CompletedProcess) -> None:
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+# Fan-out.
+
+
+def test_every_task_runs_once_and_at_most_jobs_at_a_time(bash: Bash) -> None:
+    tasks = [f"task{number}" for number in range(7)]
+    succeeded(bash.run("baseline.sh", FAKE_TASKS=" ".join(tasks), JOBS="3", FAKE_SLEEP="0.1"))
+    assert sorted(value(command, "--dataset") for command in bash.commands()) == tasks
+
+    at_once = most = 0
+    for line in bash.lines():
+        at_once += 1 if line.startswith("start ") else -1
+        most = max(most, at_once)
+    assert most == 3
+
+
+def test_other_tasks_go_on_after_a_failure_which_is_named(bash: Bash) -> None:
+    result = bash.run("baseline.sh", JOBS="1", FAKE_FAIL="red")
+    assert result.returncode == 1
+    assert [value(command, "--dataset") for command in bash.commands()] == ["red", "green", "blue"]
+    assert "1 of 3 tasks failed: red." in result.stderr
+    assert "stage 1 stopped with exit status 1" in result.stdout
+
+
+def test_a_failure_is_noted_whichever_job_ends_first(bash: Bash) -> None:
+    tasks = " ".join(f"task{number}" for number in range(8))
+    result = bash.run("baseline.sh", FAKE_TASKS=tasks, JOBS="8", FAKE_FAIL="task3")
+    assert result.returncode == 1
+    assert "1 of 8 tasks failed: task3." in result.stderr
+
+
+def test_jobs_are_bound_to_the_gpus_in_turn(bash: Bash) -> None:
+    succeeded(bash.run("baseline.sh", GPUS="0 3", JOBS="4", FAKE_TASKS="a b c d", FAKE_SLEEP="0.2"))
+    devices = {value(command, "--dataset"): value(command, "--device") for command in bash.commands()}
+    assert devices == {"a": "cuda:0", "b": "cuda:3", "c": "cuda:0", "d": "cuda:3"}
+
+
+def test_a_freed_gpu_takes_the_next_task(bash: Bash) -> None:
+    succeeded(bash.run("baseline.sh", GPUS="5", FAKE_TASKS="a b c"))
+    assert [value(command, "--device") for command in bash.commands()] == ["cuda:5"] * 3
+
+
+def test_one_job_a_gpu_unless_said_otherwise(bash: Bash) -> None:
+    result = bash.run("baseline.sh", GPUS="0 1 2")
+    assert "jobs: 3," in result.stdout
+
+
+def test_threads_are_cores_over_jobs_and_pinned(bash: Bash) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # An OMP_NUM_THREADS of the user's must not change the number of cores that are counted.
+    succeeded(bash.run("baseline.sh", JOBS="1", OMP_NUM_THREADS="1", FAKE_TASKS="a"))
+    succeeded(bash.run("baseline.sh", JOBS="1000", FAKE_TASKS="a"))
+    succeeded(bash.run("baseline.sh", JOBS="1000", THREADS="3", FAKE_TASKS="a"))
+    threads = [value(command, "--threads") for command in bash.commands()]
+    assert threads == [str(cores), "1", "3"]
+    assert [re.search(r"OMP=(\d+)", command).group(1) for command in bash.commands()] == threads
+    assert all("MMAP=1073741824" in command for command in bash.commands())
+
+
+@pytest.mark.parametrize(
+    ("script", "number"), [("baseline.sh", signal.SIGTERM), ("baseline.sh", signal.SIGINT)]
+)
+def test_a_signal_stops_the_stage_and_its_jobs(bash: Bash, script: str, number: int) -> None:
+    stage = bash.start(script, JOBS="2", FAKE_HANG="1")
+    jobs = bash.wait_for_starts(2)
+    stage.send_signal(number)
+    stage.communicate(timeout=10)
+    assert stage.returncode == 128 + number
+    for job in jobs:
+        with pytest.raises(ProcessLookupError):
+            os.kill(job, 0)
+    assert len(bash.commands()) == 2
+
+
+def test_a_signal_to_run_all_stops_the_jobs_of_its_stage(bash: Bash) -> None:
+    run_all = bash.start("run_all.sh", JOBS="2", FAKE_HANG="1")
+    jobs = bash.wait_for_starts(2)
+    run_all.send_signal(signal.SIGTERM)
+    output, _ = run_all.communicate(timeout=10)
+    assert run_all.returncode == 143, output
+    for job in jobs:
+        with pytest.raises(ProcessLookupError):
+            os.kill(job, 0)
+
+
+# What the stages hand to Python.
+
+
+def test_variables_of_the_environment_reach_the_command(bash: Bash) -> None:
+    result = bash.run(
+        "baseline.sh",
+        *("cifar100", "1-3"),
+        **{"ARCH": "resnet50", "SEED": "7", "EPOCHS": "3", "BATCH_SIZE": "8", "LR": "0.5", "DEVICE": "cpu"},
+        **{"PRECISION": "bf16", "PROTOCOL": "heldout", "RUN": "mine", "OVERWRITE": "1", "JOBS": "1"},
+        **{"CHECKPOINTS_ROOT": "kept", "LOGS_ROOT": "/logs", "EXTRA_ARGS": "--weight_decay 0\n --lr_mask *"},
+    )
+    succeeded(result)
+    command = bash.commands()[0]
+    assert command.startswith("packnet_cifar100_main_normal.py ")
+    expected = {
+        **{"--arch": "resnet50", "--dataset_config": "cifar100", "--seed": "7", "--protocol": "heldout"},
+        **{"--data_root": "data", "--logs_root": "/logs", "--run": "mine", "--precision": "bf16"},
+        # A relative path in the environment counts from where the user is.
+        **{"--checkpoints_root": str(bash.folder / "kept"), "--device": "cpu", "--mode": "finetune"},
+        **{"--epochs": "3", "--batch_size": "8", "--lr": "0.5", "--weight_decay": "0", "--lr_mask": "*"},
+    }
+    assert {flag: value(command, flag) for flag in expected} == expected
+    assert " --overwrite " in command
+
+
+def test_a_table_of_the_users_own_counts_from_where_the_user_is(bash: Bash) -> None:
+    (bash.folder / "mine.toml").touch()
+    succeeded(bash.run("baseline.sh", "mine.toml"))
+    assert value(bash.commands()[0], "--dataset_config") == str(bash.folder / "mine.toml")
+
+
+def test_what_is_not_asked_for_is_not_passed(bash: Bash) -> None:
+    succeeded(bash.run("baseline.sh"))
+    assert not re.search(r"--(overwrite|run)\b", bash.commands()[0])
+
+
+def test_one_process_trains_and_prunes_a_task_to_all_ratios(bash: Bash) -> None:
+    succeeded(bash.run("wo_backbone.sh", SPARSITIES="0.1 0.95", FAKE_TASKS="red", PRUNE_EPOCHS="2"))
+    (command,) = bash.commands()
+    assert command.startswith("CPG_cifar100_main_normal.py ")
+    assert " --mode finetune prune --prune_epochs 2 --target_sparsity 0.1 0.95 --dataset red " in command
+
+
+def test_one_process_chooses_the_pruning_ratios_of_all_tasks(bash: Bash) -> None:
+    succeeded(bash.run("select_pruning_ratio_of_backbone.sh", "digits", "1-3", ALLOW_ACC_LOSS="0.02"))
+    (command,) = bash.commands()
+    assert command.startswith("-m tools.select_pruning_ratio ")
+    assert " --dataset 1-3 --allow_acc_loss 0.02 " in command
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [("nearest", "--select nearest"), ("random", "--select random"), ("fish", "--backbone fish")],
+)
+def test_the_rule_or_a_task_decides_the_backbone(bash: Bash, backbone: str, expected: str) -> None:
+    succeeded(bash.run("find_backbone.sh", BACKBONE=backbone, CANDIDATES="1-4", MAX_ITERATIONS="0"))
+    assert f" {expected} --candidates 1-4 --max_iterations 0 " in bash.commands()[0]
+
+
+def test_targets_take_the_backbones_of_the_csv(bash: Bash) -> None:
+    succeeded(bash.run("w_backbone.sh", "cifar100", "2", MAX_WIDTH="1.5"))
+    assert " --backbone from_csv --max_allowed_network_width_multiplier 1.5 " in bash.commands()[0]
+
+
+def test_a_pair_replaces_the_csv(bash: Bash) -> None:
+    arguments = ("cifar100", "--backbone", "4", "--target", "14")
+    succeeded(bash.run("w_backbone.sh", *arguments, FAKE_TASKS="non-insect_invertebrates"))
+    (command,) = bash.commands()
+    assert value(command, "--dataset_config") == "cifar100"
+    assert value(command, "--backbone") == "4"
+    assert value(command, "--dataset") == "non-insect_invertebrates"
+
+
+def test_run_all_runs_the_stages_in_order_then_reports(bash: Bash) -> None:
+    succeeded(bash.run("run_all.sh", "cifar100", "4,14", FAKE_TASKS="red", JOBS="1"))
+    commands = bash.commands()
+    assert [command.split(" --arch")[0] for command in commands] == [
+        "packnet_cifar100_main_normal.py",
+        "CPG_cifar100_main_normal.py",
+        "-m tools.select_pruning_ratio",
+        "pickaback_perceiverIO.py",
+        "CPG_cifar100_main_normal.py",
+        "-m tools.report",
+    ]
+    # Only the tasks of this run are sure to have networks.
+    assert value(commands[3], "--candidates") == "4,14"
+
+
+def test_run_all_trains_the_controls_before_the_report(bash: Bash) -> None:
+    succeeded(bash.run("run_all.sh", "--control", FAKE_TASKS="red"))
+    *_, first, second, report = bash.commands()
+    for command, script in ((first, "packnet"), (second, "CPG")):
+        assert command.startswith(script)
+        assert value(command, "--network_width_multiplier") == "from_target"
+    assert report.startswith("-m tools.report ")
+
+
+def test_run_all_stops_at_a_failing_stage(bash: Bash) -> None:
+    result = bash.run("run_all.sh", FAKE_FAIL="green")
+    assert result.returncode == 1
+    assert {command.split()[0] for command in bash.commands()} == {"packnet_cifar100_main_normal.py"}
+
+
+# Usage.
+
+
+@pytest.mark.parametrize(
+    "script", sorted(path.name for path in STAGES.glob("*.sh") if os.access(path, os.X_OK))
+)
+def test_help_and_wrong_usage(bash: Bash, script: str) -> None:
+    shown = bash.run(script, "--help")
+    assert shown.returncode == 0
+    assert f"usage: bash run_pickaback/{script} [config]" in shown.stdout
+    assert not shown.stdout.startswith("#")
+
+    wrong = bash.run(script, "--colour")
+    assert wrong.returncode == 2
+    assert "error: unknown option --colour" in wrong.stderr
+    assert bash.run(script, "digits", "1", "2").returncode == 2
+    assert bash.commands() == []
+
+
+def test_half_a_pair_is_wrong_usage(bash: Bash) -> None:
+    for arguments in (("--backbone", "4"), ("--target", "4"), ("--backbone",)):
+        assert bash.run("w_backbone.sh", *arguments).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JOBS": "0"}, "JOBS=0 must be"),
+        ({"THREADS": "x"}, "THREADS=x must be"),
+        ({"OVERWRITE": "yes"}, "OVERWRITE=yes must be"),
+        ({"GPUS": "0,1"}, 'GPUS="0,1" is no list'),
+        ({"GPUS": "0", "DEVICE": "cpu"}, "contradict"),
+    ],
+)
+def test_bad_variables_are_refused_in_one_line(bash: Bash, variables: dict[str, str], message: str) -> None:
+    result = bash.run("baseline.sh", **variables)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+# The interpreter.
+
+
+@pytest.mark.parametrize("version", ["3.10", "2.7"])
+def test_an_old_interpreter_is_refused_in_one_line(bash: Bash, version: str) -> None:
+    result = bash.run("baseline.sh", FAKE_VERSION=version)
+    assert result.returncode == 1
+    assert result.stderr == f"error: PYTHON={bash.python} is Python {version}: name a Python 3.11 or later\n"
+
+
+def test_a_missing_interpreter_is_refused_in_one_line(bash: Bash) -> None:
+    result = bash.run("baseline.sh", PYTHON="/nowhere/python")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "/nowhere/python does not run" in result.stderr
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Bash:
+    """A copy of the bash layer, so that .venv is made there; python3.12 on the path is the fake one."""
+    shutil.copytree(STAGES, tmp_path / "run_pickaback")
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    fake = Bash(tmp_path)
+    (tmp_path / "bin").mkdir()
+    fake.python.rename(tmp_path / "bin" / "python3.12")
+    return fake
+
+
+def install(checkout: Bash, extra: str = "base", **variables: str) -> subprocess.CompletedProcess:
+    environment = {"PYTHON": "", "PATH": f"{checkout.folder / 'bin'}:{os.environ['PATH']}", **variables}
+    return subprocess.run(
+        ["bash", "-c", f"source run_pickaback/lib.sh; setup_python {extra}; echo PYTHON_BIN=$PYTHON_BIN"],
+        cwd=checkout.folder,
+        env=checkout.environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_dependencies_are_installed_once(checkout: Bash) -> None:
+    first = install(checkout)
+    succeeded(first)
+    assert "Installing" in first.stdout
+    assert f"PYTHON_BIN={checkout.folder}/.venv/bin/python" in first.stdout
+    assert [line.split()[1] for line in checkout.lines()] == ["venv", "pip"]
+    succeeded(install(checkout))
+    assert len(checkout.lines()) == 2
+
+    succeeded(install(checkout, "dev"))
+    assert len(checkout.lines()) == 3, "the development tools are still to be installed"
+    with (checkout.folder / "pyproject.toml").open("a") as file:
+        file.write("# changed\n")
+    succeeded(install(checkout, "dev"))
+    assert len(checkout.lines()) == 4
+    succeeded(install(checkout))
+    assert len(checkout.lines()) == 4, "the development tools bring the rest along"
+
+
+def test_a_killed_installation_is_made_anew(checkout: Bash) -> None:
+    succeeded(install(checkout))
+    (checkout.folder / ".venv" / ".installing").touch()
+    (checkout.folder / ".venv" / ".installed-base").unlink()
+    succeeded(install(checkout))
+    assert [line.split()[1] for line in checkout.lines()] == ["venv", "pip", "venv", "pip"]
+    assert not (checkout.folder / ".venv" / ".installing").exists()
+
+
+def test_a_failed_installation_is_tried_again(checkout: Bash) -> None:
+    failed = install(checkout, FAKE_PIP_STATUS="1")
+    assert failed.returncode == 1
+    assert "installing the dependencies failed" in failed.stderr
+    succeeded(install(checkout))
+    assert [line.split()[1] for line in checkout.lines()] == ["venv", "pip", "pip"]
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="without flock nothing locks")
+def test_two_stages_started_at_once_install_once(checkout: Bash) -> None:
+    environment = {
+        "PYTHON": "",
+        "PATH": f"{checkout.folder / 'bin'}:{os.environ['PATH']}",
+        "FAKE_SLEEP": "0.3",
+    }
+    started = [
+        subprocess.Popen(
+            ["bash", "-c", "source run_pickaback/lib.sh; setup_python base"],
+            cwd=checkout.folder,
+            env=checkout.environment(**environment),
+            stdout=subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]
+    assert [process.wait(timeout=20) for process in started] == [0, 0]
+    assert [line.split()[1] for line in checkout.lines()] == ["venv", "pip"]
+
+
+def test_no_recent_interpreter_is_one_clear_line(checkout: Bash) -> None:
+    for name in ("python3.11", "python3.13", "python3"):
+        shutil.copy(checkout.folder / "bin" / "python3.12", checkout.folder / "bin" / name)
+    result = install(checkout, FAKE_VERSION="3.9")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: no Python 3.11 or later")
+    assert result.stderr.count("\n") == 1

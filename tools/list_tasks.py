@@ -1,0 +1,34 @@
+"""Print the tasks that a specification such as `4`, `1-20`, `fish,14` or `all` means, one name a line."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.tables import load_table
+from utils import arguments, errors
+from utils.paths import REPOSITORY
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments.parser(__doc__)
+    parser.add_argument(
+        "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
+    )
+    parser.add_argument(
+        "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."
+    )
+    parser.add_argument(
+        "--data_root",
+        type=Path,
+        default=Path(os.environ.get("DATA_ROOT") or REPOSITORY / "data"),
+        help="Folder of data; DATA_ROOT in the environment moves it too.",
+    )
+    args = parser.parse_args(argv)
+
+    table = load_table(args.dataset_config, data_root=args.data_root)
+    for task in table.select(args.dataset):
+        print(task.name)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,221 @@
+"""What the training scripts share: one task with its data, its network's making and its outputs."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from data.loading import Batches, TaskData, load_task
+from data.tables import Table, Task, load_table
+from methods.learning import Learner, evaluate_folder, learn
+from methods.ownership import SharedNetwork
+from models.network import Network
+from utils import arguments, logs
+from utils.errors import UserError
+from utils.files import read_csv, read_json
+from utils.paths import Paths, widths_file
+from utils.runs import Output, deciding
+from utils.runtime import resolve_device, set_threads
+from utils.seeds import derive_seed
+from utils.training import Evaluation
+
+
+class TaskRun:
+    """One task of a table under one set of flags.
+
+    A script subclasses it: `folder` says where the task's log goes, `run` does the work.
+
+    Args:
+        args: the script's flags.
+        table, task: what is learned.
+        registry: architecture name → builder.
+        layers: the kind of layers the registry builds with, "plain" or "sharable".
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        *,
+        table: Table,
+        task: Task,
+        registry: Mapping[str, Callable[..., Network]],
+        layers: str,
+    ) -> None:
+        self.args = args
+        self.table = table
+        self.task = task
+        self.paths: Paths = arguments.paths_of(args)
+        self.build = arguments.architecture(registry, args.arch)
+        self.architecture = {"name": args.arch, "layers": layers}
+        self.device = resolve_device(args.device)
+        arguments.check_num_classes(args.num_classes, task=task.name, num_classes=task.num_classes)
+
+    @property
+    def folder(self) -> Path:
+        """Where the log goes."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Do what the flags ask for."""
+        raise NotImplementedError
+
+    @cached_property
+    def data(self) -> TaskData:
+        """The task's samples, on the device."""
+        return load_task(
+            self.table,
+            self.task,
+            data_root=self.args.data_root,
+            protocol=self.args.protocol,
+            seed=self.args.seed,
+            device=self.device,
+        )
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Batches of them."""
+        return Batches(self.data, batch_size=self.args.batch_size, val_batch_size=self.args.val_batch_size)
+
+    def baseline(self) -> float:
+        """The accuracy of the task's scratch network, as stage 1 wrote it.
+
+        Raises:
+            UserError: if the file or the task's entry in it is missing.
+        """
+        path = self.args.jsonfile or self.paths.baseline_file(self.table.name)
+        return read_baseline(path, task=self.task.name)
+
+    def new_network(self, *, width: float) -> SharedNetwork:
+        """A network that has just begun the task, with nothing learned before."""
+        shared = SharedNetwork(build=self.build, width=width)
+        shared.begin_task(self.task.name, num_classes=self.task.num_classes)
+        return shared
+
+    def learn(
+        self,
+        *,
+        folder: Path,
+        stage: str,
+        epochs: int,
+        begin: Callable[[], SharedNetwork],
+        learner: Callable[[SharedNetwork], Learner],
+        **deciders: object,
+    ) -> dict:
+        """Learn into `folder`; `deciders` are what the result depends on beyond the common flags.
+
+        Returns:
+            The finished checkpoint's payload.
+        """
+        output = Output(
+            folder=folder,
+            epochs=epochs,
+            architecture=self.architecture,
+            arguments=deciding(
+                self.args,
+                config=self.table.name,
+                task=self.task.name,
+                stage=stage,
+                epochs=epochs,
+                data=self.data.fingerprint,
+                **deciders,
+            ),
+            overwrite=self.args.overwrite,
+        )
+        return learn(
+            output=output,
+            build=self.build,
+            begin=begin,
+            learner=learner,
+            batches=self.batches,
+            seed=derive_seed(self.args.seed, self.table.name, self.task.name, stage),
+            device=self.device,
+            precision=self.args.precision,
+            title=f"{self.task.name}, {stage}",
+        )
+
+    def evaluate(self, folder: Path) -> Evaluation:
+        """Evaluate the checkpoint in `folder` as the task, on the test samples."""
+        return evaluate_folder(
+            folder,
+            architecture=self.architecture,
+            build=self.build,
+            task=self.task.name,
+            num_classes=self.task.num_classes,
+            batches=self.batches.test(),
+            device=self.device,
+            precision=self.args.precision,
+        )
+
+
+def run_tasks(
+    args: argparse.Namespace,
+    *,
+    script: type[TaskRun],
+    registry: Mapping[str, Callable[..., Network]],
+    layers: str,
+) -> None:
+    """Run a script's work for every task that `--dataset` names, in turn, each with its log file."""
+    logs.to_terminal()
+    logs.configuration(vars(args))
+    set_threads(args.threads)
+    table = load_table(args.dataset_config, data_root=args.data_root)
+    tasks = table.select(args.dataset)
+    if len(tasks) > 1 and (args.load_folder or args.save_folder):
+        raise UserError("--load_folder and --save_folder are of one task: give one with --dataset")
+    for task in tasks:
+        run = script(args, table=table, task=task, registry=registry, layers=layers)
+        with logs.to_file((args.log_path or run.folder) / args.logfile):
+            run.run()
+
+
+def read_baseline(path: Path, *, task: str) -> float:
+    """The scratch accuracy of `task` in a baseline file.
+
+    Raises:
+        UserError: if the file or the entry is missing or no number.
+    """
+    remedy = "run run_pickaback/baseline.sh first, or give the file with --jsonfile"
+    entries = read_json(path, remedy=remedy)
+    if task not in entries:
+        raise UserError(f"{path} has no entry for task {task}: {remedy}")
+    try:
+        return float(entries[task])
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: the entry of task {task} is no number ({entries[task]!r}): {remedy}"
+        ) from error
+
+
+def read_widths(folder: Path) -> dict[float, dict]:
+    """Width multiplier → figures of a target on its backbone, narrowest first.
+
+    Raises:
+        UserError: if the target has not been trained.
+    """
+    entries = read_json(widths_file(folder), remedy="run run_pickaback/w_backbone.sh first")
+    return {float(width): entries[width] for width in sorted(entries, key=float)}
+
+
+def chosen_backbone(path: Path, *, table: Table, target: Task) -> Task:
+    """The backbone that stage 3-1 chose for `target`.
+
+    Raises:
+        UserError: if the CSV has no row for it, or names an unknown task or the target itself.
+    """
+    remedy = "run run_pickaback/find_backbone.sh first, or give --backbone"
+    for row in read_csv(path, columns=("target_id", "task_id"), remedy=remedy):
+        if row["target_id"] == str(target.id):
+            try:
+                backbone = table.task(row["task_id"])
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
+            if backbone == target:
+                raise UserError(f"{path} pairs task {target.name} with itself: {remedy}")
+            return backbone
+    raise UserError(f"{path} has no row for target {target.id} ({target.name}): {remedy}")
+
+
+def final_width(paths: Paths, *, table: Table, target: Task, csv_path: Path | None = None) -> float:
+    """The width multiplier that a target ended at in stage 3-2."""
+    backbone = chosen_backbone(csv_path or paths.result_csv(table.name), table=table, target=target)
+    return max(read_widths(paths.target(table.name, backbone.name, target.name)))

@@ -1,0 +1,182 @@
+"""The command-line flags that scripts share, with their defaults."""
+
+import argparse
+import os
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.paths import REPOSITORY, Paths
+from utils.training import StepSchedule
+
+FROM_TARGET = "from_target"
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser that shows defaults and takes no abbreviations."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.help or ""
+        if action.default in (None, argparse.SUPPRESS) or "default" in shown:
+            return shown
+        return f"{shown} (default: %(default)s)"
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """An integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A number greater than 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """A number of at least 0."""
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return value
+
+
+def sparsity(text: str) -> float:
+    """A share of at least 0 and less than 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and less than 1")
+    return value
+
+
+def _root(name: str) -> Path:
+    return Path(os.environ.get(f"{name.upper()}_ROOT") or REPOSITORY / name)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What, where and how reproducibly: the flags of every script."""
+    group = parser.add_argument_group("tasks and files")
+    group.add_argument("--arch", default="lenet5", help="Architecture.")
+    group.add_argument(
+        "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
+    )
+    group.add_argument(
+        "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."
+    )
+    for name in ("data", "checkpoints", "logs"):
+        group.add_argument(
+            f"--{name}_root",
+            type=Path,
+            default=_root(name),
+            help=f"Folder of {name}; {name.upper()}_ROOT in the environment moves it too.",
+        )
+    group.add_argument(
+        "--run", help="Name of the run under the roots (default: <arch>/seed<seed>[-heldout])."
+    )
+    group.add_argument("--overwrite", action="store_true", help="Redo finished outputs (default: skip them).")
+    group.add_argument(
+        "--protocol",
+        choices=("published", "heldout"),
+        default="published",
+        help="What decides growth, pruning and selection: the test set, as published, or a tenth of the "
+        "training samples held out.",
+    )
+    group = parser.add_argument_group("computing")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<i>.")
+    group.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="Number format of forward passes."
+    )
+    group.add_argument("--seed", type=non_negative_int, default=1, help="Seed of all that is random.")
+    group.add_argument(
+        "--threads", type=non_negative_int, default=0, help="CPU threads; 0 leaves torch's choice."
+    )
+    group.add_argument(
+        "--val_batch_size", type=positive_int, default=500, help="Samples a batch in evaluation."
+    )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The flags of scripts that train."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=positive_int, default=100, help="Epochs of training.")
+    group.add_argument("--batch_size", type=positive_int, default=32, help="Samples a training step.")
+    group.add_argument("--lr", type=positive_float, default=1e-2, help="First learning rate of the weights.")
+    group.add_argument(
+        "--weight_decay", type=non_negative_float, default=4e-5, help="Weight decay on owned weights."
+    )
+    group.add_argument(
+        "--num_classes",
+        type=int,
+        default=-1,
+        help="Classes of the task; -1 takes the table's, another number must agree with it.",
+    )
+    group.add_argument(
+        "--load_folder", type=Path, help="Folder of the checkpoint to start from (default: by the layout)."
+    )
+    group.add_argument("--save_folder", type=Path, help="Folder to write to (default: by the layout).")
+    group.add_argument("--log_path", type=Path, help="Folder of the log file (default: the save folder).")
+    group.add_argument("--logfile", default="train.log", help="Name of the log file.")
+    group.add_argument(
+        "--jsonfile", type=Path, help="JSON file of the scratch baselines (default: by the layout)."
+    )
+
+
+def width_multiplier(text: str) -> float | str:
+    """A number greater than 0, or `from_target`."""
+    return FROM_TARGET if text == FROM_TARGET else positive_float(text)
+
+
+def add_width(group: argparse._ArgumentGroup) -> None:
+    """The flag of the network's width."""
+    group.add_argument(
+        "--network_width_multiplier",
+        type=width_multiplier,
+        default=1.0,
+        help="Channels are multiplied by its square root; from_target takes the width that the task "
+        "ended at in stage 3-2.",
+    )
+
+
+def weight_schedule(args: argparse.Namespace) -> StepSchedule:
+    """The weights' learning rate: a tenth after half of the epochs, a tenth of that after 0.8 of them."""
+    return StepSchedule(args.lr, drops={args.epochs * 5 // 10: 0.1, args.epochs * 8 // 10: 0.1})
+
+
+def paths_of(args: argparse.Namespace) -> Paths:
+    """The paths of a run."""
+    run = args.run or Paths.run_name(arch=args.arch, seed=args.seed, protocol=args.protocol)
+    return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
+
+
+def architecture(registry: dict, name: str):
+    """The builder of architecture `name`.
+
+    Raises:
+        UserError: listing the known ones.
+    """
+    if name not in registry:
+        raise UserError(f"--arch {name} is unknown: choose one of {', '.join(sorted(registry))}")
+    return registry[name]
+
+
+def check_num_classes(asked: int, *, task: str, num_classes: int) -> None:
+    """Refuse a `--num_classes` that contradicts the task table."""
+    if asked not in (-1, num_classes):
+        raise UserError(f"--num_classes {asked}: task {task} has {num_classes} classes in its table")
