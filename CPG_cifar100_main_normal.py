@@ -71,13 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="On a backbone: the widest that the network may grow, in steps of 0.5.",
     )
     group = parser.add_argument_group("gradual pruning")
-    group.add_argument(
-        "--target_sparsity",
-        type=arguments.sparsity,
-        nargs="+",
-        default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95],
-        help="Pruning ratios, run in turn, each from the one before.",
-    )
+    arguments.add_sparsities(group)
     group.add_argument(
         "--initial_sparsity",
         type=arguments.sparsity,

@@ -27,7 +27,7 @@ def cifar_zip() -> Path:
 
 @pytest.fixture
 def make_tree(tmp_path: Path) -> Callable[..., Path]:
-    """Build `<tmp_path>/data/<root>/<split>/<task>/<class>/*.png` of random images; returns the data folder."""
+    """Build a tree of random PNG files under `<tmp_path>/data/<root>`; returns `<tmp_path>/data`."""
 
     def make(
         tasks: Mapping[str, Sequence[str]],

@@ -175,7 +175,9 @@ def test_an_unreadable_image_is_named(pictures, damage, suffix):
     Image.fromarray(pixels).save(file)
     whole = file.read_bytes()
     file.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage])
-    with pytest.raises(UserError, match=f"dog/broken{suffix} is no readable image.*replace or delete") as caught:
+    with pytest.raises(
+        UserError, match=f"dog/broken{suffix} is no readable image.*replace or delete"
+    ) as caught:
         load_split(table, task, "train", data_root=root)
     assert "\n" not in str(caught.value)
     assert not cache_file(root).exists()
@@ -190,7 +192,7 @@ def test_processes_may_make_the_same_cache_at_once(make_tree, make_table):
     root, toml = make_tree({"pets": ["cat", "dog"]}, train=50), make_table(ENTRY)
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=_load, args=(toml, root, results)) for _ in range(3)]
+    processes = [context.Process(target=_load, args=(toml, root, results)) for _ in range(2)]
     for process in processes:
         process.start()
     fingerprints = {results.get(timeout=60) for _ in processes}

@@ -19,11 +19,9 @@ def load(make_tree, make_table):
     """Load the only task, of 2 classes with 20 training and 3 test images each."""
     root = make_tree({"pets": ["cat", "dog"]}, train=20)
 
-    def load(*, protocol="published", seed=1, extra=""):
+    def load(*, protocol="published", seed=1, extra="", device="cpu"):
         table = load_table(str(make_table(ENTRY + extra)), data_root=root)
-        return load_task(
-            table, table.tasks[0], data_root=root, protocol=protocol, seed=seed, device=torch.device("cpu")
-        )
+        return load_task(table, table.tasks[0], data_root=root, protocol=protocol, seed=seed, device=device)
 
     return load
 
@@ -194,27 +192,29 @@ def test_samples_know_their_number():
 
 
 def test_derived_seeds_are_stable_and_distinct():
-    assert derive_seed(1, "cifar100", "fish") == 1543937446735498829
+    assert derive_seed(1, "cifar100", "fish") == 3553249247077736131
     assert derive_seed(1, "ab", "c") != derive_seed(1, "a", "bc")
     assert 0 <= derive_seed("x") < 2**63
 
 
 def test_loading_imports_nothing_slow():
-    code = "import sys, data.loading; print([m for m in ('torchvision', 'sklearn', 'PIL', 'tqdm') if m in sys.modules])"
+    slow = ("torchvision", "sklearn", "scipy", "PIL")
+    code = f"import sys, data.loading; print([name for name in {slow} if name in sys.modules])"
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert run.stdout.strip() == "[]"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpu_sees_the_batches_of_the_cpu(load):
-    data = load()
-    on_gpu = load_task(
-        data.table, data.task, data_root=Path("unused"), protocol="published", seed=1, device="cuda"
+    on_cpu, on_gpu = (
+        Batches(load(device=device), batch_size=8).epoch(generator()) for device in ("cpu", "cuda")
     )
-    for (images, labels), (same, same_labels) in zip(
-        Batches(data, batch_size=8).epoch(generator()), Batches(on_gpu, batch_size=8).epoch(generator()), strict=True
-    ):
+    for (images, labels), (same, same_labels) in zip(on_cpu, on_gpu, strict=True):
         assert torch.allclose(images, same.cpu(), atol=1e-6)
         assert torch.equal(labels, same_labels.cpu())

@@ -76,7 +76,9 @@ def test_an_incomplete_zip_names_the_folder(pets, tmp_path):
     shutil.rmtree(root / "pictures/test/pets/dog")
     write_zip(tmp_path / "pictures.zip", root / "pictures")
     with pytest.raises(UserError, match=r"pictures\.zip/pictures/test/pets/dog not found"):
-        prepare.main([str(toml), "--source", str(tmp_path / "pictures.zip"), "--data_root", str(tmp_path / "b")])
+        prepare.main(
+            [str(toml), "--source", str(tmp_path / "pictures.zip"), "--data_root", str(tmp_path / "b")]
+        )
 
 
 def test_a_truncated_zip_is_refused(pets, tmp_path):
@@ -230,15 +232,16 @@ class _Harmful:
 @pytest.mark.parametrize(
     ("harmful", "named"),
     [
-        (_Harmful(exec, "raise SystemExit"), "builtins.exec"),
-        (_Harmful(shutil.rmtree, "nowhere"), "shutil.rmtree"),
-        (_Harmful(getattr, "text", "upper"), "builtins.getattr"),
+        (_Harmful(exec, "raise SystemExit"), "exec"),
+        (_Harmful(shutil.rmtree, "nowhere"), "rmtree"),
+        (_Harmful(getattr, "text", "upper"), "getattr"),
         (_Harmful(numpy.fromfile, "secret"), "fromfile"),
     ],
 )
-def test_a_pickle_that_names_anything_else_is_refused(tmp_path, harmful, named):
-    (tmp_path / "batch").write_bytes(pickle.dumps({"data": harmful}, 2).replace(b"builtins", b"builtins"))
-    with pytest.raises(UserError, match=named.replace("builtins", ".*").replace(".", r"\.?")) as caught:
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_that_names_anything_else_is_refused(tmp_path, harmful, named, protocol):
+    (tmp_path / "batch").write_bytes(pickle.dumps({"data": harmful}, protocol))
+    with pytest.raises(UserError, match=rf"it names [\w.]+\.{named}, which is refused") as caught:
         safe_pickle.load(tmp_path / "batch")
     assert str(tmp_path / "batch") in str(caught.value)
 

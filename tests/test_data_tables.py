@@ -51,7 +51,7 @@ def test_an_unknown_selection_is_refused(cifar, spec):
 
 
 def test_an_unknown_task_lists_the_known_ones(cifar):
-    with pytest.raises(UserError, match="'flsh'.*1 aquatic_mammals, 2 fish.*20 vehicles_2"):
+    with pytest.raises(UserError, match=r"'flsh'.*1 aquatic_mammals, 2 fish.*20 vehicles_2"):
         cifar.task("flsh")
 
 
@@ -75,7 +75,9 @@ def test_tasks_and_classes_are_read_from_the_folders(make_tree, make_table):
 
 
 def test_declared_tasks_keep_their_order_and_sort_their_classes(tmp_path, make_table):
-    entry = PICTURES + 'tasks = [{ name = "pets", classes = ["dog", "cat"] }, { name = "cars", classes = ["a"] }]'
+    entry = (
+        PICTURES + 'tasks = [{ name = "pets", classes = ["dog", "cat"] }, { name = "cars", classes = ["a"] }]'
+    )
     table = load_table(str(make_table(entry)), data_root=tmp_path)
     assert [(task.name, task.classes) for task in table.tasks] == [("pets", ("cat", "dog")), ("cars", ("a",))]
 
@@ -122,7 +124,9 @@ def test_a_faulty_entry_is_refused_by_name(tmp_path, make_table, entry, message)
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", '["a/b"]\nroot = "x"', "[pictures]", '[a]\nroot="a"\n[b]\nroot="b"', "a = 1"])
+@pytest.mark.parametrize(
+    "text", ["", '["a/b"]\nroot = "x"', "[pictures]", '[a]\nroot="a"\n[b]\nroot="b"', "a = 1"]
+)
 def test_a_file_without_exactly_one_sound_table_is_refused(tmp_path, make_table, text):
     with pytest.raises(UserError, match=r"table\.toml"):
         load_table(str(make_table(text)), data_root=tmp_path)

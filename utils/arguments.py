@@ -107,9 +107,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threads", type=non_negative_int, default=0, help="CPU threads; 0 leaves torch's choice."
     )
-    group.add_argument(
-        "--val_batch_size", type=positive_int, default=500, help="Samples a batch in evaluation."
-    )
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +114,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=positive_int, default=100, help="Epochs of training.")
     group.add_argument("--batch_size", type=positive_int, default=32, help="Samples a training step.")
+    group.add_argument(
+        "--val_batch_size", type=positive_int, default=500, help="Samples a batch in evaluation."
+    )
     group.add_argument("--lr", type=positive_float, default=1e-2, help="First learning rate of the weights.")
     group.add_argument(
         "--weight_decay", type=non_negative_float, default=4e-5, help="Weight decay on owned weights."
@@ -151,6 +151,17 @@ def add_width(group: argparse._ArgumentGroup) -> None:
         default=1.0,
         help="Channels are multiplied by its square root; from_target takes the width that the task "
         "ended at in stage 3-2.",
+    )
+
+
+def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The flag of the pruning ratios."""
+    parser.add_argument(
+        "--target_sparsity",
+        type=sparsity,
+        nargs="+",
+        default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95],
+        help="Pruning ratios, run in turn, each from the one before.",
     )
 
 

@@ -106,6 +106,11 @@ class Paths:
         return self.checkpoints / self.run / stage / config
 
 
+def arguments_file(output: Path) -> Path:
+    """JSON with the arguments that made the entries of a shared file."""
+    return output.with_name(f"{output.name}.arguments.json")
+
+
 def record_file(pruned: Path) -> Path:
     """JSON {sparsity: accuracy} in a folder of pruned networks."""
     return pruned / "record.txt"

@@ -1,0 +1,108 @@
+"""Stage 2-2: choose the pruning ratio of every task's network and put its checkpoint in place."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.tables import Table, Task, load_table
+from methods.cpg import choose_ratio
+from tools.task_run import read_baseline
+from utils import arguments, errors, logs
+from utils.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from utils.errors import UserError
+from utils.files import read_json
+from utils.paths import Paths, checkpoint_in, checkpoints_in, record_file, sparsity_folder
+from utils.runs import require_same
+
+LAYERS = "sharable"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments.parser(__doc__)
+    arguments.add_common(parser)
+    arguments.add_sparsities(parser)
+    parser.add_argument(
+        "--allow_acc_loss",
+        type=arguments.non_negative_float,
+        default=0.001,
+        help="Accuracy that a pruned network may lose against the scratch baseline.",
+    )
+    parser.add_argument(
+        "--jsonfile", type=Path, help="JSON file of the scratch baselines (default: by the layout)."
+    )
+    parser.add_argument(
+        "--pruning_ratio_to_acc_record_file",
+        type=Path,
+        help="JSON file of accuracy by sparsity (default: record.txt beside the pruned networks).",
+    )
+    args = parser.parse_args(argv)
+    logs.to_terminal()
+    logs.configuration(vars(args))
+    table = load_table(args.dataset_config, data_root=args.data_root)
+    paths = arguments.paths_of(args)
+    with logs.to_file(paths.stage_log(table.name, "select_pruning_ratio")):
+        for task in table.select(args.dataset):
+            select(args, paths=paths, table=table, task=task)
+
+
+def select(args: argparse.Namespace, *, paths: Paths, table: Table, task: Task) -> None:
+    """Choose one task's ratio and copy its checkpoint beside the pruned networks."""
+    folder = paths.pruned(table.name, task.name)
+    record = read_record(
+        args.pruning_ratio_to_acc_record_file or record_file(folder), ratios=args.target_sparsity
+    )
+    baseline = read_baseline(args.jsonfile or paths.baseline_file(table.name), task=task.name)
+    ratio = choose_ratio(record, baseline=baseline, allow_acc_loss=args.allow_acc_loss)
+    logging.info(
+        "%s: scratch baseline %.4f, accuracy %.4f at sparsity %s", task.name, baseline, record[ratio], ratio
+    )
+    if ratio:
+        logging.info("We choose pruning ratio %s", ratio)
+    else:
+        logging.info("We select scratch: no pruned network of %s reaches the baseline", task.name)
+
+    remedy = "run run_pickaback/wo_backbone.sh for this task first"
+    pruned = checkpoint_in(sparsity_folder(folder, args.target_sparsity[-1]), remedy=remedy)
+    source_folder = sparsity_folder(folder, ratio) if ratio else paths.single_scratch(table.name, task.name)
+    payload = load_checkpoint(
+        checkpoint_in(source_folder, remedy=remedy), architecture=args.arch, layers=LAYERS
+    )
+    selection = {
+        "ratio": ratio,
+        "accuracy": record[ratio],
+        "baseline": baseline,
+        "allow_acc_loss": args.allow_acc_loss,
+        "network": fingerprint(payload),
+    }
+    chosen = folder / pruned.name
+    for path in checkpoints_in(folder).values():
+        if not args.overwrite:
+            existing = load_checkpoint(path, architecture=args.arch, layers=LAYERS)
+            require_same(existing.get("selection", {}), selection, where=path)
+            logging.info("%s is in place: skipped (--overwrite redoes it)", path)
+            return
+        if path != chosen:
+            path.unlink()
+    save_checkpoint(chosen, payload | {"selection": selection})
+
+
+def read_record(path: Path, *, ratios: Sequence[float]) -> dict[float, float]:
+    """Sparsity → accuracy for 0.0 and each of `ratios`.
+
+    Raises:
+        UserError: if the file or one of them is missing or no number.
+    """
+    remedy = "run run_pickaback/wo_backbone.sh for this task again"
+    entries = read_json(path, remedy=remedy)
+    missing = [str(ratio) for ratio in (0.0, *ratios) if str(ratio) not in entries]
+    if missing:
+        raise UserError(f"{path} lacks the sparsity {', '.join(missing)}: {remedy}")
+    try:
+        return {ratio: float(entries[str(ratio)]) for ratio in (0.0, *ratios)}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} holds an accuracy that is no number ({error}): {remedy}") from error
+
+
+if __name__ == "__main__":
+    errors.run(main)
