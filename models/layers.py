@@ -48,22 +48,23 @@ class _Sharable(nn.Module):
         self.register_parameter("piggymask", nn.Parameter(values))
         self.register_buffer("earlier", earlier, persistent=False)
 
-    def effective_weight(self) -> Tensor:
-        """The weight that the current task sees."""
-        piggymask = getattr(self, "piggymask", None)
-        if piggymask is None:
-            return self.weight
-        return _PickWeights.apply(self.weight, piggymask, self.earlier)
+
+def effective_weight(layer: nn.Module) -> Tensor:
+    """The weight of a convolution or linear layer that the current task sees."""
+    piggymask = getattr(layer, "piggymask", None)
+    if piggymask is None:
+        return layer.weight
+    return _PickWeights.apply(layer.weight, piggymask, layer.earlier)
 
 
 class SharableConv2d(_Sharable, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.effective_weight(), self.bias)
+        return self._conv_forward(input, effective_weight(self), self.bias)
 
 
 class SharableLinear(_Sharable, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.effective_weight(), self.bias)
+        return nn.functional.linear(input, effective_weight(self), self.bias)
 
 
 @dataclass(frozen=True)

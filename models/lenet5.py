@@ -1,10 +1,10 @@
 """LeNet-5 as Pick-a-back trains it, for 32×32 images."""
 
-from torch import nn
+from torch import Tensor, nn
 
-from models.layers import Layers
+from models.layers import Layers, effective_weight
 from models.network import Network, init_conv, init_linear
-from models.pooling import ReluAvgPool2d
+from models.pooling import ReluAvgPool2d, conv2d_by_windows
 
 
 def lenet5(*, layers: Layers, width: float = 1.0, batch_norm: bool, in_channels: int = 3) -> Network:
@@ -25,7 +25,7 @@ def lenet5(*, layers: Layers, width: float = 1.0, batch_norm: bool, in_channels:
         norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
         return [layers.conv2d(inputs, outputs, 5, bias=False), *norm, ReluAvgPool2d(), nn.Identity()]
 
-    features = nn.Sequential(
+    features = _Features(
         *block(in_channels, first),
         *block(first, second),
         nn.Flatten(),
@@ -40,3 +40,20 @@ def lenet5(*, layers: Layers, width: float = 1.0, batch_norm: bool, in_channels:
         elif isinstance(layer, nn.Linear):
             init_linear(layer)
     return Network(features=features, feature_width=fourth)
+
+
+class _Features(nn.Sequential):
+    """The layers in turn; on a CPU the first convolution is sorted by pooling windows, for speed."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.device.type != "cpu":
+            return super().forward(inputs)
+        convolution, norm, *rest = self
+        hidden = conv2d_by_windows(inputs, effective_weight(convolution))
+        if isinstance(norm, nn.BatchNorm2d):
+            hidden = norm(hidden.flatten(0, 1)).view_as(hidden)
+            rest = rest[1:]
+        hidden = hidden.relu().mean(1)
+        for layer in rest:
+            hidden = layer(hidden)
+        return hidden

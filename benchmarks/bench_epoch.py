@@ -1,0 +1,85 @@
+"""Time one epoch of LeNet-5 on a CIFAR-100 superclass, validation and resume checkpoint included.
+
+    python -m benchmarks.bench_epoch --threads 1
+
+Claim (2 cores, one used; see docs/results.md for the date and the machine): the published code takes
+1.0 s on two cores for the same epoch of 2500 images plus validation on 500.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from CPG_cifar100_main_normal import CPGRun
+from CPG_cifar100_main_normal import parse as parse_cpg
+from data.tables import load_table
+from models import ARCHITECTURES as SHARABLE
+from packnet_cifar100_main_normal import PackNetRun
+from packnet_cifar100_main_normal import parse as parse_packnet
+from packnet_models import ARCHITECTURES as PLAIN
+from tools.task_run import TaskRun
+from utils import arguments, errors
+from utils.runs import Output
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--dataset_config", default="cifar100", help="Task table.")
+    parser.add_argument("--dataset", default="food_containers", help="Task.")
+    parser.add_argument("--epochs", type=arguments.positive_int, default=15, help="Epochs to time.")
+    parser.add_argument("--threads", type=arguments.positive_int, default=1, help="CPU threads.")
+    parser.add_argument("--device", default="cpu", help="Where to run.")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    cases = {
+        "stage 1, PackNet's LeNet-5": (parse_packnet, PackNetRun, PLAIN, "plain", []),
+        "stage 2-1, CPG's LeNet-5": (parse_cpg, CPGRun, SHARABLE, "sharable", []),
+        "the same at width multiplier 2.0": (
+            parse_cpg,
+            CPGRun,
+            SHARABLE,
+            "sharable",
+            ["--network_width_multiplier", "2.0"],
+        ),
+    }
+    for title, (parse, script, registry, layers, flags) in cases.items():
+        with tempfile.TemporaryDirectory() as folder:
+            common = ["--dataset_config", args.dataset_config, "--dataset", args.dataset]
+            roots = ["--checkpoints_root", folder, "--logs_root", folder]
+            computing = ["--epochs", str(args.epochs), "--device", args.device]
+            script_args = parse([*common, *roots, *computing, *flags])
+            table = load_table(args.dataset_config, data_root=script_args.data_root)
+            run = script(
+                script_args, table=table, task=table.task(args.dataset), registry=registry, layers=layers
+            )
+            seconds = time_epochs(run)
+        print(
+            f"{title}: median {statistics.median(seconds):.3f} s an epoch "
+            f"(min {min(seconds):.3f}, max {max(seconds):.3f}, {len(seconds)} epochs, "
+            f"{args.threads} threads, torch {torch.__version__})"
+        )
+
+
+def time_epochs(run: TaskRun) -> list[float]:
+    """Seconds of every epoch but the first, through the script's own code."""
+    ends = []
+    save = Output.save_unfinished
+
+    def save_and_note(self: Output, *args: object) -> None:
+        save(self, *args)
+        ends.append(time.perf_counter())
+
+    Output.save_unfinished = save_and_note
+    try:
+        run.run()
+    finally:
+        Output.save_unfinished = save
+    return [later - earlier for earlier, later in pairwise(ends)]
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,128 @@
+"""The table that ends a run: what every task reached alone, pruned, and on its backbone."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data.tables import Table, Task, load_table
+from tools.task_run import chosen_backbone, read_widths
+from utils import arguments, errors
+from utils.checkpoints import load_checkpoint
+from utils.files import csv_text, write_atomically
+from utils.paths import Paths, checkpoint_in, checkpoints_in
+
+NOTES = """\
+Accuracies on the test set. gain: last width minus scratch. scratch@w and cpg@w: the task alone at the
+width that it ended at, with PackNet's layers and with CPG's (batch norm), by run_all.sh --control; gain@w
+and gain@w (cpg): last width minus those. ±: standard error of the mean over tasks."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments.parser(__doc__)
+    arguments.add_common(parser)
+    args = parser.parse_args(argv)
+    table = load_table(args.dataset_config, data_root=args.data_root)
+    paths = arguments.paths_of(args)
+    rows = [task_row(task, table=table, paths=paths, arch=args.arch) for task in table.select(args.dataset)]
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    rows = [{name: row[name] for name in columns} for row in rows]
+    write_atomically(paths.report_file(table.name), csv_text(rows, columns))
+    print(as_text(rows, columns))
+    print(NOTES)
+    if args.protocol == "published":
+        print("Growth, pruning ratio and backbone were chosen on the test set (--protocol published).")
+    print(f"The same table: {paths.report_file(table.name)}")
+
+
+def task_row(task: Task, *, table: Table, paths: Paths, arch: str) -> dict:
+    """One task's figures; None where there is none."""
+    config = table.name
+    scratch = load_checkpoint(
+        checkpoint_in(paths.baselines(config) / task.name, remedy="run run_pickaback/baseline.sh first"),
+        architecture=arch,
+        layers="plain",
+    )["metrics"]["test_accuracy"]
+    chosen = load_checkpoint(
+        checkpoint_in(
+            paths.pruned(config, task.name),
+            remedy="run run_pickaback/select_pruning_ratio_of_backbone.sh first",
+        ),
+        architecture=arch,
+        layers="sharable",
+    )
+    backbone = chosen_backbone(paths.result_csv(config), table=table, target=task)
+    widths = read_widths(paths.target(config, backbone.name, task.name))
+    last = max(widths)
+    final = widths[last]["test_accuracy"]
+    plain = control(paths.baselines(config, width_multiplier=last) / task.name, arch=arch, layers="plain")
+    alone = (
+        paths.single_scratch(config, task.name)
+        if last == 1.0
+        else paths.control(config, task.name, width_multiplier=last)
+    )
+    sharable = control(alone, arch=arch, layers="sharable")
+    return {
+        "id": task.id,
+        "task": task.name,
+        "scratch": scratch,
+        "ratio": chosen["selection"]["ratio"],
+        "pruned": chosen["metrics"]["test_accuracy"],
+        "backbone": backbone.name,
+        **{f"w{width}": widths.get(width, {}).get("test_accuracy") for width in (1.0, 1.5, 2.0, last)},
+        "gain": final - scratch,
+        "scratch@w": plain,
+        "gain@w": None if plain is None else final - plain,
+        "cpg@w": sharable,
+        "gain@w (cpg)": None if sharable is None else final - sharable,
+    }
+
+
+def control(folder: Path, *, arch: str, layers: str) -> float | None:
+    """Test accuracy of a network trained without a backbone; None if it was not."""
+    found = checkpoints_in(folder)
+    if not found:
+        return None
+    return load_checkpoint(found[max(found)], architecture=arch, layers=layers)["metrics"]["test_accuracy"]
+
+
+def as_text(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
+    """The rows as aligned text, with the mean over tasks in the last line."""
+    mean = {name: mean_of([row[name] for row in rows]) for name in columns}
+    mean |= {"id": "", "task": "mean"}
+    cells = [list(columns)]
+    cells += [[shown(name, row[name]) for name in columns] for row in [*rows, mean]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    names = {"task", "backbone"}
+    lines = [
+        "  ".join(
+            cell.ljust(width) if name in names else cell.rjust(width)
+            for name, cell, width in zip(columns, line, widths, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def mean_of(values: Sequence) -> str:
+    """Mean and standard error of the numbers among `values`."""
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if not numbers or any(isinstance(value, str) for value in values):
+        return ""
+    mean = statistics.fmean(numbers)
+    if len(numbers) < 2:
+        return f"{mean:.3f}"
+    return f"{mean:.3f}±{statistics.stdev(numbers) / math.sqrt(len(numbers)):.3f}"
+
+
+def shown(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, float) or name == "ratio":
+        return str(value)
+    return f"{value:+.3f}" if name.startswith("gain") else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    errors.run(main)
