@@ -205,7 +205,8 @@ class SharedNetwork:
             visible = (owner > 0) & (owner <= index)
             if name in record.piggymasks:
                 visible &= (owner == index) | (record.piggymasks[name] > PICK_THRESHOLD)
-            state[f"{name}.weight"] = layers[name].weight[_leading(weight)] * visible
+            # Not a product with the mask: a NaN in a later task's weight must not be seen.
+            state[f"{name}.weight"] = layers[name].weight[_leading(weight)].where(visible, 0.0)
         state.update(record.private)
         seen.load_state_dict(state)
         return seen.eval()

@@ -1,0 +1,94 @@
+"""ModelDiff against a float64 loop that evaluates everything anew."""
+
+import math
+
+import pytest
+import torch
+
+from methods.modeldiff import Distance, Model, choose, compare, decision_distances, mutate
+
+
+def net(seed: int, classes: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(12, 8), torch.nn.Tanh(), torch.nn.Linear(8, classes)
+    ).double()
+
+
+def norm(a, b):
+    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+
+
+def slow_score(network, probes, initial):
+    outputs, start = network(probes).tolist(), network(initial).tolist()
+    n = len(outputs)
+    shift = sum(norm(a, b) for a, b in zip(outputs, start, strict=True))
+    pairs = sum(norm(outputs[i], outputs[j]) for i in range(n) for j in range(i + 1, n))
+    return shift * pairs
+
+
+def slow_mutate(probes, networks, *, iterations, epsilon, seed):
+    initial, current = probes.clone(), probes.clone()
+    generator = torch.Generator().manual_seed(seed)
+    elements = torch.randint(probes.numel(), (iterations,), generator=generator).tolist()
+    best = math.prod(slow_score(network, current, initial) for network in networks)
+    for element in elements:
+        for change in (epsilon, -epsilon):
+            tried = current.clone()
+            tried.view(-1)[element] += change
+            score = math.prod(slow_score(network, tried, initial) for network in networks)
+            if score > best:
+                current, best = tried, score
+                break
+    return current
+
+
+def test_mutations_equal_those_of_the_slow_search():
+    networks = (net(1, 3), net(2, 5))
+    probes = torch.randn(8, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = slow_mutate(probes, networks, iterations=60, epsilon=0.1, seed=7)
+    before = probes.clone()
+    mutated = mutate(probes, networks, iterations=60, epsilon=0.1, seed=7)
+    torch.testing.assert_close(mutated, expected, rtol=0, atol=1e-12)
+    assert torch.equal(probes, before)
+    changed = (mutated != probes).sum()
+    assert 10 < changed <= 60
+
+
+def test_distances_equal_a_loop_over_probe_pairs():
+    outputs = torch.randn(10, 4, dtype=torch.float64)
+    cos, euc = decision_distances(outputs)
+    for i in range(5):
+        a, b = outputs[i].tolist(), outputs[i + 5].tolist()
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        zero = [0.0] * 4
+        assert cos[i].item() == pytest.approx(1 - dot / (norm(a, zero) * norm(b, zero)))
+        assert euc[i].item() == pytest.approx(norm(a, b))
+
+
+def test_a_network_is_at_no_distance_from_itself_and_comparison_is_symmetric():
+    probes = torch.randn(5, 3, 2, 2, dtype=torch.float64)
+    others = torch.randn(5, 3, 2, 2, dtype=torch.float64)
+    one, same = Model(id=1, network=net(1, 3), probes=probes), Model(id=2, network=net(1, 3), probes=others)
+    measured = compare(one, same, iterations=0, epsilon=0.1, seed=0)
+    assert measured.cos == pytest.approx(0, abs=1e-12) and measured.euc == pytest.approx(0, abs=1e-12)
+    other = Model(id=3, network=net(4, 5), probes=others)
+    forth = compare(one, other, iterations=0, epsilon=0.1, seed=0)
+    back = compare(other, one, iterations=0, epsilon=0.1, seed=0)
+    assert forth.euc == pytest.approx(back.euc) and forth.euc > 1e-6
+
+
+def test_the_rules_choose_by_euclidean_distance():
+    distances = [Distance(3, cos=0.9, euc=0.2), Distance(1, cos=0.1, euc=0.5), Distance(2, cos=0.5, euc=0.1)]
+    assert choose(distances, rule="farthest", seed=0) == 1
+    assert choose(distances, rule="nearest", seed=0) == 2
+    drawn = {choose(distances, rule="random", seed=seed) for seed in range(30)}
+    assert drawn == {1, 2, 3}
+    assert choose(distances, rule="random", seed=5) == choose(distances[::-1], rule="random", seed=5)
+
+
+def test_the_lowest_id_wins_a_tie():
+    distances = [Distance(4, cos=0, euc=0.5), Distance(2, cos=0, euc=0.5)]
+    assert choose(distances, rule="farthest", seed=0) == 2
+    assert choose(distances, rule="nearest", seed=0) == 2

@@ -1,0 +1,267 @@
+"""Ownership: nothing that an earlier task knows changes, to the bit."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import models
+import packnet_models
+from methods.cpg import CPG, piggymask_optimizer, piggymasks_of, weight_optimizer
+from methods.gradual_pruning import GradualPruning
+from methods.ownership import OwnedTraining, SharedNetwork
+from models.layers import PLAIN, SharableLinear
+from models.lenet5 import lenet5
+from utils.errors import UserError
+
+CPG_LENET = models.ARCHITECTURES["lenet5"]
+PACKNET_LENET = packnet_models.ARCHITECTURES["lenet5"]
+
+
+def batch(seed: int, size: int = 16) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 3, 32, 32, generator=generator), torch.randint(4, (size,), generator=generator)
+
+
+def learn(shared: SharedNetwork, *, steps: int, lr: float = 0.05, weight_decay: float = 0.1) -> None:
+    """Train the newest task with a large step and decay, so that a leak would show."""
+    optimizer = weight_optimizer(shared)
+    optimizers = [optimizer]
+    if piggymasks_of(shared):
+        optimizers.append(piggymask_optimizer(shared))
+    for made in optimizers:
+        made.param_groups[0]["lr"] = lr
+    method = CPG(shared=shared, weight_decay=weight_decay, freeze_after=10**6)
+    method.before_task()
+    method.before_epoch(1)
+    shared.network.train()
+    for step in range(steps):
+        inputs, labels = batch(step)
+        for made in optimizers:
+            made.zero_grad()
+        cross_entropy(shared.network(inputs), labels).backward()
+        method.after_backward()
+        for made in optimizers:
+            made.step()
+        method.after_step()
+
+
+def prune(shared: SharedNetwork, sparsity: float) -> None:
+    optimizer = weight_optimizer(shared)
+    GradualPruning(
+        shared=shared,
+        weight_decay=0.0,
+        optimizer=optimizer,
+        initial=0.0,
+        final=sparsity,
+        interval=1,
+        span=1,
+    ).prune(sparsity)
+
+
+def first_task(build, *, sparsity: float = 0.6) -> SharedNetwork:
+    torch.manual_seed(0)
+    shared = SharedNetwork(build=build)
+    shared.begin_task("first", num_classes=4)
+    learn(shared, steps=4)
+    prune(shared, sparsity)
+    learn_pruned(shared)
+    return shared
+
+
+def learn_pruned(shared: SharedNetwork) -> None:
+    learn(shared, steps=2)
+
+
+@pytest.mark.parametrize("build", [CPG_LENET, PACKNET_LENET], ids=["cpg", "packnet"])
+@pytest.mark.parametrize("widths", [(1.0, 1.0), (2.0**0.5, 2.0**0.5), (1.5**0.5, 2.0**0.5)])
+def test_earlier_tasks_keep_their_logits_to_the_bit(build, widths):
+    inputs, _ = batch(99, size=32)
+    shared = first_task(build)
+    before_first = shared.as_task("first")(inputs)
+
+    shared.begin_task("second", num_classes=4, width=widths[0])
+    learn(shared, steps=5)
+    prune(shared, 0.5)
+    learn(shared, steps=2)
+    before_second = shared.as_task("second")(inputs)
+    assert torch.equal(shared.as_task("first")(inputs), before_first)
+
+    shared.begin_task("third", num_classes=4, width=widths[1])
+    learn(shared, steps=5)
+    assert torch.equal(shared.as_task("first")(inputs), before_first)
+    assert torch.equal(shared.as_task("second")(inputs), before_second)
+    assert not torch.equal(shared.as_task("third")(inputs), before_second)
+
+
+def test_the_live_network_and_its_dense_view_agree_to_the_bit():
+    shared = first_task(CPG_LENET)
+    shared.begin_task("second", num_classes=4, width=2.0**0.5)
+    learn(shared, steps=5, lr=0.02)
+    inputs, _ = batch(5)
+    live = shared.network.eval()(inputs)
+    assert torch.equal(live, shared.as_task("second")(inputs))
+    picked = shared.shares("second").shared_ratio
+    assert 0.0 < picked < 1.0, "the piggymasks must really pick"
+
+
+def test_a_nan_gradient_does_not_reach_another_tasks_weights():
+    shared = first_task(PACKNET_LENET)
+    inputs, labels = batch(0)
+    before = shared.as_task("first")(inputs)
+    shared.begin_task("second", num_classes=4)
+    method = OwnedTraining(shared=shared, weight_decay=0.1)
+    method.before_task()
+    optimizer = weight_optimizer(shared)
+    optimizer.param_groups[0]["lr"] = 0.1
+    (cross_entropy(shared.network(inputs), labels) * float("nan")).backward()
+    method.after_backward()
+    optimizer.step()
+    assert torch.equal(shared.as_task("first")(inputs), before)
+
+
+def test_a_weight_is_seen_by_its_owner_and_by_later_tasks_that_pick_it():
+    shared = first_task(CPG_LENET)
+    shared.begin_task("second", num_classes=4)
+    learn(shared, steps=5, lr=0.02)
+    seen = dict(shared.as_task("second").named_parameters())
+    first = dict(shared.as_task("first").named_parameters())
+    for name, layer in shared.layers().items():
+        flat = zip(
+            layer.owner.flatten().tolist(),
+            layer.weight.flatten().tolist(),
+            layer.piggymask.flatten().tolist(),
+            seen[f"{name}.weight"].flatten().tolist(),
+            first[f"{name}.weight"].flatten().tolist(),
+            strict=True,
+        )
+        for owner, weight, piggymask, as_second, as_first in flat:
+            assert owner in (1, 2)
+            assert as_first == (weight if owner == 1 else 0.0)
+            assert as_second == (weight if owner == 2 or piggymask > 0.005 else 0.0)
+
+
+def test_growth_keeps_old_weights_leading_starts_freed_ones_at_zero_and_new_ones_at_random():
+    shared = first_task(CPG_LENET)
+    old = {name: (layer.weight.clone(), layer.owner.clone()) for name, layer in shared.layers().items()}
+    shared.begin_task("second", num_classes=4, width=2.0**0.5)
+    assert [tuple(layer.weight.shape) for layer in shared.layers().values()] == [
+        (8, 3, 5, 5),
+        (22, 8, 5, 5),
+        (169, 550),
+        (118, 169),
+    ]
+    for name, layer in shared.layers().items():
+        weight, owner = old[name]
+        region = tuple(slice(0, size) for size in weight.shape)
+        assert torch.equal(layer.weight[region], weight)
+        assert (layer.weight[region][owner == 0] == 0).all()
+        assert torch.equal(layer.owner[region] == 1, owner == 1)
+        added = torch.ones_like(layer.owner, dtype=torch.bool)
+        added[region] = False
+        assert (layer.owner[added] == 2).all()
+        assert layer.weight[added].std() > 0
+
+
+def test_private_tensors_start_from_the_backbones_and_then_go_their_own_way():
+    shared = first_task(CPG_LENET)
+    first = {name: value.clone() for name, value in shared.as_task("first").state_dict().items()}
+    shared.begin_task("second", num_classes=4)
+    start = shared.network.state_dict()
+    for name in ("features.1.running_mean", "features.5.weight", "features.9.bias"):
+        assert torch.equal(start[name], first[name])
+    learn(shared, steps=3)
+    after = shared.network.state_dict()
+    for name in ("features.1.running_mean", "features.5.weight", "features.9.bias"):
+        assert not torch.equal(after[name], first[name])
+        assert torch.equal(shared.as_task("first").state_dict()[name], first[name])
+
+
+def test_weight_decay_touches_owned_weights_only():
+    shared = first_task(CPG_LENET)
+    shared.begin_task("second", num_classes=4)
+    method = OwnedTraining(shared=shared, weight_decay=0.5)
+    method.before_task()
+    for parameter in shared.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    method.after_backward()
+    for layer in shared.layers().values():
+        expected = torch.where(layer.owner == 2, 0.5 * layer.weight, torch.zeros(()))
+        assert torch.equal(layer.weight.grad, expected)
+    others = [*shared.network.classifiers.parameters(), shared.network.features[1].weight]
+    assert all((parameter.grad == 0).all() for parameter in others)
+
+
+@pytest.mark.parametrize("build", [CPG_LENET, PACKNET_LENET], ids=["cpg", "packnet"])
+def test_a_network_survives_its_payload_unchanged(build, tmp_path):
+    shared = first_task(build)
+    shared.begin_task("second", num_classes=4, width=1.5**0.5)
+    learn(shared, steps=3)
+    again = SharedNetwork.from_payload(shared.payload(), build=build, source=tmp_path)
+    inputs, _ = batch(7)
+    for task in ("first", "second"):
+        assert torch.equal(again.as_task(task)(inputs), shared.as_task(task)(inputs))
+        assert again.shares(task) == shared.shares(task)
+    learn(shared, steps=2)
+    learn(again, steps=2)
+    assert torch.equal(again.as_task("second")(inputs), shared.as_task("second")(inputs))
+
+
+def test_shares_count_what_a_loop_counts():
+    shared = first_task(CPG_LENET)
+    shared.begin_task("second", num_classes=4, width=2.0**0.5)
+    learn(shared, steps=5, lr=0.02)
+    prune(shared, 0.3)
+    free = owned = earlier = picked = total = 0
+    for layer in shared.layers().values():
+        pairs = zip(layer.owner.flatten().tolist(), layer.piggymask.flatten().tolist(), strict=True)
+        for owner, piggymask in pairs:
+            total += 1
+            free += owner == 0
+            owned += owner == 2
+            earlier += owner == 1
+            picked += owner == 1 and piggymask > 0.005
+    shares = shared.shares("second")
+    assert shares.sparsity == pytest.approx(free / (free + owned))
+    assert shares.task_ratio == pytest.approx(2.0 * owned / total)
+    assert shares.zero_ratio == pytest.approx(free / total)
+    assert shares.shared_ratio == pytest.approx(picked / earlier)
+
+
+def test_a_task_is_learned_once_and_a_network_never_shrinks():
+    shared = first_task(CPG_LENET)
+    with pytest.raises(UserError, match="already learned task first"):
+        shared.begin_task("first", num_classes=4)
+    with pytest.raises(UserError, match="cannot be made narrower"):
+        shared.begin_task("second", num_classes=4, width=0.5)
+    with pytest.raises(UserError, match="holds no task other: it holds first"):
+        shared.as_task("other")
+
+
+def test_piggymask_gradients_are_the_straight_through_estimate():
+    torch.manual_seed(0)
+    layer = SharableLinear(4, 3).double()
+    earlier = torch.rand(3, 4) < 0.5
+    layer.add_piggymask(torch.rand(3, 4, dtype=torch.float64) * 0.01, earlier=earlier)
+    inputs = torch.randn(5, 4, dtype=torch.float64)
+    upstream = torch.randn(5, 3, dtype=torch.float64)
+    layer(inputs).backward(upstream)
+    for row in range(3):
+        for column in range(4):
+            effective = sum(
+                upstream[sample, row].item() * inputs[sample, column].item() for sample in range(5)
+            )
+            weight = layer.weight[row, column].item()
+            seen = (not earlier[row, column]) or layer.piggymask[row, column] > 0.005
+            mask_grad = effective * weight if earlier[row, column] else 0.0
+            assert layer.weight.grad[row, column].item() == pytest.approx(effective if seen else 0.0)
+            assert layer.piggymask.grad[row, column].item() == pytest.approx(mask_grad)
+
+
+def test_plain_and_sharable_layers_are_the_same_function_without_masks():
+    plain = lenet5(layers=PLAIN, batch_norm=True)
+    sharable = CPG_LENET()
+    sharable.load_state_dict(plain.state_dict())
+    assert isinstance(plain.features[0], nn.Conv2d)
+    inputs, _ = batch(3)
+    assert torch.equal(plain.features(inputs), sharable.features(inputs))

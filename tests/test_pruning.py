@@ -1,0 +1,111 @@
+"""Gradual pruning against a slow, obvious reference."""
+
+import pytest
+import torch
+
+import models
+from methods.cpg import choose_ratio, must_grow, weight_optimizer, width_multipliers
+from methods.gradual_pruning import GradualPruning, smallest, sparsity_at
+from methods.ownership import SharedNetwork
+from methods.packnet import PackNetPruning
+
+LENET = models.ARCHITECTURES["lenet5"]
+
+
+def test_the_schedule_is_cubic():
+    assert sparsity_at(0, initial=0.1, final=0.2, span=316) == pytest.approx(0.1)
+    assert sparsity_at(316, initial=0.1, final=0.2, span=316) == 0.2
+    assert sparsity_at(158, initial=0.0, final=0.8, span=316) == pytest.approx(0.8 * (1 - 0.5**3))
+    assert sparsity_at(1000, initial=0.0, final=0.8, span=316) == 0.8
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95, 1.0])
+def test_the_smallest_are_those_that_sorting_finds(share):
+    torch.manual_seed(1)
+    weight, among = torch.randn(7, 9), torch.rand(7, 9) < 0.7
+    entries = [(abs(weight[i, j].item()), i, j) for i in range(7) for j in range(9) if among[i, j]]
+    expected = torch.zeros(7, 9, dtype=torch.bool)
+    for _, row, column in sorted(entries)[: round(share * len(entries))]:
+        expected[row, column] = True
+    assert torch.equal(smallest(weight, among=among, share=share), expected)
+
+
+def make(pruning, **settings):
+    torch.manual_seed(0)
+    shared = SharedNetwork(build=LENET)
+    shared.begin_task("only", num_classes=3)
+    optimizer = weight_optimizer(shared)
+    optimizer.param_groups[0]["lr"] = 0.05
+    method = pruning(shared=shared, weight_decay=0.01, optimizer=optimizer, **settings)
+    method.before_task()
+    return shared, optimizer, method
+
+
+def step(shared, optimizer, method, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shared.network.train()
+    optimizer.zero_grad()
+    inputs = torch.randn(8, 3, 32, 32, generator=generator)
+    labels = torch.randint(3, (8,), generator=generator)
+    torch.nn.functional.cross_entropy(shared.network(inputs), labels).backward()
+    method.after_backward()
+    optimizer.step()
+    method.after_step()
+
+
+def test_sparsity_follows_the_schedule_and_pruned_weights_stay_zero():
+    shared, optimizer, method = make(GradualPruning, initial=0.0, final=0.8, interval=3, span=10)
+    pruned = {
+        name: torch.zeros_like(layer.owner, dtype=torch.bool) for name, layer in shared.layers().items()
+    }
+    expected = 0.0
+    for number in range(1, 15):
+        step(shared, optimizer, method, number)
+        if number <= 10 and (number % 3 == 0 or number == 10):
+            expected = sparsity_at(number, initial=0.0, final=0.8, span=10)
+        for name, layer in shared.layers().items():
+            free = layer.owner == 0
+            assert free.sum().item() == round(expected * free.numel())
+            assert (layer.weight[free] == 0).all()
+            assert (pruned[name] & ~free).sum() == 0, "a pruned weight came back"
+            pruned[name] = free
+
+
+def test_momentum_does_not_revive_a_pruned_weight():
+    shared, optimizer, method = make(GradualPruning, initial=0.0, final=0.5, interval=1, span=1)
+    for number in range(3):
+        step(shared, optimizer, method, number)
+    for layer in shared.layers().values():
+        free = layer.owner == 0
+        assert (optimizer.state[layer.weight]["momentum_buffer"][free] == 0).all()
+        assert (layer.weight[free] == 0).all()
+        assert (layer.weight[~free] != 0).all()
+
+
+def test_packnet_cuts_once_before_the_first_step_and_again_in_the_same_place():
+    shared, optimizer, method = make(PackNetPruning, sparsity=0.5)
+    cut = {name: layer.owner == 0 for name, layer in shared.layers().items()}
+    for number in range(3):
+        step(shared, optimizer, method, number)
+    method.before_task()
+    for name, layer in shared.layers().items():
+        assert torch.equal(layer.owner == 0, cut[name])
+        assert cut[name].sum().item() == round(0.5 * cut[name].numel())
+
+
+def test_the_ratio_chosen_is_the_highest_that_reaches_the_baseline():
+    record = {0.0: 0.742, 0.5: 0.736, 0.8: 0.732, 0.9: 0.694, 0.95: 0.67}
+    assert choose_ratio(record, baseline=0.718, allow_acc_loss=0.001) == 0.8
+    assert choose_ratio(record, baseline=0.733, allow_acc_loss=0.001) == 0.8
+    assert choose_ratio(record, baseline=0.7331, allow_acc_loss=0.001) == 0.5
+    assert choose_ratio(record, baseline=0.9, allow_acc_loss=0.001) == 0.0
+    assert choose_ratio({**record, 0.95: 0.72}, baseline=0.718, allow_acc_loss=0.0) == 0.95
+
+
+def test_a_network_grows_while_it_is_under_its_baseline_or_cannot_fit_its_training_data():
+    assert must_grow(accuracy=0.65, baseline=0.66, train_accuracy=0.99)
+    assert must_grow(accuracy=0.70, baseline=0.66, train_accuracy=0.95)
+    assert not must_grow(accuracy=0.66, baseline=0.66, train_accuracy=0.951)
+    assert width_multipliers(1.0, 2.0) == [1.0, 1.5, 2.0]
+    assert width_multipliers(1.0, 1.0) == [1.0]
+    assert width_multipliers(1.0, 1.7) == [1.0, 1.5]
