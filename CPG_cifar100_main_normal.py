@@ -19,7 +19,7 @@ from methods.gradual_pruning import GradualPruning
 from methods.learning import Learner
 from methods.ownership import SharedNetwork
 from models import ARCHITECTURES
-from tools.task_run import TaskRun, chosen_backbone, final_width, run_tasks
+from tools.task_run import TaskRun, chosen_backbone, final_width, read_widths, run_tasks
 from utils import arguments, errors
 from utils.checkpoints import fingerprint, load_checkpoint
 from utils.errors import UserError
@@ -261,8 +261,7 @@ class CPGRun(TaskRun):
         for multiplier in width_multipliers(self.multiplier, widest):
             payload = self.learn_at_width(multiplier, backbone=backbone, source=source)
             grow = self.report_width(multiplier, payload["metrics"], baseline=baseline)
-            checkpoint = width_folder(self.folder, multiplier) / checkpoint_name(self.args.epochs)
-            write_atomically(self.folder / checkpoint.name, checkpoint.read_bytes())
+            self.put_widest_in_place()
             if not grow:
                 break
             if multiplier < widest:
@@ -297,6 +296,14 @@ class CPGRun(TaskRun):
             backbone=self.backbone,
             parent=fingerprint(backbone),
         )
+
+    def put_widest_in_place(self) -> None:
+        """Copy the checkpoint of the widest network tried so far into the target's folder."""
+        name = checkpoint_name(self.args.epochs)
+        content = (width_folder(self.folder, max(read_widths(self.folder))) / name).read_bytes()
+        place = self.folder / name
+        if not place.exists() or place.read_bytes() != content:
+            write_atomically(place, content)
 
     def report_width(self, multiplier: float, metrics: dict, *, baseline: float) -> bool:
         """Enter a width's figures in widths.json; returns whether the network should grow."""

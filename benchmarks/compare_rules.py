@@ -1,0 +1,60 @@
+"""Compare rules for choosing a backbone: accuracy at width 1.0, mean and standard error over targets.
+
+Run by benchmarks/compare_rules.sh, which trains what is compared here.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.tables import load_table
+from tools.task_run import chosen_backbone, read_widths
+from utils import arguments, errors
+from utils.checkpoints import load_checkpoint
+from utils.paths import checkpoint_in
+
+WIDTH = 1.0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments.parser(__doc__)
+    arguments.add_common(parser)
+    parser.add_argument("--picks", nargs="+", required=True, help="RULE=CSV of the chosen backbones.")
+    args = parser.parse_args(argv)
+    table = load_table(args.dataset_config, data_root=args.data_root)
+    paths = arguments.paths_of(args)
+    files = {rule: Path(file) for rule, _, file in (pick.partition("=") for pick in args.picks)}
+
+    def alone(folder: Path, layers: str) -> float:
+        path = checkpoint_in(folder, remedy="run stages 1 and 2 first")
+        return load_checkpoint(path, architecture=args.arch, layers=layers)["metrics"]["test_accuracy"]
+
+    columns: dict[str, list[float]] = {"scratch": [], "cpg alone": [], **{rule: [] for rule in files}}
+    print("target".ljust(32), *(f"{name:>28}" for name in columns))
+    for target in table.select(args.dataset):
+        columns["scratch"].append(alone(paths.baselines(table.name) / target.name, "plain"))
+        columns["cpg alone"].append(alone(paths.single_scratch(table.name, target.name), "sharable"))
+        shown = [f"{columns[name][-1]:28.3f}" for name in ("scratch", "cpg alone")]
+        for rule, file in files.items():
+            backbone = chosen_backbone(file, table=table, target=target).name
+            widths = read_widths(paths.target(table.name, backbone, target.name))
+            columns[rule].append(widths[WIDTH]["test_accuracy"])
+            shown.append(f"{columns[rule][-1]:.3f} {backbone[:21]:<22}".rjust(28))
+        print(target.name.ljust(32), *shown)
+    for name, values in columns.items():
+        print(f"{name}: {with_error(values)} mean accuracy at width {WIDTH}")
+    for name in list(columns)[1:]:
+        for other in list(columns)[: list(columns).index(name)]:
+            gains = [a - b for a, b in zip(columns[name], columns[other], strict=True)]
+            print(f"{name} minus {other}: {with_error(gains)} over {len(gains)} targets, paired")
+
+
+def with_error(values: Sequence[float]) -> str:
+    """Mean ± standard error."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return f"{statistics.fmean(values):.4f} ± {error:.4f}"
+
+
+if __name__ == "__main__":
+    errors.run(main)
