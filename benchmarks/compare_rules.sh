@@ -16,7 +16,7 @@ for rule in farthest nearest random; do
     MAX_WIDTH=1.0 EXTRA_ARGS="--csv_path $file" bash run_pickaback/w_backbone.sh "$config" "$targets"
 done
 source run_pickaback/lib.sh
-setup_python
+setup_python base
 TASKS=$targets CONFIG=$config
 common_args
 "$PYTHON_BIN" -m benchmarks.compare_rules "${TABLE_ARGS[@]}" --dataset "$targets" --picks "${files[@]}"

@@ -45,8 +45,11 @@ def lenet5(*, layers: Layers, width: float = 1.0, batch_norm: bool, in_channels:
 class _Features(nn.Sequential):
     """The layers in turn; on a CPU the first convolution is sorted by pooling windows, for speed."""
 
+    # For fewer images, making the shifted kernels costs more than they save.
+    worthwhile = 16
+
     def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.device.type != "cpu":
+        if inputs.device.type != "cpu" or len(inputs) < self.worthwhile:
             return super().forward(inputs)
         convolution, norm, *rest = self
         hidden = conv2d_by_windows(inputs, effective_weight(convolution))

@@ -31,7 +31,7 @@ def test_lenet5_equals_its_layers_applied_one_by_one(batch_norm):
     network = lenet5(layers=PLAIN, batch_norm=batch_norm).double()
     network.add_head(5)
     network.double()
-    inputs = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    inputs = torch.randn(16, 3, 32, 32, dtype=torch.float64)
     hidden = inputs
     twin = lenet5(layers=PLAIN, batch_norm=batch_norm).double()
     twin.load_state_dict({k: v for k, v in network.state_dict().items() if k.startswith("features")})
