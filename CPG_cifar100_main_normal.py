@@ -13,6 +13,7 @@ from methods.cpg import (
     piggymask_optimizer,
     piggymasks_of,
     weight_optimizer,
+    weight_schedule,
     width_multipliers,
 )
 from methods.gradual_pruning import GradualPruning
@@ -161,7 +162,7 @@ class CPGRun(TaskRun):
         """CPG over the newest task: weights, and piggymasks where there are any."""
         epochs = self.args.epochs
         optimizers = {"weights": weight_optimizer(shared)}
-        schedules = {"weights": arguments.weight_schedule(self.args)}
+        schedules = {"weights": weight_schedule(lr=self.args.lr, epochs=self.args.epochs)}
         if piggymasks_of(shared):
             optimizers["piggymasks"] = piggymask_optimizer(shared)
             schedules["piggymasks"] = StepSchedule(self.args.lr_mask, drops={epochs * 5 // 10: 0.2})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from methods.cpg import weight_optimizer
+from methods.cpg import weight_optimizer, weight_schedule
 from methods.learning import Learner
 from methods.ownership import OwnedTraining, SharedNetwork
 from methods.packnet import PackNetPruning
@@ -79,7 +79,7 @@ class PackNetRun(TaskRun):
             return Learner(
                 method=OwnedTraining(shared=shared, weight_decay=self.args.weight_decay),
                 optimizers={"weights": weight_optimizer(shared)},
-                schedules={"weights": arguments.weight_schedule(self.args)},
+                schedules={"weights": weight_schedule(lr=self.args.lr, epochs=self.args.epochs)},
             )
 
         payload = self.learn(

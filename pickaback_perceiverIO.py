@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     logs.to_terminal()
     logs.configuration(vars(args))
+    logs.protocol(args.protocol)
     set_threads(args.threads)
     table = load_table(args.dataset_config, data_root=args.data_root)
     search = Search(args, table=table)

@@ -25,6 +25,7 @@ from data.images import RawFile, RawSplit, cached, decode_files, folder_split, l
 from data.tables import Table, Task, load_table
 from utils import logs
 from utils.errors import UserError, run
+from utils.paths import default_root
 
 # A preparer fills the cache of a table from `source` (None: where it finds the raw files itself).
 Preparer = Callable[[Table, Path | None, Path], None]
@@ -279,7 +280,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("table", metavar="TABLE", help="a table's name or .toml file")
     parser.add_argument("--source", type=Path, help="where the raw files are, if not under the data folder")
     parser.add_argument(
-        "--data_root", type=Path, default=Path("data"), help="data folder (default: %(default)s)"
+        "--data_root",
+        type=Path,
+        default=default_root("data"),
+        help="data folder; DATA_ROOT in the environment moves it too (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     logs.to_terminal()

@@ -6,6 +6,7 @@ import torch
 from torch.optim import SGD, Adam, Optimizer
 
 from methods.ownership import OwnedTraining, SharedNetwork
+from utils.training import StepSchedule
 
 MOMENTUM = 0.9
 
@@ -49,6 +50,11 @@ def weight_optimizer(shared: SharedNetwork) -> Optimizer:
         nesterov=True,
         fused=True,
     )
+
+
+def weight_schedule(*, lr: float, epochs: int) -> StepSchedule:
+    """A tenth of `lr` after half of the epochs, a tenth of that after 0.8 of them."""
+    return StepSchedule(lr, drops={epochs * 5 // 10: 0.1, epochs * 8 // 10: 0.1})
 
 
 def piggymask_optimizer(shared: SharedNetwork) -> Optimizer:

@@ -1,12 +1,11 @@
 """Print the tasks that a specification such as `4`, `1-20`, `fish,14` or `all` means, one name a line."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.tables import load_table
 from utils import arguments, errors
-from utils.paths import REPOSITORY
+from utils.paths import default_root
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data_root",
         type=Path,
-        default=Path(os.environ.get("DATA_ROOT") or REPOSITORY / "data"),
+        default=default_root("data"),
         help="Folder of data; DATA_ROOT in the environment moves it too.",
     )
     args = parser.parse_args(argv)

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logs.to_terminal()
     logs.configuration(vars(args))
+    logs.protocol(args.protocol)
     table = load_table(args.dataset_config, data_root=args.data_root)
     paths = arguments.paths_of(args)
     with logs.to_file(paths.stage_log(table.name, "select_pruning_ratio")):

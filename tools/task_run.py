@@ -157,6 +157,7 @@ def run_tasks(
     """Run a script's work for every task that `--dataset` names, in turn, each with its log file."""
     logs.to_terminal()
     logs.configuration(vars(args))
+    logs.protocol(args.protocol)
     set_threads(args.threads)
     table = load_table(args.dataset_config, data_root=args.data_root)
     tasks = table.select(args.dataset)

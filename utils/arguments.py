@@ -1,12 +1,10 @@
 """The command-line flags that scripts share, with their defaults."""
 
 import argparse
-import os
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.paths import REPOSITORY, Paths
-from utils.training import StepSchedule
+from utils.paths import Paths, default_root
 
 FROM_TARGET = "from_target"
 
@@ -66,10 +64,6 @@ def sparsity(text: str) -> float:
     return value
 
 
-def _root(name: str) -> Path:
-    return Path(os.environ.get(f"{name.upper()}_ROOT") or REPOSITORY / name)
-
-
 def add_common(parser: argparse.ArgumentParser) -> None:
     """What, where and how reproducibly: the flags of every script."""
     group = parser.add_argument_group("tasks and files")
@@ -84,7 +78,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{name}_root",
             type=Path,
-            default=_root(name),
+            default=default_root(name),
             help=f"Folder of {name}; {name.upper()}_ROOT in the environment moves it too.",
         )
     group.add_argument(
@@ -163,11 +157,6 @@ def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) ->
         default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95],
         help="Pruning ratios, run in turn, each from the one before.",
     )
-
-
-def weight_schedule(args: argparse.Namespace) -> StepSchedule:
-    """The weights' learning rate: a tenth after half of the epochs, a tenth of that after 0.8 of them."""
-    return StepSchedule(args.lr, drops={args.epochs * 5 // 10: 0.1, args.epochs * 8 // 10: 0.1})
 
 
 def paths_of(args: argparse.Namespace) -> Paths:

@@ -53,3 +53,12 @@ def configuration(arguments: dict) -> None:
     logging.info(
         "Configuration: %s", " ".join(f"{name}={value}" for name, value in sorted(arguments.items()))
     )
+
+
+def protocol(name: str) -> None:
+    """Say what the run's decisions look at."""
+    looked_at = {
+        "published": "the test set decides growth, pruning ratio and selection, as in the published code",
+        "heldout": "a tenth of the training samples decides; the test set is only reported",
+    }
+    logging.info("Protocol %s: %s", name, looked_at[name])

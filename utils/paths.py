@@ -1,5 +1,6 @@
 """The name of every file that one stage writes and another reads. No other module composes one."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 RESUME_NAME = "resume.pth.tar"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pth\.tar")
+
+
+def default_root(name: str) -> Path:
+    """Where `data`, `checkpoints` or `logs` lies unless a flag says otherwise."""
+    return Path(os.environ.get(f"{name.upper()}_ROOT") or REPOSITORY / name)
 
 
 def checkpoint_name(epoch: int) -> str:
