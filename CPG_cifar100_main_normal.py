@@ -24,10 +24,11 @@ from tools.task_run import TaskRun, chosen_backbone, final_width, read_widths, r
 from utils import arguments, errors
 from utils.checkpoints import fingerprint, load_checkpoint
 from utils.errors import UserError
-from utils.files import update_json, write_atomically
+from utils.files import json_text, update_json, write_changed
 from utils.paths import (
     checkpoint_in,
     checkpoint_name,
+    checkpoints_in,
     record_file,
     sparsity_folder,
     width_folder,
@@ -108,6 +109,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--mode inference stands alone")
     if args.backbone and "prune" in args.mode:
         parser.error("--mode prune prunes a task's own network: leave out --backbone")
+    if args.load_folder and args.mode == ["finetune"] and not args.backbone:
+        parser.error("--load_folder: --mode finetune starts from it only with --backbone")
+    if len(args.mode) > 1 and (args.load_folder or args.save_folder):
+        parser.error("--load_folder and --save_folder are of one mode: give finetune and prune in turn")
     return args
 
 
@@ -181,7 +186,8 @@ class CPGRun(TaskRun):
             width_multiplier=self.multiplier,
         )
         accuracy = payload["metrics"]["validation_accuracy"]
-        if self.multiplier == 1.0:
+        in_layout = self.folder == self.paths.single_scratch(self.table.name, self.task.name)
+        if in_layout or self.args.pruning_ratio_to_acc_record_file:
             self.record(0.0, accuracy)
         logging.info("Accuracy of %s without a backbone: %.4f", self.task.name, accuracy)
 
@@ -256,18 +262,32 @@ class CPGRun(TaskRun):
         )
         backbone = load_checkpoint(source, architecture=self.args.arch, layers=LAYERS)
         held = SharedNetwork.from_payload(backbone, build=self.build, source=source)
-        held.index_of(self.backbone)
+        try:
+            held.index_of(self.backbone)
+        except UserError as error:
+            raise UserError(f"{source}: {error}: correct --load_folder or --backbone") from error
         baseline = self.baseline()
         widest = self.args.max_allowed_network_width_multiplier
+        if self.multiplier > widest:
+            raise UserError(
+                f"--network_width_multiplier {self.multiplier} is over "
+                f"--max_allowed_network_width_multiplier {widest}: lower one or raise the other"
+            )
+        widths = {}
         for multiplier in width_multipliers(self.multiplier, widest):
-            payload = self.learn_at_width(multiplier, backbone=backbone, source=source)
-            grow = self.report_width(multiplier, payload["metrics"], baseline=baseline)
-            self.put_widest_in_place()
+            metrics = self.learn_at_width(multiplier, backbone=backbone, source=source)["metrics"]
+            grow = must_grow(
+                accuracy=metrics["validation_accuracy"],
+                baseline=baseline,
+                train_accuracy=metrics["train_accuracy"],
+            )
+            widths[multiplier] = metrics | {"grow": grow}
             if not grow:
                 break
             if multiplier < widest:
                 logging.info("It's time to expand the Network")
-        accuracy = payload["metrics"]["validation_accuracy"]
+        self.finish_target(widths)
+        accuracy = metrics["validation_accuracy"]
         logging.info(
             "Final accuracy of %s on %s: %.4f at width multiplier %s (scratch baseline %.4f)",
             self.task.name,
@@ -298,23 +318,22 @@ class CPGRun(TaskRun):
             parent=fingerprint(backbone),
         )
 
-    def put_widest_in_place(self) -> None:
-        """Copy the checkpoint of the widest network tried so far into the target's folder."""
-        name = checkpoint_name(self.args.epochs)
-        content = (width_folder(self.folder, max(read_widths(self.folder))) / name).read_bytes()
-        place = self.folder / name
-        if not place.exists() or place.read_bytes() != content:
-            write_atomically(place, content)
+    def finish_target(self, widths: dict[float, dict]) -> None:
+        """Put the figures of every width, and the checkpoint of the widest, in place.
 
-    def report_width(self, multiplier: float, metrics: dict, *, baseline: float) -> bool:
-        """Enter a width's figures in widths.json; returns whether the network should grow."""
-        grow = must_grow(
-            accuracy=metrics["validation_accuracy"],
-            baseline=baseline,
-            train_accuracy=metrics["train_accuracy"],
-        )
-        update_json(widths_file(self.folder), {str(multiplier): metrics | {"grow": grow}})
-        return grow
+        Only now: what lies in the target's folder is what it ended at, never a width on the way. Widths
+        that an earlier run tried count too, unless this one redoes the target.
+        """
+        if widths_file(self.folder).exists() and not self.args.overwrite:
+            widths = read_widths(self.folder) | widths
+        name = checkpoint_name(self.args.epochs)
+        final = self.folder / name
+        write_changed(final, (width_folder(self.folder, max(widths)) / name).read_bytes())
+        for path in checkpoints_in(self.folder).values():
+            if path != final:
+                path.unlink()
+        entries = {str(width): widths[width] for width in sorted(widths)}
+        write_changed(widths_file(self.folder), json_text(entries))
 
 
 if __name__ == "__main__":

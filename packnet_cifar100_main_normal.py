@@ -45,7 +45,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="Shares to prune in --mode prune, each from the unpruned network.",
     )
     arguments.add_width(group)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.load_folder and args.mode == "finetune":
+        parser.error("--load_folder: --mode finetune starts from scratch")
+    return args
 
 
 class PackNetRun(TaskRun):
@@ -92,11 +95,12 @@ class PackNetRun(TaskRun):
             width_multiplier=self.multiplier,
         )
         accuracy = payload["metrics"]["validation_accuracy"]
-        path = self.args.jsonfile or self.paths.baseline_file(
-            self.table.name, width_multiplier=self.multiplier
-        )
-        update_json(path, {self.task.name: f"{accuracy:.4f}"})
-        logging.info("Scratch accuracy of %s: %.4f (%s)", self.task.name, accuracy, path)
+        logging.info("Scratch accuracy of %s: %.4f", self.task.name, accuracy)
+        if self.folder == self.layout or self.args.jsonfile:
+            path = self.args.jsonfile or self.paths.baseline_file(
+                self.table.name, width_multiplier=self.multiplier
+            )
+            update_json(path, {self.task.name: f"{accuracy:.4f}"})
 
     def prune(self, sparsity: float) -> None:
         source = self.args.load_folder or self.layout

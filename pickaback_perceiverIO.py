@@ -4,6 +4,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,12 +31,12 @@ TABLE_COLUMNS = ("target_id", "task_id", "ddv_cos", "ddv_euc")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     logs.to_terminal()
-    logs.configuration(vars(args))
-    logs.protocol(args.protocol)
     set_threads(args.threads)
     table = load_table(args.dataset_config, data_root=args.data_root)
     search = Search(args, table=table)
     with logs.to_file(search.paths.stage_log(table.name, "find_backbone")):
+        logs.configuration(vars(args))
+        logs.protocol(args.protocol)
         for target in table.select(args.target_id or args.dataset):
             search.find(target)
 
@@ -99,10 +100,11 @@ class Search:
         distances = []
         for task in candidates:
             candidate, _ = self.model(task)
+            half = min(len(candidate.probes), len(model.probes))
             seed = derive_seed(self.args.seed, self.table.name, target.name, task.name, "mutations")
             measured = compare(
-                candidate,
-                model,
+                replace(candidate, probes=candidate.probes[:half]),
+                replace(model, probes=model.probes[:half]),
                 iterations=self.args.max_iterations,
                 epsilon=self.args.epsilon,
                 seed=seed,
@@ -170,11 +172,13 @@ class Search:
         ]
         update_csv(self.paths.table_csv(self.table.name), rows, columns=TABLE_COLUMNS, replace=replace)
         row = {"target_id": target.id, "task_id": chosen}
+        # An earlier row goes first: killed in between, it must not stand beside the new arguments.
+        update_csv(self.result, [], columns=RESULT_COLUMNS, replace=replace)
         update_json(arguments_file(self.result), {str(target.id): asked})
         update_csv(self.result, [row], columns=RESULT_COLUMNS, replace=replace)
 
     def model(self, task: Task) -> tuple[Model, str]:
-        """A task's scratch network with its probes, and the network's fingerprint."""
+        """A task's scratch network with its probes, and the fingerprints of both."""
         if task.id in self._models:
             return self._models[task.id]
         folder = (self.args.baseline_folder or self.paths.baselines(self.table.name)) / task.name
@@ -191,13 +195,12 @@ class Search:
         )
         count = self.args.val_batch_size
         if len(data.validation) < count:
-            raise UserError(
-                f"task {task.name} has {len(data.validation)} samples to probe with, "
-                f"--val_batch_size asks for {count}: ask for fewer"
+            logging.info(
+                "Task %s has %d samples to probe with, not %d", task.name, len(data.validation), count
             )
         probes = normalise(data.validation.images[:count], mean=data.mean, std=data.std).to(self.device)
         model = Model(id=task.id, network=shared.as_task(task.name), probes=probes)
-        self._models[task.id] = model, fingerprint(payload)
+        self._models[task.id] = model, f"{fingerprint(payload)} on {data.fingerprint[:16]}"
         return self._models[task.id]
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,9 @@ def read(path: Path, *, remedy: str) -> dict[str, Any]:
 
     try:
         record = torch.load(path, weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged bytes make the reader raise nearly anything
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise UserError(f"{path} is truncated or no image cache: delete it and {remedy}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or not record.keys() >= _KEYS:
         raise UserError(f"{path} is no image cache of this version: delete it and {remedy}")

@@ -39,7 +39,8 @@ class TaskData:
     Args:
         validation: what decisions may look at; under the published protocol this is `test` itself.
         mean, std: (C,), in [0, 1].
-        fingerprint: sha256 of the content of the train and test images and labels.
+        fingerprint: sha256 of the train and test images and labels, of mean and std, and of how the
+            training images are augmented.
     """
 
     table: Table
@@ -81,7 +82,8 @@ def load_task(
     test_record = images.load_split(table, task, "test", data_root=data_root)
     mean = task.mean or train_record["mean"]
     std = task.std or train_record["std"]
-    fingerprint = hashlib.sha256((train_record["fingerprint"] + test_record["fingerprint"]).encode())
+    contents = train_record["fingerprint"], test_record["fingerprint"]
+    fingerprint = hashlib.sha256(repr((*contents, list(mean), list(std), table.augment)).encode())
 
     train = Samples(train_record["images"], train_record["labels"])
     test = _to(Samples(test_record["images"], test_record["labels"]), device)

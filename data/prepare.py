@@ -276,9 +276,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m data.prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("table", metavar="TABLE", help="a table's name or .toml file")
-    parser.add_argument("--source", type=Path, help="where the raw files are, if not under the data folder")
+    parser.add_argument(
+        "--source", type=Path, help="where the raw files are (default: under the data folder)"
+    )
     parser.add_argument(
         "--data_root",
         type=Path,

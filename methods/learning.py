@@ -153,7 +153,10 @@ def evaluate_folder(
     path = checkpoint_in(folder, remedy="give the folder of a checkpoint with --load_folder")
     payload = load_checkpoint(path, architecture=architecture["name"], layers=architecture["layers"])
     shared = SharedNetwork.from_payload(payload, build=build, source=path).to(device)
-    found = shared.tasks[shared.index_of(task) - 1].num_classes
+    try:
+        found = shared.tasks[shared.index_of(task) - 1].num_classes
+    except UserError as error:
+        raise UserError(f"{path}: {error}: choose one of those with --dataset") from error
     if found != num_classes:
         raise UserError(f"{path} has {found} classes for task {task}, its table {num_classes}")
     epoch = payload.get("epoch", int(path.name.split("-")[1].split(".")[0]))

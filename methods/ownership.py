@@ -193,9 +193,11 @@ class SharedNetwork:
         self.snapshot()
         index = self.index_of(task)
         record = self.tasks[index - 1]
-        seen = self.build(width=record.width)
         head = self.network.classifiers[index - 1]
-        seen.add_head(record.num_classes, in_features=head.in_features).load_state_dict(head.state_dict())
+        with torch.random.fork_rng(devices=[]):  # looking at a task must not change what is drawn next
+            seen = self.build(width=record.width)
+            seen.add_head(record.num_classes, in_features=head.in_features)
+        seen.classifiers[0].load_state_dict(head.state_dict())
         seen.to(next(self.network.parameters()).device)
         state = seen.state_dict()
         layers = self.layers()
@@ -216,10 +218,11 @@ class SharedNetwork:
         self.snapshot()
         index = self.index_of(task)
         record = self.tasks[index - 1]
-        shapes = {name: layer.weight for name, layer in _owned_layers(self.build(width=record.width)).items()}
+        layers = self.layers()
+        sized = layers if record.width == self.width else _owned_layers(_blueprint(self.build, record.width))
         total = free = owned = earlier = picked = 0
-        for name, layer in self.layers().items():
-            owner = layer.owner[_leading(shapes[name])]
+        for name, layer in layers.items():
+            owner = layer.owner[_leading(sized[name].weight)]
             total += owner.numel()
             free += (owner == 0).sum().item()
             owned += (owner == index).sum().item()
@@ -266,6 +269,8 @@ class SharedNetwork:
             if not name.startswith("classifier.")  # the published code's alias of the active head
         }
         records = [_record(name, payload, source=source) for name in history]
+        for record in records[:-1]:  # the newest task's private tensors are those of the network itself
+            _check_private(record, build=build, source=source)
         shared = cls(build=build, width=records[-1].width)
         for number, record in enumerate(records):
             weight = state.get(f"classifiers.{number}.weight")
@@ -386,6 +391,29 @@ def _record(name: str, payload: dict, *, source: Path) -> TaskRecord:
         private=private,
         piggymasks={layer: value.detach() for layer, value in info.get("piggymask", {}).items()},
     )
+
+
+def _blueprint(build: Callable[..., Network], width: float) -> Network:
+    """The architecture without values; torch's generators stay as they are."""
+    with torch.device("meta"):
+        return build(width=width)
+
+
+def _check_private(record: TaskRecord, *, build: Callable[..., Network], source: Path) -> None:
+    expected = _private_state(_blueprint(build, record.width))
+    counters = {name for name in expected if name.endswith(".num_batches_tracked")}
+    missing = expected.keys() - record.private.keys() - counters  # published checkpoints lack the counters
+    unknown = record.private.keys() - expected.keys()
+    if missing or unknown:
+        raise UserError(
+            f"{source} is of another architecture: task {record.name}: {_names('tensors', missing, unknown)}"
+        )
+    for name, value in record.private.items():
+        if value.shape != expected[name].shape:
+            raise UserError(
+                f"{source} is of another architecture or width: {name} of task {record.name} has the shape "
+                f"{tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+            )
 
 
 def _owners(

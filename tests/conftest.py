@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from helpers import Fleet, build_fleet
 from PIL import Image
 
 _CIFAR_ZIP = Path(__file__).parents[1].parent / "shared" / "data" / "cifar100_org.zip"
@@ -61,3 +62,27 @@ def make_table(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root whose digits are decoded once."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def trained_fleet(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> Fleet:
+    """A small trained fleet, for tests that only look at it."""
+    return build_fleet(tmp_path_factory.mktemp("fleet"), digits_root)
+
+
+@pytest.fixture
+def fleet(trained_fleet: Fleet, tmp_path: Path) -> Fleet:
+    """A copy of the fleet, for tests that change it."""
+    return trained_fleet.copy(tmp_path / "fleet")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, digits_root: Path) -> Fleet:
+    """A fleet with nothing trained."""
+    return Fleet(root=tmp_path / "fresh", data=digits_root)

@@ -9,6 +9,7 @@ from data.tables import Table, Task, load_table
 from tools.task_run import chosen_backbone, read_widths
 from utils import arguments, errors
 from utils.checkpoints import load_checkpoint
+from utils.errors import UserError
 from utils.files import csv_text, write_atomically
 from utils.paths import Paths, checkpoint_in, checkpoints_in
 
@@ -38,18 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def task_row(task: Task, *, table: Table, paths: Paths, arch: str) -> dict:
     """One task's figures; None where there is none."""
     config = table.name
-    scratch = load_checkpoint(
-        checkpoint_in(paths.baselines(config) / task.name, remedy="run run_pickaback/baseline.sh first"),
-        architecture=arch,
-        layers="plain",
-    )["metrics"]["test_accuracy"]
-    chosen = load_checkpoint(
-        checkpoint_in(
-            paths.pruned(config, task.name),
-            remedy="run run_pickaback/select_pruning_ratio_of_backbone.sh first",
-        ),
-        architecture=arch,
+    scratch = finished(paths.baselines(config) / task.name, arch=arch, layers="plain", stage="baseline.sh")
+    chosen = finished(
+        paths.pruned(config, task.name),
+        arch=arch,
         layers="sharable",
+        stage="select_pruning_ratio_of_backbone.sh",
     )
     backbone = chosen_backbone(paths.result_csv(config), table=table, target=task)
     widths = read_widths(paths.target(config, backbone.name, task.name))
@@ -65,17 +60,31 @@ def task_row(task: Task, *, table: Table, paths: Paths, arch: str) -> dict:
     return {
         "id": task.id,
         "task": task.name,
-        "scratch": scratch,
+        "scratch": scratch["metrics"]["test_accuracy"],
         "ratio": chosen["selection"]["ratio"],
         "pruned": chosen["metrics"]["test_accuracy"],
         "backbone": backbone.name,
         **{f"w{width}": widths.get(width, {}).get("test_accuracy") for width in (1.0, 1.5, 2.0, last)},
-        "gain": final - scratch,
+        "gain": final - scratch["metrics"]["test_accuracy"],
         "scratch@w": plain,
         "gain@w": None if plain is None else final - plain,
         "cpg@w": sharable,
         "gain@w (cpg)": None if sharable is None else final - sharable,
     }
+
+
+def finished(folder: Path, *, arch: str, layers: str, stage: str) -> dict:
+    """The payload of a stage's checkpoint in `folder`.
+
+    Raises:
+        UserError: if there is none, or one that this project did not write.
+    """
+    remedy = f"run run_pickaback/{stage} first"
+    path = checkpoint_in(folder, remedy=remedy)
+    payload = load_checkpoint(path, architecture=arch, layers=layers)
+    if "metrics" not in payload:
+        raise UserError(f"{path} says nothing of its accuracy: {remedy}")
+    return payload
 
 
 def control(folder: Path, *, arch: str, layers: str) -> float | None:

@@ -38,12 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     logs.to_terminal()
-    logs.configuration(vars(args))
-    logs.protocol(args.protocol)
     table = load_table(args.dataset_config, data_root=args.data_root)
+    tasks = table.select(args.dataset)
+    arguments.check_of_one_task(args, tasks)
     paths = arguments.paths_of(args)
     with logs.to_file(paths.stage_log(table.name, "select_pruning_ratio")):
-        for task in table.select(args.dataset):
+        logs.configuration(vars(args))
+        logs.protocol(args.protocol)
+        for task in tasks:
             select(args, paths=paths, table=table, task=task)
 
 
@@ -77,15 +79,17 @@ def select(args: argparse.Namespace, *, paths: Paths, table: Table, task: Task) 
         "network": fingerprint(payload),
     }
     chosen = folder / pruned.name
-    for path in checkpoints_in(folder).values():
+    earlier = list(checkpoints_in(folder).values())
+    for path in earlier:
         if not args.overwrite:
             existing = load_checkpoint(path, architecture=args.arch, layers=LAYERS)
             require_same(existing.get("selection", {}), selection, where=path)
             logging.info("%s is in place: skipped (--overwrite redoes it)", path)
             return
+    save_checkpoint(chosen, payload | {"selection": selection})
+    for path in earlier:
         if path != chosen:
             path.unlink()
-    save_checkpoint(chosen, payload | {"selection": selection})
 
 
 def read_record(path: Path, *, ratios: Sequence[float]) -> dict[float, float]:

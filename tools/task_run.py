@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -156,16 +157,17 @@ def run_tasks(
 ) -> None:
     """Run a script's work for every task that `--dataset` names, in turn, each with its log file."""
     logs.to_terminal()
-    logs.configuration(vars(args))
-    logs.protocol(args.protocol)
     set_threads(args.threads)
     table = load_table(args.dataset_config, data_root=args.data_root)
     tasks = table.select(args.dataset)
-    if len(tasks) > 1 and (args.load_folder or args.save_folder):
-        raise UserError("--load_folder and --save_folder are of one task: give one with --dataset")
+    arguments.check_of_one_task(args, tasks)
     for task in tasks:
         run = script(args, table=table, task=task, registry=registry, layers=layers)
-        with logs.to_file((args.log_path or run.folder) / args.logfile):
+        # Looking at a checkpoint leaves its folder as it is.
+        folder = args.log_path or (None if "inference" in args.mode else run.folder)
+        with logs.to_file(folder / args.logfile) if folder else nullcontext():
+            logs.configuration(vars(args))
+            logs.protocol(args.protocol)
             run.run()
 
 

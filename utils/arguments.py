@@ -1,6 +1,7 @@
 """The command-line flags that scripts share, with their defaults."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
@@ -174,6 +175,17 @@ def architecture(registry: dict, name: str):
     if name not in registry:
         raise UserError(f"--arch {name} is unknown: choose one of {', '.join(sorted(registry))}")
     return registry[name]
+
+
+# Flags that name something of one task.
+_OF_ONE_TASK = ("load_folder", "save_folder", "pruning_ratio_to_acc_record_file")
+
+
+def check_of_one_task(args: argparse.Namespace, tasks: Sequence) -> None:
+    """Refuse a folder or file of one task for several `tasks`."""
+    given = [f"--{name}" for name in _OF_ONE_TASK if getattr(args, name, None)]
+    if given and len(tasks) > 1:
+        raise UserError(f"{', '.join(given)} is of one task: give one with --dataset")
 
 
 def check_num_classes(asked: int, *, task: str, num_classes: int) -> None:

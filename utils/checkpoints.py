@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,7 +12,13 @@ from utils.errors import UserError
 from utils.files import write_atomically
 
 FORMAT_VERSION = 1
-_PUBLISHED_KEYS = ("model_state_dict", "dataset_history", "dataset2num_classes", "masks", "shared_layer_info")
+_PUBLISHED_KEYS = {
+    "model_state_dict": dict,
+    "dataset_history": list,
+    "dataset2num_classes": dict,
+    "masks": dict,
+    "shared_layer_info": dict,
+}
 
 
 def save_checkpoint(path: Path, payload: dict) -> None:
@@ -33,17 +40,32 @@ def load_checkpoint(path: Path, *, architecture: str, layers: str) -> dict:
     if not Path(path).is_file():
         raise UserError(f"{path} not found: run the stage that writes it, or correct the path")
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is no checkpoint of tensors, numbers and strings alone, and is not opened: "
             "make it again with this project"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes make the reader raise nearly anything
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise UserError(f"{path} is truncated or no checkpoint: delete it and run its stage again") from error
     missing = [key for key in _PUBLISHED_KEYS if not isinstance(payload, dict) or key not in payload]
     if missing:
         raise UserError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+    odd = [key for key, kind in _PUBLISHED_KEYS.items() if not isinstance(payload[key], kind)]
+    odd += [
+        f"{part}[{name!r}]"
+        for part in ("model_state_dict", "masks")
+        if part not in odd
+        for name, value in payload[part].items()
+        if not isinstance(value, torch.Tensor)
+    ]
+    if odd:
+        raise UserError(
+            f"{path} is no checkpoint of this project: it holds something else as {', '.join(odd)}"
+        )
     version = payload.get("format_version", 0)
     if version > FORMAT_VERSION:
         raise UserError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}: update")

@@ -15,6 +15,7 @@ _REMEDIES = {
     errno.EFBIG: "raise the limit on file sizes (ulimit -f) and run the same command again",
     errno.EACCES: "make it readable and writable, or choose another folder",
     errno.EPERM: "make it readable and writable, or choose another folder",
+    errno.EEXIST: "a part of this path is a file: move it away or choose another folder",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.ENOTDIR: "a part of this path is a file: move it away or choose another folder",
 }

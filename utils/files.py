@@ -36,6 +36,19 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def write_changed(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` as `write_atomically` does, unless that is what it holds."""
+    data = content.encode() if isinstance(content, str) else content
+    path = Path(path)
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomically(path, data)
+
+
+def json_text(value: Mapping) -> str:
+    """`value` as this project writes JSON files."""
+    return json.dumps(value, indent=1) + "\n"
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -74,7 +87,7 @@ def update_json(path: Path, entries: Mapping) -> None:
     with locked(path):
         merged = read_json(path, remedy="delete it to start a new one") if Path(path).exists() else {}
         merged.update(entries)
-        write_atomically(path, json.dumps(merged, indent=1) + "\n")
+        write_changed(path, json_text(merged))
 
 
 def read_csv(path: Path, *, columns: Sequence[str], remedy: str) -> list[dict[str, str]]:
@@ -86,12 +99,15 @@ def read_csv(path: Path, *, columns: Sequence[str], remedy: str) -> list[dict[st
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} not found: {remedy}")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path} has no column {', '.join(missing)}: {remedy}")
-        rows = list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path} has no column {', '.join(missing)}: {remedy}")
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid CSV ({error}): {remedy}") from error
     if any(row[name] is None for row in rows for name in columns):
         raise UserError(f"{path} has a line with too few fields: {remedy}")
     return rows
@@ -120,7 +136,7 @@ def update_csv(
             kept = read_csv(path, columns=columns, remedy="delete it to start a new one")
             kept = [row for row in kept if any(str(row[name]) != value for name, value in replace.items())]
         merged = sorted([*kept, *rows], key=lambda row: [_numeric(row[name]) for name in columns])
-        write_atomically(path, csv_text([{name: row[name] for name in columns} for row in merged], columns))
+        write_changed(path, csv_text([{name: row[name] for name in columns} for row in merged], columns))
 
 
 def _numeric(field: object) -> tuple[int, float, str]:

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
@@ -27,12 +27,26 @@ def to_terminal() -> None:
     root.addHandler(handler)
 
 
+class _FileHandler(logging.FileHandler):
+    """Fails where it cannot write, as any other output does; logging itself would print a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        raise OSError(error.errno, error.strerror, self.baseFilename) from error
+
+
 @contextmanager
 def to_file(path: Path) -> Iterator[None]:
-    """Log to `path` too, appending, while the context lasts."""
+    """Log to `path` too, appending, while the context lasts.
+
+    Raises OSError with `filename` set where the file cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+    handler = _FileHandler(path)
     handler.setFormatter(logging.Formatter(FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -40,7 +54,9 @@ def to_file(path: Path) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        # Closing would try once more to write what has failed, and hide the error that names the file.
+        with suppress(OSError):
+            handler.close()
 
 
 def epoch_line(message: str) -> None:

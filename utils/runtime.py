@@ -22,7 +22,10 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: not supported; use auto, cpu, cuda or cuda:<i>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise UserError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; "
+            "use auto, cpu or one of those"
+        )
     return device
 
 

@@ -1,0 +1,180 @@
+"""Files that several processes read and write at once."""
+
+import json
+import multiprocessing
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from utils.errors import UserError
+from utils.files import (
+    csv_text,
+    read_csv,
+    read_json,
+    update_csv,
+    update_json,
+    write_atomically,
+    write_changed,
+)
+
+WRITERS, UPDATES = 4, 60
+COLUMNS = ("target_id", "task_id")
+
+
+def write_json_entries(path: Path, writer: int) -> None:
+    for number in range(UPDATES):
+        update_json(path, {f"{writer}-{number}": "x" * 50})
+
+
+def write_csv_rows(path: Path, writer: int) -> None:
+    for number in range(UPDATES):
+        target = writer * UPDATES + number
+        row = {"target_id": target, "task_id": writer}
+        update_csv(path, [row], columns=COLUMNS, replace={"target_id": str(target)})
+
+
+def in_processes(write, path: Path, look) -> int:
+    """Run `write` in several processes; `look` at the file all the while. Returns how often."""
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write, args=(path, number)) for number in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    looks = 0
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            look()
+            looks += 1
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    return looks
+
+
+def test_processes_that_update_one_json_lose_nothing_and_a_reader_sees_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "shared.json"
+    sizes = []
+    looks = in_processes(write_json_entries, path, lambda: sizes.append(len(json.loads(path.read_text()))))
+    assert looks > 20 and sizes == sorted(sizes)
+    expected = {f"{writer}-{number}" for writer in range(WRITERS) for number in range(UPDATES)}
+    assert read_json(path, remedy="").keys() == expected
+
+
+def test_processes_that_update_one_csv_lose_nothing_and_a_reader_sees_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "shared.csv"
+    looks = in_processes(write_csv_rows, path, lambda: read_csv(path, columns=COLUMNS, remedy=""))
+    assert looks > 20
+    rows = read_csv(path, columns=COLUMNS, remedy="")
+    assert [int(row["target_id"]) for row in rows] == list(range(WRITERS * UPDATES))
+    assert all(int(row["task_id"]) == int(row["target_id"]) // UPDATES for row in rows)
+
+
+def test_update_json_keeps_other_entries_and_replaces_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.json"
+    update_json(path, {"fish": "0.1", "trees": "0.2"})
+    update_json(path, {"fish": "0.3"})
+    assert read_json(path, remedy="") == {"fish": "0.3", "trees": "0.2"}
+
+
+def test_update_csv_replaces_the_rows_of_one_target_and_sorts_by_number(tmp_path: Path) -> None:
+    path = tmp_path / "file.csv"
+
+    def update(target: int, *tasks: int) -> None:
+        rows = [{"target_id": target, "task_id": task} for task in tasks]
+        update_csv(path, rows, columns=COLUMNS, replace={"target_id": str(target)})
+
+    update(10, 1)
+    update(2, 9, 10)
+    update(2, 3)
+    assert path.read_text() == "target_id,task_id\n2,3\n10,1\n"
+
+
+def test_what_is_unchanged_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    update_json(path, {"a": 1})
+    os.utime(path, ns=(5, 5))
+    update_json(path, {"a": 1})
+    write_changed(path, path.read_bytes())
+    assert path.stat().st_mtime_ns == 5
+    update_json(path, {"a": 2})
+    assert path.stat().st_mtime_ns != 5
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for call in ("fchmod", "fdopen"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail)
+            with pytest.raises(OSError) as caught:
+                write_atomically(path, "new")
+        assert caught.value.filename == str(path)
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    plain, written = tmp_path / "plain", tmp_path / "written"
+    plain.write_text("")
+    write_atomically(written, "")
+    assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": ', "is not valid JSON"),
+        (b"\xff\xfe\x00", "is not valid JSON"),
+        (b"[1]", "holds no JSON object"),
+        (None, "not found"),
+    ],
+)
+def test_what_is_no_json_object_is_refused_with_the_remedy(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_json(path, remedy="make it anew")
+    assert str(path) in str(caught.value) and "make it anew" in str(caught.value)
+    if content is not None:
+        with pytest.raises(UserError, match=message):
+            update_json(path, {"a": 1})
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"target_id\n1\n", "has no column task_id"),
+        (b"", "has no column target_id, task_id"),
+        (b"target_id,task_id\n1\n", "a line with too few fields"),
+        (b"target_id,task_id\n\xff,1\n", "is not valid CSV"),
+        (b'target_id,task_id\n"' + b"x" * 200_000 + b'",1\n', "is not valid CSV"),
+        (None, "not found"),
+    ],
+)
+def test_what_is_no_such_csv_is_refused_with_the_remedy(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_csv(path, columns=COLUMNS, remedy="make it anew")
+    assert str(path) in str(caught.value) and "make it anew" in str(caught.value)
+
+
+def test_a_csv_field_with_a_comma_or_a_line_break_comes_back_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file.csv"
+    rows = [{"target_id": "a, b", "task_id": 'c"\nd'}]
+    path.write_text(csv_text(rows, COLUMNS))
+    assert read_csv(path, columns=COLUMNS, remedy="") == rows
