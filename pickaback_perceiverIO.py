@@ -11,7 +11,7 @@ import torch
 
 from data.loading import load_task, normalise
 from data.tables import Table, Task, load_table
-from methods.modeldiff import RULES, Model, choose, compare
+from methods.modeldiff import RULES, Distance, Model, choose, compare
 from methods.ownership import SharedNetwork
 from packnet_models import ARCHITECTURES
 from utils import arguments, errors, logs
@@ -96,22 +96,10 @@ class Search:
         asked = self.deciders(target, candidates)
         if self.is_finished(target, asked):
             return
-        model, _ = self.model(target)
-        distances = []
-        for task in candidates:
-            candidate, _ = self.model(task)
-            half = min(len(candidate.probes), len(model.probes))
-            seed = derive_seed(self.args.seed, self.table.name, target.name, task.name, "mutations")
-            measured = compare(
-                replace(candidate, probes=candidate.probes[:half]),
-                replace(model, probes=model.probes[:half]),
-                iterations=self.args.max_iterations,
-                epsilon=self.args.epsilon,
-                seed=seed,
-            )
-            logging.info("DDV cos-cos [%d => %d] %.5f", task.id, target.id, measured.cos)
-            logging.info("DDV euc-cos [%d => %d] %.5f", task.id, target.id, measured.euc)
-            distances.append(measured)
+        distances = self.measure(target, candidates)
+        for measured in distances:
+            logging.info("DDV cos-cos [%d => %d] %.5f", measured.candidate, target.id, measured.cos)
+            logging.info("DDV euc-cos [%d => %d] %.5f", measured.candidate, target.id, measured.euc)
         if self.args.backbone:
             rule, chosen = "given", self.given(target).id
         else:
@@ -120,6 +108,28 @@ class Search:
         self.write(target, distances, chosen, asked)
         label = "euc" if rule in ("farthest", "nearest") else rule
         logging.info("Selected backbone for target %d = (%s) %d", target.id, label, chosen)
+
+    def measure(self, target: Task, candidates: Sequence[Task]) -> list[Distance]:
+        """The distances of `candidates` from `target`, on as many probes from each as both have."""
+        model, _ = self.model(target)
+        by_count: dict[int, list[Model]] = {}
+        for task in candidates:
+            candidate, _ = self.model(task)
+            count = min(len(candidate.probes), len(model.probes))
+            by_count.setdefault(count, []).append(replace(candidate, probes=candidate.probes[:count]))
+        names = {task.id: (self.args.seed, self.table.name, target.name, task.name) for task in candidates}
+        distances = [
+            distance
+            for count, models in by_count.items()
+            for distance in compare(
+                models,
+                replace(model, probes=model.probes[:count]),
+                iterations=self.args.max_iterations,
+                epsilon=self.args.epsilon,
+                seeds=[derive_seed(*names[candidate.id], "mutations") for candidate in models],
+            )
+        ]
+        return sorted(distances, key=lambda distance: distance.candidate)
 
     def given(self, target: Task) -> Task:
         """The task that --backbone names."""

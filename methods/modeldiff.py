@@ -46,6 +46,28 @@ def decision_distances(outputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def compare(
+    candidates: Sequence[Model], target: Model, *, iterations: int, epsilon: float, seeds: Sequence[int]
+) -> list[Distance]:
+    """The distance of each candidate from a target, on probes of both that were mutated for the pair.
+
+    Args:
+        iterations, epsilon: of `mutate`; 0 iterations leave the probes as they are.
+        seeds: one a candidate, so that a distance does not depend on what else is compared.
+    """
+    probe_sets = [torch.cat((candidate.probes, target.probes)) for candidate in candidates]
+    if iterations:
+        networks = [candidate.network for candidate in candidates]
+        probe_sets = mutate(
+            probe_sets, networks, target.network, iterations=iterations, epsilon=epsilon, seeds=seeds
+        )
+    return [
+        distance(candidate, target, probes=probes)
+        for candidate, probes in zip(candidates, probe_sets, strict=True)
+    ]
+
+
+@torch.no_grad()
 def distance(candidate: Model, target: Model, *, probes: Tensor) -> Distance:
     """Compare two networks on `probes` (n, …), the candidate's first."""
     candidate_ddvs = decision_distances(candidate.network(probes))
@@ -57,87 +79,134 @@ def distance(candidate: Model, target: Model, *, probes: Tensor) -> Distance:
     return Distance(candidate=candidate.id, cos=cos, euc=euc)
 
 
-class _Outputs:
-    """One network's outputs for probes of which one at a time is replaced.
-
-    Keeps what the score is made of, so that replacing a probe costs one row and not all pairs.
-    """
-
-    def __init__(self, network: nn.Module, probes: Tensor) -> None:
-        self.network = network
-        self.outputs = network(probes).double()
-        self.initial = self.outputs.clone()
-        self.distances = torch.cdist(self.outputs, self.outputs, compute_mode="donot_use_mm_for_euclid_dist")
-        self.shift_sum = self.outputs.new_zeros(())
-        self.distance_sum = self.distances.sum() / 2
-
-    def with_replaced(self, index: int, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What replacing probe `index` by each of `inputs` (k, …) gives.
-
-        Returns:
-            outputs (k, classes), distances to all probes (k, n), sum of shifts (k,), sum over pairs (k,).
-        """
-        outputs = self.network(inputs).double()
-        shift = (outputs - self.initial[index]).norm(dim=1)
-        shifts = self.shift_sum - (self.outputs[index] - self.initial[index]).norm() + shift
-        distances = (outputs[:, None] - self.outputs).norm(dim=2)
-        distances[:, index] = 0.0
-        pairs = self.distance_sum - self.distances[index].sum() + distances.sum(dim=1)
-        return outputs, distances, shifts, pairs
-
-    def replace(self, index: int, output: Tensor, distances: Tensor, shifts: Tensor, pairs: Tensor) -> None:
-        """Make one of the replacements that `with_replaced` tried."""
-        self.outputs[index] = output
-        self.distances[index], self.distances[:, index] = distances, distances
-        self.shift_sum, self.distance_sum = shifts, pairs
-
-
 @torch.no_grad()
 def mutate(
-    probes: Tensor, networks: Sequence[nn.Module], *, iterations: int, epsilon: float, seed: int
-) -> Tensor:
-    """Probes changed so that all `networks` tell them apart better and answer them otherwise.
+    probe_sets: Sequence[Tensor],
+    networks: Sequence[nn.Module],
+    common: nn.Module,
+    *,
+    iterations: int,
+    epsilon: float,
+    seeds: Sequence[int],
+) -> list[Tensor]:
+    """Probes changed so that both networks of a pair tell them apart better and answer them otherwise.
 
-    Each iteration adds `epsilon` to one random element, or subtracts it if that is no better, and keeps
-    the change if the score grows: the product over networks of (mean shift of the outputs from those of
-    the unchanged probes) · (mean distance between the outputs of two probes). Only the changed probe is
-    evaluated.
+    Pair p is `networks[p]` and the `common` network, on `probe_sets[p]`. Each iteration adds `epsilon` to
+    one random element of a pair's probes, or subtracts it if that is no better, and keeps the change if
+    the score grows: the product over the two networks of (mean shift of the outputs from those of the
+    unchanged probes) · (mean distance between the outputs of two probes). Only the changed probe is
+    evaluated, and the pairs go in step, so that one pass of the common network serves them all.
 
     Args:
-        probes: (n, …); not changed.
-        iterations: changes tried.
+        probe_sets: (n, …) each, all of one shape; not changed.
+        iterations: changes tried on each pair.
+        seeds: one a pair.
     """
-    probes = probes.clone()
-    generator = torch.Generator().manual_seed(seed)
-    elements = torch.randint(probes.numel(), (iterations,), generator=generator).tolist()
-    size = probes[0].numel()
-    states = [_Outputs(network, probes) for network in networks]
-    best = torch.stack([state.shift_sum * state.distance_sum for state in states]).prod()
-    for element in elements:
-        index, inner = divmod(element, size)
-        tried = probes[index].repeat(2, *[1] * (probes.dim() - 1))
-        tried.view(2, size)[0, inner] += epsilon
-        tried.view(2, size)[1, inner] -= epsilon
-        results = [state.with_replaced(index, tried) for state in states]
-        scores = torch.stack([shifts * pairs for _, _, shifts, pairs in results]).prod(dim=0)
-        better = (scores > best).tolist()
-        if not any(better):
-            continue
-        kept = 0 if better[0] else 1
-        best = scores[kept]
-        probes[index] = tried[kept]
-        for state, result in zip(states, results, strict=True):
-            state.replace(index, *(part[kept] for part in result))
-    return probes
+    probes = torch.stack(tuple(probe_sets))
+    count, elements = probes.shape[0], probes[0].numel()
+    size = probes[0, 0].numel()
+    every = torch.arange(count)
+    drawn = torch.stack(
+        [
+            torch.randint(elements, (iterations,), generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+    )
+    state = _Outputs(_evaluate_pairs(probes, networks, common))
+    best = state.scores(state.shift, state.spread)
+    signs = torch.tensor([epsilon, -epsilon], dtype=probes.dtype, device=probes.device)
+    for elements_now in drawn.T:
+        index, inner = elements_now // size, elements_now % size
+        tried = probes[every, index][:, None].repeat(1, 2, *[1] * (probes.dim() - 2))
+        tried.view(count, 2, size)[every, :, inner] += signs
+        result = state.replaced(index, _evaluate_pairs(tried, networks, common))
+        scores = state.scores(result.shift, result.spread)
+        better = scores > best[:, None]
+        kept = better.any(dim=1).nonzero().squeeze(1)
+        sign = (~better[kept, 0]).long()
+        probes[kept, index[kept]] = tried[kept, sign]
+        best[kept] = scores[kept, sign]
+        state.keep(result, kept=kept, sign=sign, index=index[kept])
+    return list(probes)
 
 
-def compare(candidate: Model, target: Model, *, iterations: int, epsilon: float, seed: int) -> Distance:
-    """The distance of a candidate from a target on their joint, mutated probes."""
-    probes = torch.cat((candidate.probes, target.probes))
-    if iterations:
-        networks = (candidate.network, target.network)
-        probes = mutate(probes, networks, iterations=iterations, epsilon=epsilon, seed=seed)
-    return distance(candidate, target, probes=probes)
+def _evaluate_pairs(inputs: Tensor, networks: Sequence[nn.Module], common: nn.Module) -> Tensor:
+    """Outputs (2, P, k, classes) for inputs (P, k, …): each pair's own network's, then the common one's.
+
+    Zeros fill up outputs of fewer classes; they change no Euclidean distance.
+    """
+    own = [network(part) for network, part in zip(networks, inputs, strict=True)]
+    shared = common(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+    classes = max(shared.shape[-1], *(part.shape[-1] for part in own))
+    outputs = inputs.new_zeros((2, *inputs.shape[:2], classes), dtype=torch.float64)
+    for pair, part in enumerate(own):
+        outputs[0, pair, :, : part.shape[-1]] = part
+    outputs[1, ..., : shared.shape[-1]] = shared
+    return outputs
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    """What replacing one probe of every pair gives, for each of k replacements.
+
+    Attributes:
+        outputs: (2, P, k, classes).
+        distances: (2, P, k, n), from the replacement to all probes.
+        shift, spread: (2, P, k), as in `_Outputs`.
+    """
+
+    outputs: Tensor
+    distances: Tensor
+    shift: Tensor
+    spread: Tensor
+
+
+class _Outputs:
+    """The outputs of both networks of every pair, for probes of which one at a time is replaced.
+
+    Keeps what the score is made of, so that replacing a probe costs one row and not all pairs of probes.
+
+    Attributes:
+        shift: (2, P), sum over probes of how far the outputs are from the first ones.
+        spread: (2, P), sum of the distances between two probes' outputs.
+    """
+
+    def __init__(self, outputs: Tensor) -> None:
+        self.outputs = outputs
+        self.initial = outputs.clone()
+        self.distances = torch.cdist(outputs, outputs, compute_mode="donot_use_mm_for_euclid_dist")
+        self.shift = outputs.new_zeros(outputs.shape[:2])
+        self.spread = self.distances.sum(dim=(2, 3)) / 2
+        self.every = torch.arange(outputs.shape[1])
+
+    @staticmethod
+    def scores(shift: Tensor, spread: Tensor) -> Tensor:
+        """The product over the two networks; means instead of sums would change no comparison."""
+        return (shift * spread).prod(dim=0)
+
+    def replaced(self, index: Tensor, outputs: Tensor) -> _Replaced:
+        """What replacing probe `index[p]` of each pair by `outputs` (2, P, k, classes) gives."""
+        initial = self.initial[:, self.every, index]
+        before = (self.outputs[:, self.every, index] - initial).norm(dim=-1)
+        after = (outputs - initial[:, :, None]).norm(dim=-1)
+        distances = (outputs[:, :, :, None] - self.outputs[:, :, None]).norm(dim=-1)
+        distances[:, self.every, :, index] = 0.0
+        old = self.distances[:, self.every, index].sum(dim=-1)
+        return _Replaced(
+            outputs=outputs,
+            distances=distances,
+            shift=(self.shift - before)[..., None] + after,
+            spread=(self.spread - old)[..., None] + distances.sum(dim=-1),
+        )
+
+    def keep(self, result: _Replaced, *, kept: Tensor, sign: Tensor, index: Tensor) -> None:
+        """Make replacement `sign` of the pairs `kept`, of their probes `index`; all (kept,)."""
+        distances = result.distances[:, kept, sign]
+        self.outputs[:, kept, index] = result.outputs[:, kept, sign]
+        self.distances[:, kept, index] = distances
+        self.distances[:, kept, :, index] = distances.transpose(0, 1)
+        self.shift[:, kept] = result.shift[:, kept, sign]
+        self.spread[:, kept] = result.spread[:, kept, sign]
 
 
 def choose(distances: Sequence[Distance], *, rule: str, seed: int) -> int:

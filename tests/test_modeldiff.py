@@ -44,16 +44,31 @@ def slow_mutate(probes, networks, *, iterations, epsilon, seed):
 
 
 def test_mutations_equal_those_of_the_slow_search():
-    networks = (net(1, 3), net(2, 5))
-    probes = torch.randn(8, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        expected = slow_mutate(probes, networks, iterations=60, epsilon=0.1, seed=7)
-    before = probes.clone()
-    mutated = mutate(probes, networks, iterations=60, epsilon=0.1, seed=7)
-    torch.testing.assert_close(mutated, expected, rtol=0, atol=1e-12)
-    assert torch.equal(probes, before)
-    changed = (mutated != probes).sum()
-    assert 10 < changed <= 60
+    networks, common = [net(1, 3), net(4, 5), net(6, 2)], net(2, 5)
+    generator = torch.Generator().manual_seed(3)
+    probe_sets = [torch.randn(8, 3, 2, 2, dtype=torch.float64, generator=generator) for _ in networks]
+    before = [probes.clone() for probes in probe_sets]
+    mutated = mutate(probe_sets, networks, common, iterations=60, epsilon=0.1, seeds=[7, 8, 9])
+    for pair, (network, probes) in enumerate(zip(networks, probe_sets, strict=True)):
+        with torch.no_grad():
+            expected = slow_mutate(probes, (network, common), iterations=60, epsilon=0.1, seed=7 + pair)
+        torch.testing.assert_close(mutated[pair], expected, rtol=0, atol=1e-12)
+        assert torch.equal(probes, before[pair])
+        assert 10 < (mutated[pair] != probes).sum() <= 60
+
+
+def test_a_distance_does_not_depend_on_what_else_is_compared():
+    generator = torch.Generator().manual_seed(3)
+    models = [
+        Model(id=i, network=net(i, 3), probes=torch.randn(5, 12, dtype=torch.float64, generator=generator))
+        for i in range(4)
+    ]
+    target, *candidates = models
+    flags = {"iterations": 30, "epsilon": 0.1}
+    together = compare(candidates, target, seeds=[1, 2, 3], **flags)
+    (alone,) = compare(candidates[1:2], target, seeds=[2], **flags)
+    assert together[1].euc == pytest.approx(alone.euc, abs=1e-12)
+    assert together[1].cos == pytest.approx(alone.cos, abs=1e-12)
 
 
 def test_distances_equal_a_loop_over_probe_pairs():
@@ -71,11 +86,11 @@ def test_a_network_is_at_no_distance_from_itself_and_comparison_is_symmetric():
     probes = torch.randn(5, 3, 2, 2, dtype=torch.float64)
     others = torch.randn(5, 3, 2, 2, dtype=torch.float64)
     one, same = Model(id=1, network=net(1, 3), probes=probes), Model(id=2, network=net(1, 3), probes=others)
-    measured = compare(one, same, iterations=0, epsilon=0.1, seed=0)
+    (measured,) = compare([one], same, iterations=0, epsilon=0.1, seeds=[0])
     assert measured.cos == pytest.approx(0, abs=1e-12) and measured.euc == pytest.approx(0, abs=1e-12)
     other = Model(id=3, network=net(4, 5), probes=others)
-    forth = compare(one, other, iterations=0, epsilon=0.1, seed=0)
-    back = compare(other, one, iterations=0, epsilon=0.1, seed=0)
+    (forth,) = compare([one], other, iterations=0, epsilon=0.1, seeds=[0])
+    (back,) = compare([other], one, iterations=0, epsilon=0.1, seeds=[0])
     assert forth.euc == pytest.approx(back.euc) and forth.euc > 1e-6
 
 
