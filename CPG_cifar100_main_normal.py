@@ -26,6 +26,7 @@ from utils.checkpoints import fingerprint, load_checkpoint
 from utils.errors import UserError
 from utils.files import json_text, update_json, write_changed
 from utils.paths import (
+    TRAIN_CSV,
     checkpoint_in,
     checkpoint_name,
     checkpoints_in,
@@ -274,7 +275,8 @@ class CPGRun(TaskRun):
                 f"--max_allowed_network_width_multiplier {widest}: lower one or raise the other"
             )
         widths = {}
-        for multiplier in width_multipliers(self.multiplier, widest):
+        multipliers = width_multipliers(self.multiplier, widest)
+        for multiplier in multipliers:
             metrics = self.learn_at_width(multiplier, backbone=backbone, source=source)["metrics"]
             grow = must_grow(
                 accuracy=metrics["validation_accuracy"],
@@ -284,7 +286,7 @@ class CPGRun(TaskRun):
             widths[multiplier] = metrics | {"grow": grow}
             if not grow:
                 break
-            if multiplier < widest:
+            if multiplier != multipliers[-1]:
                 logging.info("It's time to expand the Network")
         self.finish_target(widths)
         accuracy = metrics["validation_accuracy"]
@@ -325,10 +327,17 @@ class CPGRun(TaskRun):
         that an earlier run tried count too, unless this one redoes the target.
         """
         if widths_file(self.folder).exists() and not self.args.overwrite:
-            widths = read_widths(self.folder) | widths
+            earlier = read_widths(self.folder)
+            if max(earlier) > max(widths):
+                logging.info(
+                    "The target stays as an earlier run left it, at width multiplier %s", max(earlier)
+                )
+            widths = earlier | widths
         name = checkpoint_name(self.args.epochs)
         final = self.folder / name
-        write_changed(final, (width_folder(self.folder, max(widths)) / name).read_bytes())
+        source = width_folder(self.folder, max(widths))
+        write_changed(final, (source / name).read_bytes())
+        write_changed(self.folder / TRAIN_CSV, (source / TRAIN_CSV).read_bytes())
         for path in checkpoints_in(self.folder).values():
             if path != final:
                 path.unlink()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from methods.cpg import weight_optimizer, weight_schedule
+from methods.cpg import BASELINE_DIGITS, weight_optimizer, weight_schedule
 from methods.learning import Learner
 from methods.ownership import OwnedTraining, SharedNetwork
 from methods.packnet import PackNetPruning
@@ -100,7 +100,7 @@ class PackNetRun(TaskRun):
             path = self.args.jsonfile or self.paths.baseline_file(
                 self.table.name, width_multiplier=self.multiplier
             )
-            update_json(path, {self.task.name: f"{accuracy:.4f}"})
+            update_json(path, {self.task.name: f"{accuracy:.{BASELINE_DIGITS}f}"})
 
     def prune(self, sparsity: float) -> None:
         source = self.args.load_folder or self.layout

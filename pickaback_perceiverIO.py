@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.files import read_csv, read_json, update_csv, update_json
 from utils.paths import arguments_file, checkpoint_in
 from utils.runs import require_same
-from utils.runtime import resolve_device, set_threads
+from utils.runtime import autocast, resolve_device, set_threads
 from utils.seeds import derive_seed
 
 LAYERS = "plain"
@@ -82,7 +82,9 @@ class Search:
         self.args = args
         self.table = table
         self.paths = arguments.paths_of(args)
-        self.build = arguments.architecture(ARCHITECTURES, args.arch)
+        self.build = arguments.architecture(
+            ARCHITECTURES, args.arch, in_channels=table.channels, size=table.size
+        )
         self.device = resolve_device(args.device)
         self.candidates = table.select(args.candidates)
         self.result = args.csv_path or self.paths.result_csv(table.name)
@@ -118,17 +120,17 @@ class Search:
             count = min(len(candidate.probes), len(model.probes))
             by_count.setdefault(count, []).append(replace(candidate, probes=candidate.probes[:count]))
         names = {task.id: (self.args.seed, self.table.name, target.name, task.name) for task in candidates}
-        distances = [
-            distance
-            for count, models in by_count.items()
-            for distance in compare(
-                models,
-                replace(model, probes=model.probes[:count]),
-                iterations=self.args.max_iterations,
-                epsilon=self.args.epsilon,
-                seeds=[derive_seed(*names[candidate.id], "mutations") for candidate in models],
-            )
-        ]
+        distances: list[Distance] = []
+        for count, models in by_count.items():
+            seeds = [derive_seed(*names[candidate.id], "mutations") for candidate in models]
+            with autocast(self.device, self.args.precision):
+                distances += compare(
+                    models,
+                    replace(model, probes=model.probes[:count]),
+                    iterations=self.args.max_iterations,
+                    epsilon=self.args.epsilon,
+                    seeds=seeds,
+                )
         return sorted(distances, key=lambda distance: distance.candidate)
 
     def given(self, target: Task) -> Task:
@@ -149,6 +151,7 @@ class Search:
             "val_batch_size": args.val_batch_size,
             "seed": args.seed,
             "protocol": args.protocol,
+            "precision": args.precision,
             "select": f"backbone {self.given(target).name}" if args.backbone else args.select,
         }
 

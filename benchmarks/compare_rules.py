@@ -19,7 +19,7 @@ WIDTH = 1.0
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.parser(__doc__)
-    arguments.add_common(parser)
+    arguments.add_files(parser)
     parser.add_argument("--picks", nargs="+", required=True, help="RULE=CSV of the chosen backbones.")
     args = parser.parse_args(argv)
     table = load_table(args.dataset_config, data_root=args.data_root)

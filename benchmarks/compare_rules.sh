@@ -19,4 +19,4 @@ source run_pickaback/lib.sh
 setup_python base
 TASKS=$targets CONFIG=$config
 common_args
-"$PYTHON_BIN" -m benchmarks.compare_rules "${TABLE_ARGS[@]}" --dataset "$targets" --picks "${files[@]}"
+"$PYTHON_BIN" -m benchmarks.compare_rules "${FILE_ARGS[@]}" --dataset "$targets" --picks "${files[@]}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.tables import Table, load_table
-from tools.report import mean_of, shown, task_row
+from tools.report import mean_of, shown, task_rows
 from tools.task_run import read_baseline
 from utils import arguments, errors
 from utils.files import read_json
@@ -17,7 +17,7 @@ from utils.paths import Paths, record_file
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.parser(__doc__)
-    arguments.add_common(parser)
+    arguments.add_files(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="Seeds of stage 1 to compare.")
     args = parser.parse_args(argv)
     table = load_table(args.dataset_config, data_root=args.data_root)
@@ -62,13 +62,14 @@ def print_sparsities(paths: Paths, table: Table) -> None:
 
 def print_targets(paths: Paths, table: Table, *, arch: str) -> None:
     """The report's table."""
-    rows = [task_row(task, table=table, paths=paths, arch=arch) for task in table.tasks]
-    columns = [name for name in rows[0] if name != "id" and any(row[name] is not None for row in rows)]
+    rows, columns = task_rows(table.tasks, table=table, paths=paths, arch=arch)
+    columns.remove("id")
     print_row(*columns)
     print_row(*["---"] * len(columns))
     for row in rows:
         print_row(*(shown(name, row[name]) for name in columns))
-    print_row("**mean**", *(mean_of([row[name] for row in rows]) for name in columns[1:]))
+    means = (mean_of([row[name] for row in rows], signed=name.startswith("gain")) for name in columns[1:])
+    print_row("**mean**", *means)
 
 
 def print_row(*cells: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -178,8 +179,11 @@ class Batches:
         self._batch_size = batch_size
         self._shuffle = shuffle
         self._scale, self._shift = _scale_and_shift(data.mean, data.std)
-        wanted = augment and (data.table.augment.crop_padding > 0 or data.table.augment.flip)
-        self._augmenter = Augmenter(data.train.images, data.table.augment) if wanted else None
+        self._augment = augment and (data.table.augment.crop_padding > 0 or data.table.augment.flip)
+
+    @cached_property
+    def _augmenter(self) -> Augmenter:
+        return Augmenter(self._samples.images, self._data.table.augment)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -194,7 +198,7 @@ class Batches:
         """
         count, device = len(self._samples), self._samples.images.device
         order = torch.randperm(count, generator=generator) if self._shuffle else torch.arange(count)
-        draws = self._augmenter.draw(count, generator).to(device) if self._augmenter else None
+        draws = self._augmenter.draw(count, generator).to(device) if self._augment else None
         return self._batches(order.to(device), draws)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -215,8 +219,8 @@ class Batches:
         for start in range(0, len(order), chunk_size):
             part = slice(start, start + chunk_size)
             index = order[part]
-            augmenter = self._augmenter
-            chunk = augmenter.take(index, draws[part]) if augmenter else self._samples.images[index]
+            cuts = None if draws is None else draws[part]
+            chunk = self._samples.images[index] if cuts is None else self._augmenter.take(index, cuts)
             labels = self._samples.labels[index]
             for at in range(0, len(labels), self._batch_size):
                 batch = slice(at, at + self._batch_size)

@@ -10,6 +10,9 @@ from utils.training import StepSchedule
 
 MOMENTUM = 0.9
 
+# Digits of an accuracy in the published baseline file; a comparison must not hang on those beyond.
+BASELINE_DIGITS = 4
+
 
 class CPG(OwnedTraining):
     """Training the newest task's weights together with its piggymasks.
@@ -67,14 +70,20 @@ def choose_ratio(record: Mapping[float, float], *, baseline: float, allow_acc_lo
 
     Args:
         record: sparsity → accuracy, the unpruned network under 0.0.
+        baseline: an accuracy with `BASELINE_DIGITS` digits; accuracies are rounded alike to compare.
     """
-    reaching = [ratio for ratio, accuracy in record.items() if accuracy + allow_acc_loss >= baseline]
+    reaching = [ratio for ratio, accuracy in record.items() if rounded(accuracy) + allow_acc_loss >= baseline]
     return max(reaching, default=0.0)
 
 
 def must_grow(*, accuracy: float, baseline: float, train_accuracy: float) -> bool:
     """Whether the target asks for a wider network: under its baseline, or not over 0.95 in training."""
-    return accuracy < baseline or train_accuracy <= 0.95
+    return rounded(accuracy) < baseline or train_accuracy <= 0.95
+
+
+def rounded(accuracy: float) -> float:
+    """An accuracy with as many digits as the baseline file has."""
+    return round(accuracy, BASELINE_DIGITS)
 
 
 def width_multipliers(first: float, last: float, *, step: float = 0.5) -> Sequence[float]:

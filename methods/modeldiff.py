@@ -105,13 +105,13 @@ def mutate(
     probes = torch.stack(tuple(probe_sets))
     count, elements = probes.shape[0], probes[0].numel()
     size = probes[0, 0].numel()
-    every = torch.arange(count)
+    every = torch.arange(count, device=probes.device)
     drawn = torch.stack(
         [
             torch.randint(elements, (iterations,), generator=torch.Generator().manual_seed(seed))
             for seed in seeds
         ]
-    )
+    ).to(probes.device)
     state = _Outputs(_evaluate_pairs(probes, networks, common))
     best = state.scores(state.shift, state.spread)
     signs = torch.tensor([epsilon, -epsilon], dtype=probes.dtype, device=probes.device)
@@ -177,7 +177,7 @@ class _Outputs:
         self.distances = torch.cdist(outputs, outputs, compute_mode="donot_use_mm_for_euclid_dist")
         self.shift = outputs.new_zeros(outputs.shape[:2])
         self.spread = self.distances.sum(dim=(2, 3)) / 2
-        self.every = torch.arange(outputs.shape[1])
+        self.every = torch.arange(outputs.shape[1], device=outputs.device)
 
     @staticmethod
     def scores(shift: Tensor, spread: Tensor) -> Tensor:

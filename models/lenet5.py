@@ -1,4 +1,4 @@
-"""LeNet-5 as Pick-a-back trains it, for 32×32 images."""
+"""LeNet-5 as Pick-a-back trains it."""
 
 from torch import Tensor, nn
 
@@ -7,19 +7,29 @@ from models.network import Network, init_conv, init_linear
 from models.pooling import ReluAvgPool2d, conv2d_by_windows
 
 
-def lenet5(*, layers: Layers, width: float = 1.0, batch_norm: bool, in_channels: int = 3) -> Network:
+def lenet5(
+    *, layers: Layers, width: float = 1.0, batch_norm: bool, in_channels: int = 3, size: int = 32
+) -> Network:
     """Two 5×5 convolutions (6 and 16 channels), linears 400 → 120 → 84.
 
     Args:
         layers: the layer types to build from.
         width: every channel count is multiplied by this and rounded down.
         batch_norm: a batch norm after each convolution (CPG's version; PackNet's has none).
-        in_channels: of the input images.
+        in_channels, size: of the input images; the linears see what is left of size × size pixels.
+
+    Raises:
+        ValueError: for a size that pooling does not divide, or a width that leaves no channel.
 
     The state names are the published ones: `features.{0,3,7,9}` without, `features.{0,4,9,11}` with batch
     norm. Identities hold the places of the pooling layers, which here are one with the ReLU before them.
     """
+    if size < 16 or size % 4:
+        raise ValueError(f"LeNet-5 takes images of 16, 20, 24, … pixels, not {size}")
     first, second, third, fourth = (int(channels * width) for channels in (6, 16, 120, 84))
+    if first < 1:
+        raise ValueError(f"LeNet-5 at width {width:.3g} has no channels left")
+    left = ((size - 4) // 2 - 4) // 2
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
@@ -29,7 +39,7 @@ def lenet5(*, layers: Layers, width: float = 1.0, batch_norm: bool, in_channels:
         *block(in_channels, first),
         *block(first, second),
         nn.Flatten(),
-        layers.linear(second * 5 * 5, third),
+        layers.linear(second * left * left, third),
         nn.ReLU(inplace=True),
         layers.linear(third, fourth),
         nn.ReLU(inplace=True),

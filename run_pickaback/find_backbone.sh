@@ -11,10 +11,11 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 start_stage "stage 3-1, choose a backbone for every target" "$@"
-case $BACKBONE in
-    farthest | nearest | random) choice=(--select "$BACKBONE") ;;
-    *) choice=(--backbone "$BACKBONE") ;;
-esac
+choice=(--select "$BACKBONE")
+if backbone_is_a_task; then
+    choice=(--backbone "$BACKBONE")
+    leave_out "$BACKBONE"
+fi
 words "$EXTRA_SEARCH_ARGS"
 fan_out "$PYTHON_BIN" pickaback_perceiverIO.py "${COMMON_ARGS[@]}" "${choice[@]}" --candidates "$CANDIDATES" \
     --max_iterations "$MAX_ITERATIONS" ${WORDS[@]+"${WORDS[@]}"}

@@ -222,12 +222,31 @@ expand_tasks() { # TASKS, as the user wrote it, into TASK_NAMES
     mapfile -t TASK_NAMES <<<"$names"
 }
 
+backbone_is_a_task() { # BACKBONE names a task, not a rule
+    [[ $BACKBONE != farthest && $BACKBONE != nearest && $BACKBONE != random ]]
+}
+
+leave_out() { # TASK: take a task, by name or id, out of TASK_NAMES
+    local name task
+    local -a kept=()
+    name=$("$PYTHON_BIN" -m tools.list_tasks --dataset_config "$CONFIG" --data_root "$DATA_ROOT" --dataset "$1")
+    for task in "${TASK_NAMES[@]}"; do
+        if [[ $task == "$name" ]]; then
+            echo "-- $task is the backbone itself: left out"
+        else
+            kept+=("$task")
+        fi
+    done
+    TASK_NAMES=(${kept[@]+"${kept[@]}"})
+}
+
 common_args() { # the flags that commands share; which task, device and threads is fan_out's to say
-    TABLE_ARGS=(--arch "$ARCH" --dataset_config "$CONFIG" --seed "$SEED" --protocol "$PROTOCOL"
+    FILE_ARGS=(--arch "$ARCH" --dataset_config "$CONFIG" --seed "$SEED" --protocol "$PROTOCOL"
         --data_root "$DATA_ROOT" --checkpoints_root "$CHECKPOINTS_ROOT" --logs_root "$LOGS_ROOT")
-    [[ -z $RUN ]] || TABLE_ARGS+=(--run "$RUN")
-    [[ $OVERWRITE == 0 ]] || TABLE_ARGS+=(--overwrite)
-    COMMON_ARGS=("${TABLE_ARGS[@]}" --precision "$PRECISION")
+    [[ -z $RUN ]] || FILE_ARGS+=(--run "$RUN")
+    WRITING_ARGS=("${FILE_ARGS[@]}")
+    [[ $OVERWRITE == 0 ]] || WRITING_ARGS+=(--overwrite)
+    COMMON_ARGS=("${WRITING_ARGS[@]}" --precision "$PRECISION")
     TRAINING_ARGS=("${COMMON_ARGS[@]}" --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR")
     words "$EXTRA_ARGS"
     TRAINING_ARGS+=(${WORDS[@]+"${WORDS[@]}"})
@@ -270,6 +289,8 @@ fan_out() {
     local task slot device begun=0
     words "$GPUS"
     gpus=(${WORDS[@]+"${WORDS[@]}"})
+    # Epochs of several tasks in one stream could not be told apart: they stay in each task's log.
+    ((JOBS == 1)) || export TASKS_SIDE_BY_SIDE=1
     for task in "${TASK_NAMES[@]}"; do
         while ((${#running[@]} >= JOBS)); do
             await_a_job

@@ -17,16 +17,22 @@ for argument in "$@"; do
 done
 
 start_stage "all stages, from scratch baselines to targets on their backbones" ${arguments[@]+"${arguments[@]}"}
+if [[ $CANDIDATES == all ]] && ((${#TASK_NAMES[@]} < 2)); then
+    die "a single task has no other to be its backbone: give two or more tasks, or set CANDIDATES"
+fi
 # Only the tasks of this run are sure to have a scratch network to compare with.
 [[ $CANDIDATES != all ]] || export CANDIDATES=$TASKS
 
 for script in baseline wo_backbone select_pruning_ratio_of_backbone find_backbone w_backbone; do
     run_one bash "run_pickaback/$script.sh" "$CONFIG" "$TASKS"
 done
+if backbone_is_a_task; then
+    leave_out "$BACKBONE"
+fi
 if ((control)); then
     echo "== controls: every target without a backbone at the width that it grew to"
     for script in packnet_cifar100_main_normal.py CPG_cifar100_main_normal.py; do
         fan_out "$PYTHON_BIN" "$script" "${TRAINING_ARGS[@]}" --mode finetune --network_width_multiplier from_target
     done
 fi
-run_one "$PYTHON_BIN" -m tools.report "${TABLE_ARGS[@]}" --dataset "$TASKS"
+run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --dataset "$(IFS=,; echo "${TASK_NAMES[*]}")"

@@ -11,5 +11,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 start_stage "stage 2-2, choose the pruning ratio of every task" "$@"
 words "$SPARSITIES"
-run_one "$PYTHON_BIN" -m tools.select_pruning_ratio "${TABLE_ARGS[@]}" --dataset "$TASKS" \
+run_one "$PYTHON_BIN" -m tools.select_pruning_ratio "${WRITING_ARGS[@]}" --dataset "$TASKS" \
     --allow_acc_loss "$ALLOW_ACC_LOSS" --target_sparsity "${WORDS[@]}"

@@ -36,5 +36,10 @@ if [[ -n $backbone || -n $target ]]; then
 fi
 
 start_stage "stage 3-2, train every target on its backbone" ${arguments[@]+"${arguments[@]}"}
+if [[ -n $backbone ]]; then
+    leave_out "$backbone"
+elif backbone_is_a_task; then
+    leave_out "$BACKBONE"
+fi
 fan_out "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune \
     --backbone "${backbone:-from_csv}" --max_allowed_network_width_multiplier "$MAX_WIDTH"

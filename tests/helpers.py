@@ -45,12 +45,15 @@ class Fleet:
     def paths(self) -> Paths:
         return Paths(checkpoints=self.checkpoints, logs=self.root / "logs", data=self.data, run=self.run)
 
-    def flags(self, *more: object) -> list[str]:
+    def files(self, *more: object) -> list[str]:
         return [
             *("--data_root", str(self.data), "--checkpoints_root", str(self.checkpoints)),
-            *("--logs_root", str(self.root / "logs"), "--device", "cpu"),
+            *("--logs_root", str(self.root / "logs")),
             *map(str, more),
         ]
+
+    def flags(self, *more: object) -> list[str]:
+        return self.files("--device", "cpu", *more)
 
     def baseline_flags(self, task: str, *more: object) -> list[str]:
         return self.flags("--dataset", task, *TRAINING, *more)
@@ -60,7 +63,7 @@ class Fleet:
         return self.flags("--dataset", task, *mode, *TRAINING, *PRUNING, *SPARSITIES, *more)
 
     def select_flags(self, task: str, *more: object) -> list[str]:
-        return self.flags("--dataset", task, *SPARSITIES, *more)
+        return self.files("--dataset", task, *SPARSITIES, *more)
 
     def search_flags(self, task: str, *more: object) -> list[str]:
         few = ("--candidates", "1-3", "--max_iterations", "5", "--threads", "1")

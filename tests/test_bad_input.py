@@ -30,13 +30,13 @@ SCRIPTS = [packnet_script, cpg_script, search_script, select_script]
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_unknown_names_list_the_known_ones(script: object, fleet: Fleet) -> None:
     before = snapshot(fleet.root)
-    message = refusal(script.main, fleet.flags("--dataset", "fish"))
+    message = refusal(script.main, fleet.files("--dataset", "fish"))
     assert "'fish'" in message and "1 zero_one, 2 two_three, 3 four_five" in message
-    assert "'9'" in refusal(script.main, fleet.flags("--dataset", "3-9"))
-    message = refusal(script.main, fleet.flags("--dataset_config", "cifar1000"))
+    assert "'9'" in refusal(script.main, fleet.files("--dataset", "3-9"))
+    message = refusal(script.main, fleet.files("--dataset_config", "cifar1000"))
     assert "'cifar1000'" in message and "digits, cifar100" in message
     if script is not select_script:
-        message = refusal(script.main, fleet.flags("--dataset", "1", "--arch", "resnet5000"))
+        message = refusal(script.main, fleet.files("--dataset", "1", "--arch", "resnet5000"))
         assert "resnet5000" in message and "lenet5" in message
     assert snapshot(fleet.root) == before
 

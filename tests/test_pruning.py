@@ -99,6 +99,7 @@ def test_the_ratio_chosen_is_the_highest_that_reaches_the_baseline():
     assert choose_ratio(record, baseline=0.733, allow_acc_loss=0.001) == 0.8
     assert choose_ratio(record, baseline=0.7331, allow_acc_loss=0.001) == 0.5
     assert choose_ratio(record, baseline=0.9, allow_acc_loss=0.001) == 0.0
+    assert choose_ratio({0.0: 1.0, 0.5: 67 / 72}, baseline=0.9306, allow_acc_loss=0.0) == 0.5
     assert choose_ratio({**record, 0.95: 0.72}, baseline=0.718, allow_acc_loss=0.0) == 0.95
 
 
@@ -106,6 +107,7 @@ def test_a_network_grows_while_it_is_under_its_baseline_or_cannot_fit_its_traini
     assert must_grow(accuracy=0.65, baseline=0.66, train_accuracy=0.99)
     assert must_grow(accuracy=0.70, baseline=0.66, train_accuracy=0.95)
     assert not must_grow(accuracy=0.66, baseline=0.66, train_accuracy=0.951)
+    assert not must_grow(accuracy=67 / 72, baseline=0.9306, train_accuracy=0.99), "equal but for rounding"
     assert width_multipliers(1.0, 2.0) == [1.0, 1.5, 2.0]
     assert width_multipliers(1.0, 1.0) == [1.0]
     assert width_multipliers(1.0, 1.7) == [1.0, 1.5]

@@ -14,7 +14,7 @@ def read(fleet: Fleet) -> list[dict[str, str]]:
 
 
 def test_every_figure_of_the_table_is_that_of_its_checkpoint(fleet: Fleet, capsys):
-    report.main(fleet.flags("--dataset", "3"))
+    report.main(fleet.files("--dataset", "3"))
     (row,) = read(fleet)
     scratch = load(fleet.baseline_checkpoint("four_five"))["metrics"]["test_accuracy"]
     chosen = load(fleet.chosen_checkpoint("four_five"))
@@ -36,7 +36,7 @@ def test_controls_are_compared_at_the_width_that_the_target_ended_at(fleet: Flee
     width = ("--network_width_multiplier", "from_target")
     fleet.baseline("3", *width)
     fleet.own("3", "--mode", "finetune", *width)
-    report.main(fleet.flags("--dataset", "3"))
+    report.main(fleet.files("--dataset", "3"))
     (row,) = read(fleet)
     plain = fleet.paths.baselines("digits", width_multiplier=2.0) / "four_five" / "checkpoint-4.pth.tar"
     sharable = fleet.paths.control("digits", "four_five", width_multiplier=2.0) / "checkpoint-4.pth.tar"
@@ -48,5 +48,5 @@ def test_controls_are_compared_at_the_width_that_the_target_ended_at(fleet: Flee
 
 
 def test_a_task_whose_stages_have_not_run_is_named(fleet: Fleet):
-    message = refusal(report.main, fleet.flags("--dataset", "5"))
+    message = refusal(report.main, fleet.files("--dataset", "5"))
     assert "eight_nine" in message and "baseline.sh" in message

@@ -2,12 +2,14 @@
 
 import argparse
 import csv
+import itertools
 import json
 import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 from helpers import (
     EPOCHS,
@@ -15,10 +17,12 @@ from helpers import (
     Fleet,
     assert_same_checkpoint,
     load,
+    refusal,
     run_process,
     same,
     snapshot,
 )
+from PIL import Image
 
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
@@ -26,6 +30,7 @@ import pickaback_perceiverIO as search_script
 from data import prepare
 from tools import list_tasks, report
 from tools import select_pruning_ratio as select_script
+from utils.files import read_csv
 
 SCRIPTS = [packnet_script, cpg_script, search_script, select_script, report, list_tasks, prepare]
 
@@ -543,3 +548,54 @@ def test_importing_a_script_and_running_it_twice_doubles_no_log_line(
         fleet.select("1")
         assert sum(line.startswith("We choose") for line in messages(capsys)) == 1
     assert len(logging.getLogger().handlers) <= handlers + 1
+
+
+def test_a_grey_table_of_another_size_trains_and_is_searched(
+    tmp_path: Path, make_table: Callable[[str], Path]
+) -> None:
+    generator = numpy.random.default_rng(0)
+    for split, task, name in itertools.product(("train", "test"), ("a", "b"), ("x", "y")):
+        folder = tmp_path / "data" / "grey" / split / task / name
+        folder.mkdir(parents=True)
+        for number in range(6):
+            pixels = generator.integers(0, 256, (24, 24), dtype=numpy.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    config = make_table('[grey]\nroot = "grey"\nsize = 24\nchannels = 1')
+    fleet = Fleet(root=tmp_path / "out", data=tmp_path / "data")
+    flags = ("--dataset_config", config)
+    fleet.baseline("1-2", *flags)
+    fleet.own("1", *flags)
+    fleet.search("2", *flags, "--candidates", "1", "--val_batch_size", "4")
+    checkpoint = load(fleet.paths.baselines("grey") / "a" / "checkpoint-4.pth.tar")
+    assert checkpoint["model_state_dict"]["features.0.weight"].shape == (6, 1, 5, 5)
+    assert checkpoint["task_table"]["classes"] == ["x", "y"]
+    assert checkpoint["task_table"]["size"] == 24
+
+
+def test_a_size_that_the_architecture_cannot_take_is_refused(
+    tmp_path: Path, make_tree: Callable[..., Path], make_table: Callable[[str], Path]
+) -> None:
+    data = make_tree({"a": ("x", "y")}, size=30)
+    config = make_table('[pictures]\nroot = "pictures"\nsize = 30')
+    fleet = Fleet(root=tmp_path / "out", data=data)
+    message = refusal(packnet_script.main, fleet.baseline_flags("1", "--dataset_config", config))
+    assert "LeNet-5 takes images of 16, 20, 24" in message
+
+
+def test_networks_pruned_from_another_parent_are_not_chosen(fleet: Fleet) -> None:
+    few = ("--overwrite", "--lr", "0.05", "--target_sparsity", "0.5")
+    fleet.own("1", *few)
+    message = refusal(select_script.main, fleet.select_flags("1", "--overwrite"))
+    assert "gradual_prune/0.8/checkpoint-3.pth.tar" in message and "wo_backbone.sh" in message
+
+
+def test_the_report_holds_targets_that_ended_at_different_widths(fleet: Fleet) -> None:
+    fleet.search("1", "--backbone", "zero_one", "--dataset", "2")
+    fleet.target("2", "--max_allowed_network_width_multiplier", "2.5")
+    report.main(fleet.files("--dataset", "2,3"))
+    rows = read_csv(fleet.paths.report_file("digits"), columns=("task", "w2.5"), remedy="")
+    assert rows[0]["w2.5"] and not rows[1]["w2.5"]
+
+
+def test_a_run_stays_below_the_roots(fleet: Fleet) -> None:
+    assert "--run ../elsewhere" in refusal(report.main, fleet.files("--run", "../elsewhere"))

@@ -27,6 +27,7 @@ case "$*" in
         echo "$*" >>"$FAKE_LOG"
         sleep "${FAKE_SLEEP:-0}"
         exit "${FAKE_PIP_STATUS:-0}" ;;
+    "-m tools.list_tasks "*" --dataset ${FAKE_BACKBONE:-none}") echo "${FAKE_BACKBONE_NAME:-red}" ;;
     "-m tools.list_tasks "*) tr ' ' '\\n' <<<"${FAKE_TASKS:-red green blue}" ;;
     *)
         echo "start $$ $* OMP=${OMP_NUM_THREADS:-} MMAP=${MALLOC_MMAP_THRESHOLD_:-}" >>"$FAKE_LOG"
@@ -257,7 +258,8 @@ def test_targets_take_the_backbones_of_the_csv(bash: Bash) -> None:
 
 def test_a_pair_replaces_the_csv(bash: Bash) -> None:
     arguments = ("cifar100", "--backbone", "4", "--target", "14")
-    succeeded(bash.run("w_backbone.sh", *arguments, FAKE_TASKS="non-insect_invertebrates"))
+    names = {"FAKE_TASKS": "non-insect_invertebrates", "FAKE_BACKBONE": "4", "FAKE_BACKBONE_NAME": "food"}
+    succeeded(bash.run("w_backbone.sh", *arguments, **names))
     (command,) = bash.commands()
     assert value(command, "--dataset_config") == "cifar100"
     assert value(command, "--backbone") == "4"
@@ -265,8 +267,8 @@ def test_a_pair_replaces_the_csv(bash: Bash) -> None:
 
 
 def test_run_all_runs_the_stages_in_order_then_reports(bash: Bash) -> None:
-    succeeded(bash.run("run_all.sh", "cifar100", "4,14", FAKE_TASKS="red", JOBS="1"))
-    commands = bash.commands()
+    succeeded(bash.run("run_all.sh", "cifar100", "4,14", FAKE_TASKS="red green", JOBS="1"))
+    commands = [line for line in bash.commands() if " --dataset green " not in line]
     assert [command.split(" --arch")[0] for command in commands] == [
         "packnet_cifar100_main_normal.py",
         "CPG_cifar100_main_normal.py",
@@ -280,12 +282,26 @@ def test_run_all_runs_the_stages_in_order_then_reports(bash: Bash) -> None:
 
 
 def test_run_all_trains_the_controls_before_the_report(bash: Bash) -> None:
-    succeeded(bash.run("run_all.sh", "--control", FAKE_TASKS="red"))
-    *_, first, second, report = bash.commands()
+    succeeded(bash.run("run_all.sh", "--control", FAKE_TASKS="red green", JOBS="1"))
+    *_, first, _, second, _, report = bash.commands()
     for command, script in ((first, "packnet"), (second, "CPG")):
         assert command.startswith(script)
         assert value(command, "--network_width_multiplier") == "from_target"
     assert report.startswith("-m tools.report ")
+
+
+def test_a_task_that_is_the_backbone_of_all_is_no_target_itself(bash: Bash) -> None:
+    names = {"BACKBONE": "2", "FAKE_BACKBONE": "2", "FAKE_BACKBONE_NAME": "green", "JOBS": "1"}
+    for stage in ("find_backbone.sh", "w_backbone.sh"):
+        succeeded(bash.run(stage, **names))
+    assert [value(command, "--dataset") for command in bash.commands()] == ["red", "blue"] * 2
+
+
+def test_run_all_refuses_a_single_task_before_it_trains_anything(bash: Bash) -> None:
+    result = bash.run("run_all.sh", "digits", "2", FAKE_TASKS="red")
+    assert result.returncode == 1
+    assert "a single task has no other to be its backbone" in result.stderr
+    assert not bash.log.exists() or not bash.commands()
 
 
 def test_run_all_stops_at_a_failing_stage(bash: Bash) -> None:

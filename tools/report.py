@@ -21,13 +21,11 @@ and gain@w (cpg): last width minus those. ±: standard error of the mean over ta
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.parser(__doc__)
-    arguments.add_common(parser)
+    arguments.add_files(parser)
     args = parser.parse_args(argv)
     table = load_table(args.dataset_config, data_root=args.data_root)
     paths = arguments.paths_of(args)
-    rows = [task_row(task, table=table, paths=paths, arch=args.arch) for task in table.select(args.dataset)]
-    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    rows = [{name: row[name] for name in columns} for row in rows]
+    rows, columns = task_rows(table.select(args.dataset), table=table, paths=paths, arch=args.arch)
     write_atomically(paths.report_file(table.name), csv_text(rows, columns))
     print(as_text(rows, columns))
     print(NOTES)
@@ -36,8 +34,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"The same table: {paths.report_file(table.name)}")
 
 
+def task_rows(
+    tasks: Sequence[Task], *, table: Table, paths: Paths, arch: str
+) -> tuple[list[dict], list[str]]:
+    """A row a task, and the columns that are filled in any of them."""
+    rows = [task_row(task, table=table, paths=paths, arch=arch) for task in tasks]
+    widths = sorted({width for row in rows for width in row["widths"]})
+    columns = []
+    for name in rows[0]:
+        columns += [f"w{width}" for width in widths] if name == "widths" else [name]
+    filled = []
+    for row in rows:
+        at_width = {f"w{width}": row["widths"].get(width) for width in widths}
+        filled.append({name: {**row, **at_width}[name] for name in columns})
+    columns = [name for name in columns if any(row[name] is not None for row in filled)]
+    return [{name: row[name] for name in columns} for row in filled], columns
+
+
 def task_row(task: Task, *, table: Table, paths: Paths, arch: str) -> dict:
-    """One task's figures; None where there is none."""
+    """One task's figures, None where there is none; `widths` maps width multipliers to accuracies."""
     config = table.name
     scratch = finished(paths.baselines(config) / task.name, arch=arch, layers="plain", stage="baseline.sh")
     chosen = finished(
@@ -64,7 +79,7 @@ def task_row(task: Task, *, table: Table, paths: Paths, arch: str) -> dict:
         "ratio": chosen["selection"]["ratio"],
         "pruned": chosen["metrics"]["test_accuracy"],
         "backbone": backbone.name,
-        **{f"w{width}": widths.get(width, {}).get("test_accuracy") for width in (1.0, 1.5, 2.0, last)},
+        "widths": {width: figures["test_accuracy"] for width, figures in widths.items()},
         "gain": final - scratch["metrics"]["test_accuracy"],
         "scratch@w": plain,
         "gain@w": None if plain is None else final - plain,
@@ -82,7 +97,7 @@ def finished(folder: Path, *, arch: str, layers: str, stage: str) -> dict:
     remedy = f"run run_pickaback/{stage} first"
     path = checkpoint_in(folder, remedy=remedy)
     payload = load_checkpoint(path, architecture=arch, layers=layers)
-    if "metrics" not in payload:
+    if "metrics" not in payload or (stage.startswith("select") and "selection" not in payload):
         raise UserError(f"{path} says nothing of its accuracy: {remedy}")
     return payload
 
@@ -97,7 +112,7 @@ def control(folder: Path, *, arch: str, layers: str) -> float | None:
 
 def as_text(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
     """The rows as aligned text, with the mean over tasks in the last line."""
-    mean = {name: mean_of([row[name] for row in rows]) for name in columns}
+    mean = {name: mean_of([row[name] for row in rows], signed=name.startswith("gain")) for name in columns}
     mean |= {"id": "", "task": "mean"}
     cells = [list(columns)]
     cells += [[shown(name, row[name]) for name in columns] for row in [*rows, mean]]
@@ -114,15 +129,15 @@ def as_text(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def mean_of(values: Sequence) -> str:
-    """Mean and standard error of the numbers among `values`."""
+def mean_of(values: Sequence, *, signed: bool = False) -> str:
+    """Mean and standard error of the numbers among `values`; nothing where some are no numbers."""
     numbers = [value for value in values if isinstance(value, int | float)]
     if not numbers or any(isinstance(value, str) for value in values):
         return ""
-    mean = statistics.fmean(numbers)
+    mean = f"{statistics.fmean(numbers):{'+' if signed else ''}.3f}"
     if len(numbers) < 2:
-        return f"{mean:.3f}"
-    return f"{mean:.3f}±{statistics.stdev(numbers) / math.sqrt(len(numbers)):.3f}"
+        return mean
+    return f"{mean}±{statistics.stdev(numbers) / math.sqrt(len(numbers)):.3f}"
 
 
 def shown(name: str, value: object) -> str:

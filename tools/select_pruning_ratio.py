@@ -16,11 +16,13 @@ from utils.paths import Paths, checkpoint_in, checkpoints_in, record_file, spars
 from utils.runs import require_same
 
 LAYERS = "sharable"
+REMEDY = "run run_pickaback/wo_backbone.sh for this task first"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.parser(__doc__)
-    arguments.add_common(parser)
+    arguments.add_files(parser)
+    arguments.add_overwrite(parser)
     arguments.add_sparsities(parser)
     parser.add_argument(
         "--allow_acc_loss",
@@ -65,12 +67,13 @@ def select(args: argparse.Namespace, *, paths: Paths, table: Table, task: Task) 
     else:
         logging.info("We select scratch: no pruned network of %s reaches the baseline", task.name)
 
-    remedy = "run run_pickaback/wo_backbone.sh for this task first"
-    pruned = checkpoint_in(sparsity_folder(folder, args.target_sparsity[-1]), remedy=remedy)
-    source_folder = sparsity_folder(folder, ratio) if ratio else paths.single_scratch(table.name, task.name)
-    payload = load_checkpoint(
-        checkpoint_in(source_folder, remedy=remedy), architecture=args.arch, layers=LAYERS
-    )
+    folders = [
+        paths.single_scratch(table.name, task.name),
+        *(sparsity_folder(folder, step) for step in args.target_sparsity),
+    ]
+    networks = read_networks(folders, sparsities=list(record), arch=args.arch)
+    pruned = checkpoint_in(folders[-1], remedy=REMEDY)
+    payload = networks[ratio]
     selection = {
         "ratio": ratio,
         "accuracy": record[ratio],
@@ -90,6 +93,28 @@ def select(args: argparse.Namespace, *, paths: Paths, table: Table, task: Task) 
     for path in earlier:
         if path != chosen:
             path.unlink()
+
+
+def read_networks(folders: Sequence[Path], *, sparsities: Sequence[float], arch: str) -> dict[float, dict]:
+    """Sparsity → checkpoint payload, for `sparsities` in turn.
+
+    Raises:
+        UserError: if a network was not pruned from the one before it: part of stage 2-1 was redone and
+            part was not.
+    """
+    networks: dict[float, dict] = {}
+    before = None
+    for folder, sparsity in zip(folders, sparsities, strict=True):
+        path = checkpoint_in(folder, remedy=REMEDY)
+        payload = load_checkpoint(path, architecture=arch, layers=LAYERS)
+        parent = payload.get("arguments", {}).get("parent")
+        if before is not None and parent not in (None, fingerprint(before)):
+            raise UserError(
+                f"{path} was not pruned from the network before it: "
+                "redo it with OVERWRITE=1 bash run_pickaback/wo_backbone.sh"
+            )
+        networks[sparsity] = before = payload
+    return networks
 
 
 def read_record(path: Path, *, ratios: Sequence[float]) -> dict[float, float]:

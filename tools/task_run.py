@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class TaskRun:
         self.table = table
         self.task = task
         self.paths: Paths = arguments.paths_of(args)
-        self.build = arguments.architecture(registry, args.arch)
+        self.build = arguments.architecture(registry, args.arch, in_channels=table.channels, size=table.size)
         self.architecture = {"name": args.arch, "layers": layers}
         self.device = resolve_device(args.device)
         arguments.check_num_classes(args.num_classes, task=task.name, num_classes=task.num_classes)
@@ -120,19 +120,43 @@ class TaskRun:
                 data=self.data.fingerprint,
                 **deciders,
             ),
+            task_table=self.task_table(),
             overwrite=self.args.overwrite,
         )
-        return learn(
-            output=output,
-            build=self.build,
-            begin=begin,
-            learner=learner,
-            batches=self.batches,
-            seed=derive_seed(self.args.seed, self.table.name, self.task.name, stage),
-            device=self.device,
-            precision=self.args.precision,
-            title=f"{self.task.name}, {stage}",
-        )
+        with self.log_into(folder):
+            return learn(
+                output=output,
+                build=self.build,
+                begin=begin,
+                learner=learner,
+                batches=self.batches,
+                seed=derive_seed(self.args.seed, self.table.name, self.task.name, stage),
+                device=self.device,
+                precision=self.args.precision,
+                title=f"{self.task.name}, {stage}",
+            )
+
+    def task_table(self) -> dict:
+        """The task's entry in its table, with the mean and standard deviation in use."""
+        return {
+            "config": self.table.name,
+            "id": self.task.id,
+            "name": self.task.name,
+            "classes": list(self.task.classes),
+            "modality": self.task.modality,
+            "size": self.table.size,
+            "channels": self.table.channels,
+            "crop_padding": self.table.augment.crop_padding,
+            "flip": self.table.augment.flip,
+            "mean": self.data.mean.tolist(),
+            "std": self.data.std.tolist(),
+        }
+
+    def log_into(self, folder: Path) -> AbstractContextManager:
+        """A log file in an output folder, where the run's own log is not in it already."""
+        if self.args.log_path or folder == self.folder:
+            return nullcontext()
+        return logs.to_file(folder / self.args.logfile)
 
     def evaluate(self, folder: Path) -> Evaluation:
         """Evaluate the checkpoint in `folder` as the task, on the test samples."""

@@ -1,8 +1,9 @@
 """The command-line flags that scripts share, with their defaults."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 from utils.paths import Paths, default_root
@@ -66,7 +67,14 @@ def sparsity(text: str) -> float:
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """What, where and how reproducibly: the flags of every script."""
+    """The flags of every script that computes."""
+    add_files(parser)
+    add_overwrite(parser)
+    add_computing(parser)
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Which tasks, and where their files lie."""
     group = parser.add_argument_group("tasks and files")
     group.add_argument("--arch", default="lenet5", help="Architecture.")
     group.add_argument(
@@ -85,7 +93,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--run", help="Name of the run under the roots (default: <arch>/seed<seed>[-heldout])."
     )
-    group.add_argument("--overwrite", action="store_true", help="Redo finished outputs (default: skip them).")
     group.add_argument(
         "--protocol",
         choices=("published", "heldout"),
@@ -93,12 +100,23 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="What decides growth, pruning and selection: the test set, as published, or a tenth of the "
         "training samples held out.",
     )
+    group.add_argument("--seed", type=non_negative_int, default=1, help="Seed of all that is random.")
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """The flag of whatever leaves finished outputs."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Redo finished outputs (default: skip them)."
+    )
+
+
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """Where and how numbers are computed."""
     group = parser.add_argument_group("computing")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<i>.")
     group.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="Number format of forward passes."
     )
-    group.add_argument("--seed", type=non_negative_int, default=1, help="Seed of all that is random.")
     group.add_argument(
         "--threads", type=non_negative_int, default=0, help="CPU threads; 0 leaves torch's choice."
     )
@@ -162,19 +180,30 @@ def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) ->
 
 def paths_of(args: argparse.Namespace) -> Paths:
     """The paths of a run."""
+    if args.run and (Path(args.run).is_absolute() or ".." in Path(args.run).parts):
+        raise UserError(f"--run {args.run}: give a name below the roots, without '..'")
     run = args.run or Paths.run_name(arch=args.arch, seed=args.seed, protocol=args.protocol)
     return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
 
 
-def architecture(registry: dict, name: str):
-    """The builder of architecture `name`.
+def architecture(
+    registry: Mapping[str, Callable], name: str, *, in_channels: int, size: int
+) -> Callable[..., Any]:
+    """The builder of architecture `name` for images of `in_channels` × `size` × `size`.
 
     Raises:
-        UserError: listing the known ones.
+        UserError: listing the known ones; the builder raises it for a size or width that it cannot take.
     """
     if name not in registry:
         raise UserError(f"--arch {name} is unknown: choose one of {', '.join(sorted(registry))}")
-    return registry[name]
+
+    def build(*, width: float) -> Any:
+        try:
+            return registry[name](width=width, in_channels=in_channels, size=size)
+        except ValueError as error:
+            raise UserError(f"--arch {name}: {error}: change the table's size or the width") from error
+
+    return build
 
 
 # Flags that name something of one task.

@@ -1,6 +1,7 @@
 """Logging in the published format, to the terminal and to a file."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,8 +13,21 @@ FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 _EPOCH = "epoch_line"
 
 
+def _side_by_side() -> bool:
+    return os.environ.get("TASKS_SIDE_BY_SIDE") == "1"
+
+
+def hide_bar() -> bool | None:
+    """tqdm's `disable`: no bar where several tasks share the terminal, or where there is none."""
+    return _side_by_side() or None
+
+
 def to_terminal() -> None:
-    """Log to standard error. Lines of single epochs are left out where a progress bar is shown."""
+    """Log to standard error.
+
+    Lines of single epochs are left to the log files where a progress bar shows them, and where several
+    tasks share the terminal.
+    """
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     for handler in list(root.handlers):
@@ -22,7 +36,7 @@ def to_terminal() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.of_this_project = True
     handler.setFormatter(logging.Formatter(FORMAT))
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or _side_by_side():
         handler.addFilter(lambda record: not hasattr(record, _EPOCH))
     root.addHandler(handler)
 

@@ -10,6 +10,7 @@ from utils.errors import UserError
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 RESUME_NAME = "resume.pth.tar"
+TRAIN_CSV = "train.csv"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import csv_text, write_atomically
-from utils.paths import RESUME_NAME, checkpoint_name, checkpoints_in
+from utils.paths import RESUME_NAME, TRAIN_CSV, checkpoint_name, checkpoints_in
 from utils.training import Progress
 
 # Flags that decide what a training run computes; where it runs and how fast is not among them.
@@ -30,12 +30,18 @@ def require_same(found: Mapping, asked: Mapping, *, where: Path) -> None:
     names = sorted(name for name in {*found, *asked} if found.get(name) != asked.get(name))
     if names:
         differences = ", ".join(
-            f"{name} ({found.get(name)} there, {asked.get(name)} asked)" for name in names
+            f"{name} ({_brief(found.get(name))} there, {_brief(asked.get(name))} asked)" for name in names
         )
         raise UserError(
             f"{where} was made with other arguments: {differences}: "
-            "give the same ones, --overwrite to redo it, or --run NAME to keep both"
+            "give the same ones, --overwrite to redo this stage, or --run NAME to keep both"
         )
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, list) and len(value) > 4:
+        return f"{len(value)} of them"
+    return str(value)
 
 
 @dataclass
@@ -47,6 +53,7 @@ class Output:
         epochs: of the finished run.
         architecture: {"name", "layers"}.
         arguments: all that decides the result, data fingerprint included: plain numbers and strings.
+        task_table: what the checkpoint should say of its task: classes, normalisation, image size.
         overwrite: redo what is finished, and drop what other arguments left half done.
     """
 
@@ -54,6 +61,7 @@ class Output:
     epochs: int
     architecture: dict
     arguments: dict
+    task_table: dict
     overwrite: bool = False
 
     @property
@@ -103,7 +111,7 @@ class Output:
         """Write the finished checkpoint and `train.csv`, drop the resume file; returns the payload."""
         complete = self._complete(payload, progress) | {"progress": asdict(progress), "metrics": metrics}
         if progress.history:
-            write_atomically(self.folder / "train.csv", csv_text(progress.history, list(progress.history[0])))
+            write_atomically(self.folder / TRAIN_CSV, csv_text(progress.history, list(progress.history[0])))
         stale = [path for path in checkpoints_in(self.folder).values() if path != self.checkpoint]
         save_checkpoint(self.checkpoint, complete)
         for path in stale:
@@ -120,5 +128,6 @@ class Output:
         return payload | {
             "architecture": self.architecture,
             "arguments": self.arguments,
+            "task_table": self.task_table,
             "epoch": progress.epoch,
         }

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from utils import logs
 from utils.errors import UserError
 from utils.runtime import random_state, set_random_state
 
@@ -99,7 +100,8 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """One step of gradient descent; returns the detached loss () and logits (B, classes).
 
-    Nothing here leaves the device or depends on Python state, so that steps can be captured or stacked.
+    Nothing here leaves the device or depends on Python state, so that steps can be captured or stacked
+    (but for the hooks of a method that counts its steps, as gradual pruning does).
     """
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -180,7 +182,7 @@ def fit(
 
     remaining = range(progress.epoch + 1, epochs + 1)
     for epoch in tqdm(
-        remaining, desc=title, unit="epoch", initial=progress.epoch, total=epochs, disable=None
+        remaining, desc=title, unit="epoch", initial=progress.epoch, total=epochs, disable=logs.hide_bar()
     ):
         for name, optimizer in optimizers.items():
             for group in optimizer.param_groups:
