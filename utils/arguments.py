@@ -75,6 +75,27 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."
     )
+    _add_roots(group, run="<arch>/seed<seed>[-heldout]")
+    group.add_argument(
+        "--protocol",
+        choices=("published", "heldout"),
+        default="published",
+        help="What decides growth, pruning and selection: the test set, as published, or a tenth of the "
+        "training samples held out.",
+    )
+    _add_computing(parser)
+
+
+def add_sequence(parser: argparse.ArgumentParser) -> None:
+    """What, where and how reproducibly, for a script that learns a sequence of tasks in one network."""
+    group = parser.add_argument_group("sequence and files")
+    group.add_argument("--seq", default="digits_5", help="Sequence of tasks; data/sequences.toml has them.")
+    group.add_argument("--appr", default="spg", help="Approach.")
+    _add_roots(group, run="spg/<seq>/<appr>/seed<seed>")
+    _add_computing(parser)
+
+
+def _add_roots(group: argparse._ArgumentGroup, *, run: str) -> None:
     for name in ("data", "checkpoints", "logs"):
         group.add_argument(
             f"--{name}_root",
@@ -83,16 +104,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
             help=f"Folder of {name}; {name.upper()}_ROOT in the environment moves it too.",
         )
     group.add_argument(
-        "--run", help="Name of the run under the roots (default: <arch>/seed<seed>[-heldout])."
+        "--run", help=f"Name of the run under the roots (default: {run})."
     )
     group.add_argument("--overwrite", action="store_true", help="Redo finished outputs (default: skip them).")
-    group.add_argument(
-        "--protocol",
-        choices=("published", "heldout"),
-        default="published",
-        help="What decides growth, pruning and selection: the test set, as published, or a tenth of the "
-        "training samples held out.",
-    )
+
+
+def _add_computing(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("computing")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<i>.")
     group.add_argument(
