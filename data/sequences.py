@@ -31,6 +31,7 @@ class Sequence:
             classes.
         counts: images of a task, for "train", "val" and "test": totals.
         dropout: tuned for the sequence: of the first two convolutions, and of the rest.
+        width: what the network's channels are multiplied by.
         seed: of all draws.
     """
 
@@ -40,17 +41,13 @@ class Sequence:
     members: tuple[tuple[tuple[Task, str], ...], ...]
     counts: dict[str, int]
     dropout: tuple[float, float]
+    width: float
     seed: int
 
 
 def known_sequences() -> tuple[str, ...]:
     """Names of the sequences in data/sequences.toml."""
     return tuple(_entries())
-
-
-def dropout_of(name: str) -> tuple[float, float]:
-    """The dropouts tuned for a sequence."""
-    return tuple(_entry(name)["dropout"])
 
 
 def load_sequence(name: str, *, data_root: Path, seed: int) -> Sequence:
@@ -102,6 +99,7 @@ def load_sequence(name: str, *, data_root: Path, seed: int) -> Sequence:
         members=members,
         counts={split: entry[split] * per_task for split in ("train", "val", "test")},
         dropout=tuple(entry["dropout"]),
+        width=entry.get("width", 1.0),
         seed=seed,
     )
 

@@ -126,7 +126,11 @@ def learn(
     def on_epoch(progress: Progress) -> None:
         report.log(learned, progress.history[-1])
         if progress.epoch < output.epochs:
-            output.save_unfinished(learned.payload(), progress)
+            payload = learned.payload()
+            if progress.best_epoch == progress.epoch:
+                # The same tensors twice take the space of one.
+                payload["model_state_dict"] = progress.best
+            output.save_unfinished(payload, progress)
 
     progress = fit(
         network=learned.network,

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from data.loading import Batches, TaskData
@@ -15,6 +15,7 @@ from methods.learning import learn
 from methods.sequence import Naive, SequenceReport, Settings, TaskPasses
 from models.alexnet import alexnet
 from models.layers import PLAIN
+from models.network import Network
 from utils import logs, metrics
 from utils.errors import UserError
 from utils.files import csv_text, read_json, write_atomically
@@ -69,18 +70,22 @@ class SequenceRun:
     @cached_property
     def settings(self) -> Settings:
         """What the approach is told."""
-        table = self.sequence.table
         flags = ("lr", "lr_factor", "lr_patience", "lr_floor", "stop_after", "clip", "ewc_lambda", "packnet_share")
         return Settings(
-            build=partial(
-                alexnet,
-                layers=PLAIN,
-                size=table.size,
-                in_channels=table.channels,
-                dropout=tuple(self.dropout),
-            ),
+            build=self.build,
             total=len(self.names),
             **{name: getattr(self.args, name) for name in flags},
+        )
+
+    def build(self, *, width: float) -> Network:
+        """The sequence's network, without heads, its channels multiplied by `width`."""
+        table = self.sequence.table
+        return alexnet(
+            layers=PLAIN,
+            width=width * self.sequence.width,
+            size=table.size,
+            in_channels=table.channels,
+            dropout=tuple(self.dropout),
         )
 
     def configuration(self) -> dict:

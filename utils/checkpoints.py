@@ -1,7 +1,6 @@
 """Checkpoint files: how they are written, read and refused."""
 
 import hashlib
-import io
 import pickle
 import warnings
 from pathlib import Path
@@ -23,9 +22,8 @@ _PUBLISHED_KEYS = {
 
 def save_checkpoint(path: Path, payload: dict) -> None:
     """Write `payload` to `path`; a reader sees the old file or the new one, never a part."""
-    buffer = io.BytesIO()
-    torch.save({"format_version": FORMAT_VERSION, **payload}, buffer)
-    write_atomically(path, buffer.getvalue())
+    complete = {"format_version": FORMAT_VERSION, **payload}
+    write_atomically(path, lambda file: torch.save(complete, file))
 
 
 def load_checkpoint(path: Path, *, architecture: str, layers: str) -> dict:

@@ -149,7 +149,7 @@ class Progress:
     Attributes:
         epoch: epochs finished.
         history: a dict of figures for each of them.
-        best: the network's state after the best epoch, where one is watched for.
+        best: the network's state after the best epoch, where one is watched for; 0 is before the first.
     """
 
     epoch: int = 0
@@ -161,6 +161,7 @@ class Progress:
     schedules: dict = field(default_factory=dict)
     best: dict | None = None
     best_figure: float = math.inf
+    best_epoch: int = 0
 
 
 def train_step(
@@ -336,6 +337,7 @@ def _judge(
     if math.isfinite(figure):
         if figure < progress.best_figure:
             progress.best, progress.best_figure = _snapshot(network), figure
+            progress.best_epoch = row["epoch"]
     else:
         figure = math.inf
         network.load_state_dict(progress.best)
