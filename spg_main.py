@@ -52,7 +52,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--epochs", type=arguments.positive_int, default=500, help="Epochs of a task, at most."
     )
-    group.add_argument("--batch_size", type=arguments.positive_int, default=64, help="Samples a training step.")
+    group.add_argument(
+        "--batch_size", type=arguments.positive_int, default=64, help="Samples a training step."
+    )
     group.add_argument(
         "--val_batch_size", type=arguments.positive_int, default=500, help="Samples a batch in evaluation."
     )
@@ -76,7 +78,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="Epochs without a lower validation loss, at the lowest learning rate, that end a task.",
     )
     group.add_argument(
-        "--clip", type=arguments.positive_float, default=10_000.0, help="Norm a head's gradient is clipped at."
+        "--clip",
+        type=arguments.positive_float,
+        default=10_000.0,
+        help="Norm a head's gradient is clipped at.",
     )
     group.add_argument(
         "--dropout",
@@ -126,7 +131,9 @@ def table(results: Sequence[Mapping]) -> str:
         name = f"{row['approach']} {row['sequence']} seed {row['seed']}"
         cells.append([name, *(_cell(row[key], shape) for key, _, shape in _COLUMNS)])
     if len(rows) > 1:
-        cells.append(["mean ± deviation", *(_mean([row[key] for row in rows], shape) for key, _, shape in _COLUMNS)])
+        cells.append(
+            ["mean ± deviation", *(_mean([row[key] for row in rows], shape) for key, _, shape in _COLUMNS)]
+        )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells

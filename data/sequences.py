@@ -104,9 +104,7 @@ def load_sequence(name: str, *, data_root: Path, seed: int) -> Sequence:
     )
 
 
-def load_task(
-    sequence: Sequence, number: int, *, data_root: Path, device: torch.device | str
-) -> TaskData:
+def load_task(sequence: Sequence, number: int, *, data_root: Path, device: torch.device | str) -> TaskData:
     """The images of task `number`, which counts from 1.
 
     Where the table has more than the sequence asks for, a stratified draw reduces them to the totals.
@@ -201,9 +199,7 @@ def stratified(labels: Tensor, total: int, *, generator: torch.Generator) -> Ten
     return drawn[torch.randperm(len(drawn), generator=generator)]
 
 
-def _pool(
-    sequence: Sequence, number: int, split: str, *, data_root: Path
-) -> tuple[Samples, tuple[str, ...]]:
+def _pool(sequence: Sequence, number: int, split: str, *, data_root: Path) -> tuple[Samples, tuple[str, ...]]:
     """All images of a task's classes in one split of the source, and what they are the content of."""
     parts, labels, fingerprints = [], [], []
     records: dict[str, dict[str, Any]] = {}

@@ -227,9 +227,9 @@ class _Folders:
 
     def cached_classes(self, task: str) -> list[str]:
         """The classes of a task that has a cache."""
-        return cache.read(self.caches / task / "train.pt", remedy=f"run `python -m data.prepare {self.name}`")[
-            "classes"
-        ]
+        return cache.read(
+            self.caches / task / "train.pt", remedy=f"run `python -m data.prepare {self.name}`"
+        )["classes"]
 
     def classes(self, task: str) -> list[str]:
         cached = self.caches / task / "train.pt"

@@ -181,7 +181,9 @@ class Naive:
         try:
             learned.network.load_state_dict(payload["model_state_dict"])
         except RuntimeError as error:
-            raise UserError(f"{source} is of another network ({error}): delete it or give its arguments") from error
+            raise UserError(
+                f"{source} is of another network ({error}): delete it or give its arguments"
+            ) from error
         learned.take_note(payload["sequence"])
         return learned
 

@@ -29,7 +29,7 @@ HEADS_AT_ONCE = 16
 
 
 def normalised_importance(gradient: Tensor) -> Tensor:
-    """γ = |tanh((g − mean g) / std g)| of one parameter tensor (eq. 2 and 3); 0 where the gradient is constant.
+    """γ = |tanh((g − mean g) / std g)| of one parameter tensor; 0 if the gradient is constant.
 
     The scale of the gradient has no influence. std is the sample's (n − 1).
     """
@@ -48,7 +48,7 @@ def task_importance(
 
     For the newest task's head the gradient is the cross-entropy's, for each earlier head that of the sum
     of its logits (cross-head importance); summed over all samples, with dropout on if the network trains.
-    Over the heads the largest γ counts (eq. 4).
+    Over the heads the largest γ counts.
 
     Args:
         network: the newest task's head is the last one.
@@ -176,7 +176,7 @@ class SPG(Naive):
 
 
 def soft_masks(importance: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
-    """What gradients are multiplied by: 1 − Γ, and for the head 1 − mean(Γ over all feature parameters) (eq. 5, 6).
+    """What gradients are multiplied by: 1 − Γ, and for the head 1 − mean(Γ over all feature parameters).
 
     Returns:
         Parameter name → 1 − Γ, and the head's factor as a scalar tensor; {} and None for a first task.

@@ -30,7 +30,17 @@ JOINT = "all_tasks"
 
 # Flags that decide what any approach computes, and those that only one looks at.
 _DECIDING = (
-    *("precision", "epochs", "batch_size", "lr", "lr_factor", "lr_patience", "lr_floor", "stop_after", "clip"),
+    *(
+        "precision",
+        "epochs",
+        "batch_size",
+        "lr",
+        "lr_factor",
+        "lr_patience",
+        "lr_floor",
+        "stop_after",
+        "clip",
+    ),
 )
 _OF_APPROACH = {"ewc": ("ewc_lambda",), "packnet": ("packnet_share",)}
 
@@ -41,13 +51,16 @@ class SequenceRun:
     Args:
         args: the flags of spg_main.py.
         seed, approach: instead of the flags'.
+        decide_on: the samples that the accuracies are of: "test", or "validation" to tune on them.
 
     Raises:
         UserError: for an unknown approach or sequence (the message lists the known ones), or one whose
             raw files are not prepared.
     """
 
-    def __init__(self, args: argparse.Namespace, *, seed: int, approach: str | None = None) -> None:
+    def __init__(
+        self, args: argparse.Namespace, *, seed: int, approach: str | None = None, decide_on: str = "test"
+    ) -> None:
         self.args = args
         self.seed = seed
         self.approach = approach or args.appr
@@ -60,6 +73,9 @@ class SequenceRun:
         self.device = resolve_device(args.device)
         self.autocast = autocast(self.device, args.precision)
         run = args.run or Paths.sequence_run_name(sequence=args.seq, approach=self.approach, seed=seed)
+        if decide_on == "validation":
+            run = Paths.tuning_run_name(run, dropout=self.dropout)
+        self.decide_on = decide_on
         self.paths = Paths(
             checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run
         )
@@ -70,7 +86,16 @@ class SequenceRun:
     @cached_property
     def settings(self) -> Settings:
         """What the approach is told."""
-        flags = ("lr", "lr_factor", "lr_patience", "lr_floor", "stop_after", "clip", "ewc_lambda", "packnet_share")
+        flags = (
+            "lr",
+            "lr_factor",
+            "lr_patience",
+            "lr_floor",
+            "stop_after",
+            "clip",
+            "ewc_lambda",
+            "packnet_share",
+        )
         return Settings(
             build=self.build,
             total=len(self.names),
@@ -152,7 +177,9 @@ class SequenceRun:
             self.clear()
         with logs.to_file(self.paths.sequence_log()):
             logs.configuration(self.configuration())
-            logging.info("%s on %s, seed %d: %d tasks", self.approach, self.args.seq, self.seed, len(self.names))
+            logging.info(
+                "%s on %s, seed %d: %d tasks", self.approach, self.args.seq, self.seed, len(self.names)
+            )
             past = self.learn_jointly() if self.kind.joint else self.learn_in_turn()
             figures = self.figures(past)
             write_atomically(self.paths.metrics_file(), json.dumps(figures, indent=1) + "\n")
@@ -180,9 +207,7 @@ class SequenceRun:
             past = [*learned.past, self.note(number, learned)]
             self.write_matrix([note["accuracies"] for note in past])
             if number > 1 and not self.args.keep_checkpoints:
-                shutil.rmtree(
-                    self.paths.sequence_checkpoints() / self.names[number - 2], ignore_errors=True
-                )
+                shutil.rmtree(self.paths.sequence_checkpoints() / self.names[number - 2], ignore_errors=True)
         return past
 
     def newest_finished(self) -> tuple[int, dict | None]:
@@ -271,7 +296,7 @@ class SequenceRun:
         for index in range(len(known), number):
             result = evaluate(
                 learned.as_task(self.names[index]),
-                self.batches(self.data(index + 1)).test(),
+                getattr(self.batches(self.data(index + 1)), self.decide_on)(),
                 autocast=self.autocast,
             )
             known.append(result.accuracy)

@@ -103,9 +103,7 @@ def _add_roots(group: argparse._ArgumentGroup, *, run: str) -> None:
             default=default_root(name),
             help=f"Folder of {name}; {name.upper()}_ROOT in the environment moves it too.",
         )
-    group.add_argument(
-        "--run", help=f"Name of the run under the roots (default: {run})."
-    )
+    group.add_argument("--run", help=f"Name of the run under the roots (default: {run}).")
     group.add_argument("--overwrite", action="store_true", help="Redo finished outputs (default: skip them).")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,11 @@ class Paths:
     def sequence_run_name(*, sequence: str, approach: str, seed: int) -> str:
         """The name of a run over a sequence of tasks in one network if the user gives none."""
         return f"spg/{sequence}/{approach}/seed{seed}"
+
+    @staticmethod
+    def tuning_run_name(run: str, *, dropout: Sequence[float]) -> str:
+        """The name of a run that tries a dropout for `run`."""
+        return f"{run}/tune/{'-'.join(map(str, dropout))}"
 
     # Files shared by all tasks of a table.
 

@@ -303,7 +303,9 @@ def fit(
         row = {"epoch": epoch, "loss": mean_loss, "accuracy": correct.item() / count, "lr": lr}
         row = figures(row)
         if watch is not None:
-            row = _judge(row, watch=watch, network=network, schedules=schedules, progress=progress, title=title)
+            row = _judge(
+                row, watch=watch, network=network, schedules=schedules, progress=progress, title=title
+            )
         progress.history.append(row)
         progress.epoch = epoch
         progress.optimizers = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
