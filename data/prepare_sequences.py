@@ -22,7 +22,10 @@ from utils.files import read_json, write_atomically
 
 _TINY_IMAGENET = "the archive http://cs231n.stanford.edu/tiny-imagenet-200.zip, extracted"
 _IMAGENET32 = "the downsampled ImageNet (32×32) of https://image-net.org/download-images, extracted"
-_LEAF = "https://github.com/TalwalkarLab/leaf (data/{name}; preprocess.sh -s iid --iu 0.01 --sf 1.0 {more}-t sample)"
+_LEAF = (
+    "https://github.com/TalwalkarLab/leaf "
+    "(data/{name}; preprocess.sh -s iid --iu 0.01 --sf 1.0 {more}-t sample)"
+)
 _FCELEBA = _LEAF.format(name="celeba", more="-k 5 ")
 _FEMNIST = _LEAF.format(name="femnist", more="-k 0 ")
 

@@ -233,7 +233,7 @@ def test_imagenet32_refused(imagenet):
             return (print, ("opened",))
 
     (folder / "train" / "train_data_batch_3").write_bytes(pickle.dumps({"data": Harmful()}))
-    with pytest.raises(UserError, match="names builtins.print, which is refused"):
+    with pytest.raises(UserError, match=r"names builtins.print, which is refused"):
         prepare(["imagenet32", "--data_root", str(root)])
     (folder / "train" / "train_data_batch_3").unlink()
     with pytest.raises(UserError, match="train_data_batch_3 not found"):
@@ -282,12 +282,12 @@ def test_fceleba(celeba, monkeypatch):
 
 def test_fceleba_refused(celeba):
     root = celeba / "fceleba"
-    with pytest.raises(UserError, match="fceleba_10|holds 3 of 10 users|not found"):
+    with pytest.raises(UserError, match=r"fceleba_10|holds 3 of 10 users|not found"):
         prepare(["fceleba", "--data_root", str(celeba)])
         load_sequence("fceleba_10", data_root=celeba, seed=1)
     image = root / "raw" / "img_align_celeba" / "image_3.JPEG"
     image.unlink()
-    with pytest.raises(UserError, match="image_3.JPEG not found"):
+    with pytest.raises(UserError, match=r"image_3.JPEG not found"):
         prepare(["fceleba", "--data_root", str(celeba)])
     listing = root / "iid" / "train" / "all_data_iid_01_0_keep_5_train_9.json"
     listing.write_text(listing.read_text()[:40])
@@ -353,5 +353,5 @@ def test_femnist_refused(femnist, change, message):
 
 def test_femnist_without_its_test_file(femnist):
     (femnist / "femnist" / "raw" / "test" / "all_data_5_iid_01_0_keep_0_test_9.json").unlink()
-    with pytest.raises(UserError, match="all_data_5_iid_01_0_keep_0_test_9.json not found"):
+    with pytest.raises(UserError, match=r"all_data_5_iid_01_0_keep_0_test_9.json not found"):
         prepare(["femnist", "--data_root", str(femnist)])
