@@ -303,7 +303,7 @@ def test_run_all_stops_at_a_failing_stage(bash: Bash) -> None:
 def test_help_and_wrong_usage(bash: Bash, script: str) -> None:
     shown = bash.run(script, "--help")
     assert shown.returncode == 0
-    assert f"usage: bash run_pickaback/{script} [config]" in shown.stdout
+    assert f"usage: bash run_pickaback/{script} [" in shown.stdout
     assert not shown.stdout.startswith("#")
 
     wrong = bash.run(script, "--colour")
