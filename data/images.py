@@ -68,11 +68,16 @@ def load_split(table: Table, task: Task, split: str, *, data_root: Path) -> dict
 
 
 def raw_split(table: Table, task: Task, split: str, *, data_root: Path) -> RawSplit | None:
-    """The raw files of a split below `data_root`; None if the table's folder is not there at all."""
+    """The raw files of a split below `data_root`; None if the cache alone can tell.
+
+    That is so where the table's folder is not there at all, or has a layout of its own.
+    """
     if table.source == "digits":
         from data import digits
 
         return digits.raw_split(table, task, split)
+    if table.source == "archive":
+        return None
     root = Path(data_root) / table.root
     return folder_split(root, table, task, split) if root.is_dir() else None
 
@@ -204,6 +209,6 @@ def _fits(record: dict[str, Any], table: Table, task: Task) -> bool:
 
 
 def _remedy(table: Table) -> str:
-    if table.download:
+    if table.download or table.source == "archive":
         return f"run `python -m data.prepare {table.name}`"
     return f"put the images there (the tree is {table.root}/<split>/<task>/<class>/*)"

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy
 import torch
 
-from data import cache, safe_pickle
+from data import cache, prepare_sequences, safe_pickle
 from data.images import RawFile, RawSplit, cached, decode_files, folder_split, load_split
 from data.tables import Table, Task, load_table
 from utils import logs
@@ -83,6 +83,16 @@ def prepare_cifar100(table: Table, source: Path | None, data_root: Path) -> None
         _from_cifar_python(table, source, data_root)
     else:
         _from_tree_or_zip(table, source, data_root)
+
+
+def _prepare_archive(table: Table, source: Path | None, data_root: Path) -> None:
+    """Fill the cache from a raw layout of its own (`data/prepare_sequences.py`)."""
+    prepare = prepare_sequences.ARCHIVES[table.name]
+    prepare(table, source or data_root / table.root, data_root, _build_raw)
+
+
+for _name in prepare_sequences.ARCHIVES:
+    preparer(_name)(_prepare_archive)
 
 
 def _from_tree_or_zip(table: Table, source: Path, data_root: Path) -> None:

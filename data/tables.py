@@ -13,7 +13,8 @@ from utils.errors import UserError
 _TABLES_FILE = Path(__file__).with_name("tables.toml")
 
 _MODALITIES = ("image",)
-_SOURCES = ("folders", "digits")
+# "archive": a raw layout of its own, which only data/prepare.py reads; tasks and classes are the cache's.
+_SOURCES = ("folders", "digits", "archive")
 _TABLE_KEYS = {
     *("modality", "size", "channels", "augment", "source", "root", "download", "mean", "std", "tasks"),
 }
@@ -163,7 +164,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
 
     source = _choice(entry, "source", _SOURCES, where)
     root = entry.get("root", "")
-    if source == "folders" and not (isinstance(root, str) and root):
+    if source != "digits" and not (isinstance(root, str) and root):
         raise UserError(f'{where} has no root: add the folder of its images, e.g. root = "{name}"')
     channels = _integer(entry, "channels", 3, where)
     if channels not in (1, 3):
@@ -179,10 +180,11 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
     folders = _Folders(name=name, root=data_root / root, caches=cache.folder_of(data_root, name))
     task_entries = entry.get("tasks")
     if task_entries is None:
-        task_entries = [{"name": task} for task in folders.tasks()]
+        names = folders.prepared() if source == "archive" else folders.tasks()
+        task_entries = [{"name": task} for task in names]
     if not isinstance(task_entries, list) or not all(isinstance(task, Mapping) for task in task_entries):
         raise UserError(f"{where}: tasks is no list of tables: write one [[{name}.tasks]] for each task")
-    if not task_entries:
+    if not task_entries and source != "archive":
         raise UserError(f"{where} has no tasks: add one, or leave tasks out to take the folders")
 
     tasks = []
@@ -195,7 +197,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
             raise UserError(f"{task_where}: {task_name} occurs twice: rename one")
         classes = task_entry.get("classes")
         if classes is None:
-            classes = folders.classes(task_name)
+            classes = folders.cached_classes(task_name) if source == "archive" else folders.classes(task_name)
         _check_classes(classes, f"{where} task {task_name}")
         mean, std = _statistics(task_entry, channels, f"{where} task {task_name}")
         if mean is None:
@@ -214,15 +216,25 @@ class _Folders:
 
     def tasks(self) -> list[str]:
         if not self.root.is_dir() and self.caches.is_dir():
-            return [
-                folder for folder in subfolders(self.caches) if (self.caches / folder / "train.pt").exists()
-            ]
+            return self.prepared()
         return self._below(self.root / "train", "<task>/<class>/*")
+
+    def prepared(self) -> list[str]:
+        """The tasks that have a cache."""
+        if not self.caches.is_dir():
+            return []
+        return [folder for folder in subfolders(self.caches) if (self.caches / folder / "train.pt").exists()]
+
+    def cached_classes(self, task: str) -> list[str]:
+        """The classes of a task that has a cache."""
+        return cache.read(
+            self.caches / task / "train.pt", remedy=f"run `python -m data.prepare {self.name}`"
+        )["classes"]
 
     def classes(self, task: str) -> list[str]:
         cached = self.caches / task / "train.pt"
         if not self.root.is_dir() and cached.exists():
-            return cache.read(cached, remedy=f"run `python -m data.prepare {self.name}`")["classes"]
+            return self.cached_classes(task)
         found = self._below(self.root / "train" / task, "<class>/*")
         held = self.root / "test" / task
         extra = set(subfolders(held)) - set(found) if held.is_dir() else set()

@@ -4,13 +4,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from methods.ownership import OwnedTraining, SharedNetwork, Shares
+from methods.ownership import SharedNetwork, Shares
 from models.network import Network
 from utils import logs
 from utils.checkpoints import load_checkpoint
@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.paths import checkpoint_in
 from utils.runs import Output
 from utils.runtime import autocast
-from utils.training import Evaluation, Progress, StepSchedule, evaluate, fit
+from utils.training import Evaluation, Method, Progress, Schedule, evaluate, fit
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,36 +38,67 @@ class Batches(Protocol):
         """Batches of the test samples."""
 
 
+class Learned(Protocol):
+    """A network with all that its tasks own; `methods.ownership.SharedNetwork` is one."""
+
+    network: nn.Module
+
+    def to(self, device: torch.device) -> Any:
+        """Move everything to `device`."""
+
+    def payload(self) -> dict:
+        """Its part of a checkpoint."""
+
+
 @dataclass(frozen=True)
 class Learner:
-    """A method with its optimizers and their schedules, by name, the weights' first."""
+    """A method with its optimizers and their schedules, by name, the weights' first.
 
-    method: OwnedTraining
+    Attributes:
+        watch: the figure whose best epoch counts; None: the last epoch counts.
+    """
+
+    method: Method
     optimizers: Mapping[str, Optimizer]
-    schedules: Mapping[str, StepSchedule]
+    schedules: Mapping[str, Schedule]
+    watch: str | None = None
+
+
+class EpochReport:
+    """What the history and the log say of an epoch of a network whose weights tasks own."""
+
+    def row(self, learned: SharedNetwork, validation: Evaluation) -> dict:
+        """The figures after an epoch, added to those of training."""
+        return validation_row(validation, learned.shares(learned.tasks[-1].name))
+
+    def log(self, learned: SharedNetwork, row: dict) -> None:
+        """Log one row of the history."""
+        log_epoch(row, task_index=len(learned.tasks))
 
 
 def learn(
     *,
     output: Output,
-    build: Callable[..., Network],
-    begin: Callable[[], SharedNetwork],
-    learner: Callable[[SharedNetwork], Learner],
+    restore: Callable[[dict, Path], Learned],
+    begin: Callable[[], Learned],
+    learner: Callable[[Learned], Learner],
     batches: Batches,
     seed: int,
     device: torch.device,
     precision: str,
     title: str,
+    report: EpochReport | None = None,
 ) -> dict:
     """Train the newest task of a network and write its checkpoint.
 
     Args:
         output: the folder, and what makes its content.
-        build: makes the architecture.
+        restore: makes the network from a checkpoint and its path, to resume.
         begin: makes the network with the task begun, when there is nothing to resume.
         learner: makes the method for it.
         seed: of initialisation and of every draw.
         title: of the progress bar and in messages.
+        report: what is noted of an epoch (default: for a `SharedNetwork`).
 
     Returns:
         The finished checkpoint's payload; `payload["metrics"]` has the final figures.
@@ -77,28 +108,32 @@ def learn(
         logging.info("%s is finished: skipped (--overwrite redoes it)", output.checkpoint)
         return finished
     unfinished = output.unfinished()
+    report = report or EpochReport()
     torch.manual_seed(seed)
     if unfinished is None:
-        shared, progress = begin(), None
+        learned, progress = begin(), None
     else:
-        shared = SharedNetwork.from_payload(unfinished, build=build, source=output.resume)
+        learned = restore(unfinished, output.resume)
         progress = Progress(**unfinished["progress"])
-    shared.to(device)
-    task = shared.tasks[-1].name
-    made = learner(shared)
+    learned.to(device)
+    made = learner(learned)
     context = autocast(device, precision)
 
     def figures(row: dict) -> dict:
-        validation = evaluate(shared.network, batches.validation(), autocast=context)
-        return row | validation_row(validation, shared.shares(task))
+        validation = evaluate(learned.network, batches.validation(), autocast=context, method=made.method)
+        return row | report.row(learned, validation)
 
     def on_epoch(progress: Progress) -> None:
-        log_epoch(progress.history[-1], task_index=len(shared.tasks))
+        report.log(learned, progress.history[-1])
         if progress.epoch < output.epochs:
-            output.save_unfinished(shared.payload(), progress)
+            payload = learned.payload()
+            if progress.best_epoch == progress.epoch:
+                # The same tensors twice take the space of one.
+                payload["model_state_dict"] = progress.best
+            output.save_unfinished(payload, progress)
 
     progress = fit(
-        network=shared.network,
+        network=learned.network,
         method=made.method,
         optimizers=made.optimizers,
         schedules=made.schedules,
@@ -111,15 +146,21 @@ def learn(
         progress=progress,
         on_epoch=on_epoch,
         title=title,
+        watch=made.watch,
     )
-    last = progress.history[-1]
-    test = evaluate(shared.network, batches.test(), autocast=context)
+    counts = progress.history[-1]
+    if made.watch is not None:
+        known = [row for row in progress.history if row[made.watch] is not None]
+        if not known:
+            raise UserError(f"{title}: the loss was finite in no epoch: lower --lr")
+        counts = min(known, key=lambda row: row[made.watch])
+    test = evaluate(learned.network, batches.test(), autocast=context, method=made.method)
     metrics = {
-        "train_accuracy": last["accuracy"],
-        "validation_accuracy": last["val_accuracy"],
+        "train_accuracy": counts["accuracy"],
+        "validation_accuracy": counts["val_accuracy"],
         "test_accuracy": test.accuracy,
     }
-    return output.finish(shared.payload(), progress, metrics=metrics)
+    return output.finish(learned.payload(), progress, metrics=metrics)
 
 
 def evaluate_as(

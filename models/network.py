@@ -1,5 +1,6 @@
 """A backbone with one linear head a task."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -9,6 +10,9 @@ class Network(nn.Module):
     Args:
         features: the backbone.
         feature_width: width of its output.
+
+    Attributes:
+        active: index of the head in use; None: all of them, side by side.
     """
 
     def __init__(self, *, features: nn.Module, feature_width: int) -> None:
@@ -16,7 +20,7 @@ class Network(nn.Module):
         self.features = features
         self.feature_width = feature_width
         self.classifiers = nn.ModuleList()
-        self.active = -1
+        self.active: int | None = -1
 
     def add_head(self, num_classes: int, *, in_features: int | None = None) -> nn.Linear:
         """Append a head, N(0, 0.01) with zero bias, and make it the active one."""
@@ -27,7 +31,10 @@ class Network(nn.Module):
         return head
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (B, num_classes) of the active head."""
+        """Logits (B, num_classes) of the active head; of all heads in turn, where none is active."""
+        if self.active is None:
+            features = self.features(inputs)
+            return torch.cat([head(features) for head in self.classifiers], dim=1)
         return self.classifiers[self.active](self.features(inputs))
 
 

@@ -25,6 +25,12 @@
 : "${EXTRA_SEARCH_ARGS:=}"       # stage 3-1: more flags for the search, e.g. "--epsilon 0.05"
 : "${MAX_WIDTH:=2.0}"            # stage 3-2: the widest that a target's network may grow
 
+# SPG (spg.sh; of the variables above it looks at SEED alone, of those below at all but GPUS, JOBS and RUN)
+: "${SEQ:=digits_5}"             # sequence of tasks: digits_5, cifar100_10 … (first argument of spg.sh)
+: "${APPR:=spg}"                 # approaches, run in turn: spg ncl one mtl ewc packnet, e.g. "one ncl spg"
+: "${TRIALS:=1}"                 # seeds to run, from SEED on
+: "${EXTRA_SPG_ARGS:=}"          # more flags for spg_main.py, e.g. "--lr 0.1 --dropout 0.3 0.4"
+
 # Machine
 : "${DEVICE:=auto}"              # auto, cpu, cuda or cuda:1
 : "${GPUS:=}"                    # GPU indices to share the tasks among, e.g. "0 1 2 3"; empty: DEVICE decides

@@ -178,6 +178,32 @@ start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before t
         "device: ${GPUS:+GPUs }${GPUS:-$DEVICE}, protocol: $protocol"
 }
 
+start_sequence() { # ARGUMENTS…: the same for a sequence of tasks, which is learned in one process
+    STAGE="SPG, learn a sequence of tasks in one network"
+    while (($#)); do
+        case $1 in
+            -h | --help)
+                usage
+                exit 0
+                ;;
+            -*) usage_error "unknown option $1" ;;
+            *) SEQ=$1 ;;
+        esac
+        shift
+        (($# == 0)) || usage_error "too many arguments: $*"
+    done
+    [[ $OVERWRITE == [01] ]] || die "OVERWRITE=$OVERWRITE must be 0 or 1"
+    setup_python base
+    SPG_ARGS=(--seq "$SEQ" --seed "$SEED" --trials "$TRIALS" --precision "$PRECISION" --device "$DEVICE"
+        --data_root "$DATA_ROOT" --checkpoints_root "$CHECKPOINTS_ROOT" --logs_root "$LOGS_ROOT")
+    [[ -z $THREADS ]] || SPG_ARGS+=(--threads "$THREADS")
+    [[ $OVERWRITE == 0 ]] || SPG_ARGS+=(--overwrite)
+    words "$EXTRA_SPG_ARGS"
+    SPG_ARGS+=(${WORDS[@]+"${WORDS[@]}"})
+    trap end_stage EXIT
+    echo "== $STAGE: $SEQ, approaches: $APPR, seeds: $TRIALS from $SEED, device: $DEVICE"
+}
+
 end_stage() {
     local status=$?
     local outcome=finished

@@ -319,7 +319,7 @@ def test_run_all_stops_at_a_failing_stage(bash: Bash) -> None:
 def test_help_and_wrong_usage(bash: Bash, script: str) -> None:
     shown = bash.run(script, "--help")
     assert shown.returncode == 0
-    assert f"usage: bash run_pickaback/{script} [config]" in shown.stdout
+    assert f"usage: bash run_pickaback/{script} [" in shown.stdout
     assert not shown.stdout.startswith("#")
 
     wrong = bash.run(script, "--colour")
@@ -455,3 +455,31 @@ def test_no_recent_interpreter_is_one_clear_line(checkout: Bash) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("error: no Python 3.11 or later")
     assert result.stderr.count("\n") == 1
+
+
+# SPG.
+
+
+def test_spg_runs_every_approach_in_turn_in_one_process_each(bash: Bash) -> None:
+    result = bash.run(
+        "spg.sh", "cifar100_10", APPR="one spg", SEED="3", TRIALS="2", EXTRA_SPG_ARGS="--lr 0.1"
+    )
+    succeeded(result)
+    commands = bash.commands()
+    assert [value(command, "--appr") for command in commands] == ["one", "spg"]
+    for command in commands:
+        assert command.startswith("spg_main.py ")
+        assert value(command, "--seq") == "cifar100_10"
+        assert (value(command, "--seed"), value(command, "--trials")) == ("3", "2")
+        assert value(command, "--lr") == "0.1"
+        assert "--overwrite" not in command and "--threads" not in command
+    assert "== SPG finished after" in result.stdout
+
+
+def test_spg_without_an_argument_learns_digits_and_refuses_two(bash: Bash) -> None:
+    succeeded(bash.run("spg.sh", THREADS="1", OVERWRITE="1"))
+    (command,) = bash.commands()
+    assert value(command, "--seq") == "digits_5"
+    assert value(command, "--threads") == "1" and "--overwrite" in command
+    assert bash.run("spg.sh", "digits_5", "cifar100_10").returncode == 2
+    assert "usage: bash run_pickaback/spg.sh" in bash.run("spg.sh", "-h").stdout

@@ -126,7 +126,9 @@ class TaskRun:
         with self.log_into(folder):
             return learn(
                 output=output,
-                build=self.build,
+                restore=lambda payload, source: SharedNetwork.from_payload(
+                    payload, build=self.build, source=source
+                ),
                 begin=begin,
                 learner=learner,
                 batches=self.batches,

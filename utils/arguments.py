@@ -83,16 +83,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."
     )
-    for name in ("data", "checkpoints", "logs"):
-        group.add_argument(
-            f"--{name}_root",
-            type=Path,
-            default=default_root(name),
-            help=f"Folder of {name}; {name.upper()}_ROOT in the environment moves it too.",
-        )
-    group.add_argument(
-        "--run", help="Name of the run under the roots (default: <arch>/seed<seed>[-heldout])."
-    )
+    _add_roots(group, run="<arch>/seed<seed>[-heldout]")
     group.add_argument(
         "--protocol",
         choices=("published", "heldout"),
@@ -100,6 +91,32 @@ def add_files(parser: argparse.ArgumentParser) -> None:
         help="What decides growth, pruning and selection: the test set, as published, or a tenth of the "
         "training samples held out.",
     )
+    _add_seed(group)
+
+
+def add_sequence(parser: argparse.ArgumentParser) -> None:
+    """What, where and how reproducibly, for a script that learns a sequence of tasks in one network."""
+    group = parser.add_argument_group("sequence and files")
+    group.add_argument("--seq", default="digits_5", help="Sequence of tasks; data/sequences.toml has them.")
+    group.add_argument("--appr", default="spg", help="Approach.")
+    _add_roots(group, run="spg/<seq>/<appr>/seed<seed>")
+    _add_seed(group)
+    add_overwrite(parser)
+    add_computing(parser)
+
+
+def _add_roots(group: argparse._ArgumentGroup, *, run: str) -> None:
+    for name in ("data", "checkpoints", "logs"):
+        group.add_argument(
+            f"--{name}_root",
+            type=Path,
+            default=default_root(name),
+            help=f"Folder of {name}; {name.upper()}_ROOT in the environment moves it too.",
+        )
+    group.add_argument("--run", help=f"Name of the run under the roots (default: {run}).")
+
+
+def _add_seed(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=non_negative_int, default=1, help="Seed of all that is random.")
 
 

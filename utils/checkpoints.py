@@ -23,9 +23,10 @@ _PUBLISHED_KEYS = {
 
 def save_checkpoint(path: Path, payload: dict) -> None:
     """Write `payload` to `path`; a reader sees the old file or the new one, never a part."""
+    # Serialised in memory first: torch would report a full disk as an error of its own, without the path.
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **payload}, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, *, architecture: str, layers: str) -> dict:

@@ -14,7 +14,7 @@ from filelock import FileLock
 from utils.errors import UserError
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
     """Write `content` to a temporary file beside `path`, then rename it over `path`.
 
     Raises OSError with `filename` set to `path` if anything goes wrong; `path` is then as it was.

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,16 @@ class Paths:
         """The name a run has if the user gives none."""
         return f"{arch}/seed{seed}" + ("-heldout" if protocol == "heldout" else "")
 
+    @staticmethod
+    def sequence_run_name(*, sequence: str, approach: str, seed: int) -> str:
+        """The name of a run over a sequence of tasks in one network if the user gives none."""
+        return f"spg/{sequence}/{approach}/seed{seed}"
+
+    @staticmethod
+    def tuning_run_name(run: str, *, dropout: Sequence[float]) -> str:
+        """The name of a run that tries a dropout for `run`."""
+        return f"{run}/tune/{'-'.join(map(str, dropout))}"
+
     # Files shared by all tasks of a table.
 
     def baseline_file(self, config: str, *, width_multiplier: float = 1.0) -> Path:
@@ -108,6 +119,32 @@ class Paths:
     def control(self, config: str, task: str, *, width_multiplier: float) -> Path:
         """Folder of the control: the target's network at a grown width, without a backbone."""
         return self._stage("CPG_control_scratch", config) / task / f"width-{width_multiplier}"
+
+    # A run over a sequence of tasks in one network.
+
+    def sequence_log(self) -> Path:
+        """Its log."""
+        return self.logs / self.run / "train.log"
+
+    def accuracy_matrix(self) -> Path:
+        """CSV: accuracy on every task after each task learned."""
+        return self.logs / self.run / "accuracy_matrix.csv"
+
+    def metrics_file(self) -> Path:
+        """JSON of the metrics, epochs and times."""
+        return self.logs / self.run / "metrics.json"
+
+    def configuration_file(self) -> Path:
+        """JSON of every argument, as it was resolved."""
+        return self.logs / self.run / "config.json"
+
+    def sequence_checkpoints(self) -> Path:
+        """Folder of all its checkpoints."""
+        return self.checkpoints / self.run
+
+    def sequence_task(self, task: str, stage: str) -> Path:
+        """Folder of one stage of learning one of its tasks."""
+        return self.sequence_checkpoints() / task / stage
 
     def _stage(self, stage: str, config: str) -> Path:
         return self.checkpoints / self.run / stage / config

@@ -3,7 +3,7 @@
 import argparse
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils.checkpoints import load_checkpoint, save_checkpoint
@@ -105,11 +105,11 @@ class Output:
 
     def save_unfinished(self, payload: dict, progress: Progress) -> None:
         """Write what continuing needs."""
-        save_checkpoint(self.resume, self._complete(payload, progress) | {"progress": asdict(progress)})
+        save_checkpoint(self.resume, self._complete(payload, progress) | {"progress": dict(vars(progress))})
 
     def finish(self, payload: dict, progress: Progress, *, metrics: dict) -> dict:
         """Write the finished checkpoint and `train.csv`, drop the resume file; returns the payload."""
-        complete = self._complete(payload, progress) | {"progress": asdict(progress), "metrics": metrics}
+        complete = self._complete(payload, progress) | {"progress": dict(vars(progress)), "metrics": metrics}
         if progress.history:
             write_atomically(self.folder / TRAIN_CSV, csv_text(progress.history, list(progress.history[0])))
         stale = [path for path in checkpoints_in(self.folder).values() if path != self.checkpoint]

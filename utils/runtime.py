@@ -1,5 +1,6 @@
 """Device, precision, threads and generators of a process."""
 
+import ctypes
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -55,3 +56,18 @@ def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> No
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def reuse_memory() -> None:
+    """Let glibc keep freed memory for the next step instead of returning it to the kernel.
+
+    The gradients and activations of a large network otherwise cost page faults in every step. The bash
+    stages ask for the same through the environment. Elsewhere than on Linux nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    for parameter, value in ((mmap_threshold, 1 << 30), (trim_threshold, 1 << 30), (top_pad, 1 << 26)):
+        mallopt(parameter, value)

@@ -1,5 +1,6 @@
 """The one training loop, and the hooks by which a method takes part in it."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -25,6 +26,10 @@ class Method:
     def before_epoch(self, epoch: int) -> None:
         """Before epoch `epoch`, which counts from 1."""
 
+    def select(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The logits (B, classes) among which labels (B,) are told apart, from the network's output."""
+        return logits
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The scalar to minimise, from logits (B, classes) and labels (B,)."""
         return cross_entropy(logits, labels)
@@ -46,8 +51,29 @@ class Method:
         """Restore what `state_dict` returned."""
 
 
+class Schedule:
+    """The learning rate of every epoch; it may look at the figures of the epochs before."""
+
+    # Whether training ends here, before its last epoch.
+    finished = False
+
+    def at(self, epoch: int) -> float:
+        """The learning rate of epoch `epoch`, which counts from 1."""
+        raise NotImplementedError
+
+    def observe(self, figure: float) -> None:
+        """Take note of the watched figure after an epoch (see `fit`); infinite if training broke down."""
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
+
+
 @dataclass(frozen=True)
-class StepSchedule:
+class StepSchedule(Schedule):
     """A learning rate multiplied by a factor after given epochs.
 
     Attributes:
@@ -61,6 +87,51 @@ class StepSchedule:
     def at(self, epoch: int) -> float:
         """The learning rate of epoch `epoch`, which counts from 1."""
         return self.lr * math.prod(factor for after, factor in self.drops.items() if epoch > after)
+
+
+class PlateauSchedule(Schedule):
+    """A learning rate that falls when the watched figure stops improving, and then ends training.
+
+    Args:
+        lr: the first learning rate.
+        factor: the rate falls to `factor` times itself …
+        patience: … after more than this many epochs in a row without a new best figure …
+        floor: … but not below this (or `lr`, if that is lower).
+        stop_after: at the floor, training ends after this many epochs without a new best figure.
+    """
+
+    def __init__(
+        self, lr: float, *, factor: float = 1 / 3, patience: int = 4, floor: float = 1e-3, stop_after: int = 5
+    ) -> None:
+        self.lr = lr
+        self.factor, self.patience, self.stop_after = factor, patience, stop_after
+        self.floor = min(floor, lr)
+        self.best = math.inf
+        self.waited = 0
+        self.finished = False
+
+    def at(self, epoch: int) -> float:
+        return self.lr
+
+    def observe(self, figure: float) -> None:
+        at_floor = self.lr <= self.floor
+        if figure < self.best:
+            self.best, self.waited = figure, 0
+            return
+        self.waited += 1
+        # A loss that is not finite will not mend itself: the rate falls at once.
+        broken = not math.isfinite(figure)
+        if at_floor:
+            self.finished = broken or self.waited >= self.stop_after
+        elif broken or self.waited > self.patience:
+            self.lr, self.waited = max(self.lr * self.factor, self.floor), 0
+
+    def state_dict(self) -> dict:
+        return {name: getattr(self, name) for name in ("lr", "best", "waited", "finished")}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -79,6 +150,7 @@ class Progress:
     Attributes:
         epoch: epochs finished.
         history: a dict of figures for each of them.
+        best: the network's state after the best epoch, where one is watched for; 0 is before the first.
     """
 
     epoch: int = 0
@@ -87,6 +159,10 @@ class Progress:
     generator: Tensor | None = None
     random: dict = field(default_factory=dict)
     method: dict = field(default_factory=dict)
+    schedules: dict = field(default_factory=dict)
+    best: dict | None = None
+    best_figure: float = math.inf
+    best_epoch: int = 0
 
 
 def train_step(
@@ -106,7 +182,7 @@ def train_step(
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     with autocast:
-        logits = network(inputs)
+        logits = method.select(network(inputs), labels)
         loss = method.loss(logits, labels)
     loss.backward()
     method.after_backward()
@@ -118,15 +194,25 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, autocast: AbstractContextManager
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    autocast: AbstractContextManager,
+    method: Method | None = None,
 ) -> Evaluation:
-    """Mean cross-entropy and accuracy of `network` in evaluation mode; its mode is put back."""
+    """Mean cross-entropy and accuracy of `network` in evaluation mode; its mode is put back.
+
+    Args:
+        method: selects among the logits, where the network has more than the labels are about.
+    """
     training = network.training
     network.eval()
     loss, correct, count = 0.0, 0, 0
     for inputs, labels in batches:
         with autocast:
             logits = network(inputs)
+        if method is not None:
+            logits = method.select(logits, labels)
         loss += cross_entropy(logits.float(), labels, reduction="sum").item()
         correct += (logits.argmax(dim=1) == labels).sum().item()
         count += len(labels)
@@ -139,7 +225,7 @@ def fit(
     network: nn.Module,
     method: Method,
     optimizers: Mapping[str, Optimizer],
-    schedules: Mapping[str, StepSchedule],
+    schedules: Mapping[str, Schedule],
     epoch_batches: Callable[[torch.Generator], Iterator[tuple[Tensor, Tensor]]],
     epochs: int,
     seed: int,
@@ -149,8 +235,9 @@ def fit(
     progress: Progress | None = None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     title: str = "",
+    watch: str | None = None,
 ) -> Progress:
-    """Train `network` until `epochs` epochs are done.
+    """Train `network` until `epochs` epochs are done or a schedule ends it.
 
     Args:
         optimizers, schedules: by name; the learning rate of the first one is logged.
@@ -160,17 +247,20 @@ def fit(
         progress: where to go on; None starts anew.
         on_epoch: called after every epoch, to save and to log.
         title: of the progress bar.
+        watch: the figure, the lower the better, that schedules observe. The network ends with its state
+            after the best epoch, and returns to it when a loss is no longer finite, which then ends only
+            the epoch. None: the last state counts.
 
     Returns:
         The progress after the last epoch.
 
     Raises:
-        UserError: if the loss is no longer finite.
+        UserError: if the loss is no longer finite and no figure is watched.
     """
     generator = torch.Generator()
     method.before_task()
     if progress is None:
-        progress = Progress()
+        progress = Progress(best=None if watch is None else _snapshot(network))
         generator.manual_seed(seed)
         torch.manual_seed(seed)
     else:
@@ -179,11 +269,15 @@ def fit(
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(progress.optimizers[name])
         method.load_state_dict(progress.method)
+        for name, state in progress.schedules.items():
+            schedules[name].load_state_dict(state)
 
     remaining = range(progress.epoch + 1, epochs + 1)
     for epoch in tqdm(
         remaining, desc=title, unit="epoch", initial=progress.epoch, total=epochs, disable=logs.hide_bar()
     ):
+        if any(schedule.finished for schedule in schedules.values()):
+            break
         for name, optimizer in optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = schedules[name].at(epoch)
@@ -205,16 +299,65 @@ def fit(
             correct += (logits.argmax(dim=1) == labels).sum()
             count += len(labels)
         mean_loss = loss_sum.item() / count
-        if not math.isfinite(mean_loss):
+        if watch is None and not math.isfinite(mean_loss):
             raise UserError(f"{title}: the loss is {mean_loss} in epoch {epoch}: lower --lr")
         lr = next(iter(schedules.values())).at(epoch)
         row = {"epoch": epoch, "loss": mean_loss, "accuracy": correct.item() / count, "lr": lr}
-        progress.history.append(figures(row))
+        row = figures(row)
+        if watch is not None:
+            row = _judge(
+                row, watch=watch, network=network, schedules=schedules, progress=progress, title=title
+            )
+        progress.history.append(row)
         progress.epoch = epoch
         progress.optimizers = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
         progress.generator = generator.get_state()
         progress.random = random_state(device)
         progress.method = method.state_dict()
+        progress.schedules = {name: schedule.state_dict() for name, schedule in schedules.items()}
         on_epoch(progress)
+    if progress.best is not None:
+        network.load_state_dict(progress.best)
+        progress.best = None
     method.after_task()
     return progress
+
+
+def _judge(
+    row: dict,
+    *,
+    watch: str,
+    network: nn.Module,
+    schedules: Mapping[str, Schedule],
+    progress: Progress,
+    title: str,
+) -> dict:
+    """Keep the network's state if it is the best, return to the best one if training broke down.
+
+    Returns:
+        The row of the history; figures that are not finite are None in it.
+    """
+    figure = row[watch] if math.isfinite(row["loss"]) else math.nan
+    if math.isfinite(figure):
+        if figure < progress.best_figure:
+            progress.best, progress.best_figure = _snapshot(network), figure
+            progress.best_epoch = row["epoch"]
+    else:
+        figure = math.inf
+        network.load_state_dict(progress.best)
+        logging.warning(
+            "%s: the loss is %s in epoch %d (%s: %s): back to the best state so far, and on with the next "
+            "lower learning rate",
+            *(title, row["loss"], row["epoch"], watch, row[watch]),
+        )
+        row = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+    for schedule in schedules.values():
+        schedule.observe(figure)
+    return row
+
+
+def _snapshot(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}

@@ -1,0 +1,144 @@
+"""Time SPG on cifar100_10: an epoch in both precisions, the importance pass, task 20 against task 1.
+
+    python -m benchmarks.bench_spg --threads 2
+
+Claim (the machine and date of the figures are in docs/spg.md): the published code takes 6.4 s for the same
+epoch of 4500 images and 5.8 s for each head of the importance pass, on 2 cores.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from data.loading import Batches, TaskData
+from data.sequences import load_sequence, load_task
+from methods.sequence import Settings, TaskPasses
+from methods.spg import IMPORTANCE_BATCH, SPG, task_importance
+from models.alexnet import alexnet
+from models.layers import PLAIN
+from utils import arguments, errors
+from utils.paths import REPOSITORY
+from utils.runtime import autocast, resolve_device, reuse_memory, set_threads
+from utils.training import train_step
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--data_root", default=REPOSITORY / "data", help="Folder of data.")
+    parser.add_argument("--seq", default="cifar100_10", help="Sequence.")
+    parser.add_argument("--repeats", type=arguments.positive_int, default=3, help="Times each is done.")
+    parser.add_argument("--threads", type=arguments.positive_int, default=2, help="CPU threads.")
+    parser.add_argument(
+        "--heads", type=arguments.positive_int, default=10, help="Heads of the importance pass."
+    )
+    parser.add_argument(
+        "--limit", type=arguments.positive_int, help="Steps of an epoch, to be quicker; times are scaled up."
+    )
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="Count the process's CPU time: for a machine that is busy."
+    )
+    args = parser.parse_args(argv)
+    set_threads(args.threads)
+    reuse_memory()
+    for name in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        device = resolve_device(name)
+        sequence = load_sequence(args.seq, data_root=args.data_root, seed=1)
+        data = load_task(sequence, 1, data_root=args.data_root, device=device)
+        print(f"{name}, {args.threads} threads, torch {torch.__version__}, {len(data.train)} images")
+        for precision in ("fp32", "bf16"):
+            first = epoch_seconds(args, sequence, data, device=device, precision=precision, task=1)
+            print(f"  epoch, {precision}: {first}")
+        one = epoch_seconds(args, sequence, data, device=device, precision="fp32", task=1)
+        twentieth = epoch_seconds(args, sequence, data, device=device, precision="fp32", task=20)
+        print(f"  epoch of task 1: {one}, of task 20: {twentieth}")
+        for precision in ("fp32", "bf16"):
+            seconds = importance_seconds(args, sequence, data, device=device, precision=precision)
+            print(f"  importance, {precision}, {args.heads} heads: {seconds}")
+
+
+def new_spg(sequence, device: torch.device, *, tasks: int) -> SPG:
+    """SPG with so many tasks begun, all but the last one learned (with made-up importance)."""
+
+    def build(*, width: float):
+        table = sequence.table
+        return alexnet(
+            layers=PLAIN,
+            width=width * sequence.width,
+            size=table.size,
+            in_channels=table.channels,
+            dropout=sequence.dropout,
+        )
+
+    torch.manual_seed(1)
+    spg = SPG(Settings(build=build, total=tasks))
+    for number in range(tasks):
+        spg.begin_task(f"task_{number}", sequence.table.tasks[0].num_classes)
+    if tasks > 1:
+        spg.importance = {name: torch.rand_like(value) for name, value in spg.feature_parameters().items()}
+    return spg.to(device)
+
+
+def epoch_seconds(
+    args: argparse.Namespace, sequence, data: TaskData, *, device: torch.device, precision: str, task: int
+) -> str:
+    """An epoch of training, without validation."""
+    spg = new_spg(sequence, device, tasks=task)
+    context = autocast(device, precision)
+    batches = Batches(data, batch_size=64, shuffle=False, augment=False)
+    method = spg.method(TaskPasses(batches=lambda size: (), autocast=context))
+    optimizer = spg.optimizer()
+    optimizer.param_groups[0]["lr"] = 0.01
+    spg.network.train()
+    steps = min(args.limit or batches.steps_per_epoch, batches.steps_per_epoch)
+
+    def epoch() -> None:
+        for (inputs, labels), _ in zip(batches.epoch(torch.Generator()), range(steps), strict=False):
+            train_step(
+                network=spg.network,
+                method=method,
+                optimizers=(optimizer,),
+                inputs=inputs,
+                labels=labels,
+                autocast=context,
+            )
+
+    return timed(args, epoch, device=device, scale=batches.steps_per_epoch / steps)
+
+
+def importance_seconds(
+    args: argparse.Namespace, sequence, data: TaskData, *, device: torch.device, precision: str
+) -> str:
+    """The importance pass after the task that makes the heads `args.heads`."""
+    spg = new_spg(sequence, device, tasks=args.heads)
+    spg.network.train()
+    batches = Batches(data, batch_size=IMPORTANCE_BATCH, shuffle=False, augment=False)
+    passes = min(args.limit or batches.steps_per_epoch, batches.steps_per_epoch)
+
+    def some() -> list:
+        return [batch for batch, _ in zip(batches.epoch(torch.Generator()), range(passes), strict=False)]
+
+    def importance() -> None:
+        task_importance(network=spg.network, batches=some, autocast=autocast(device, precision))
+
+    return timed(args, importance, device=device, scale=batches.steps_per_epoch / passes)
+
+
+def timed(args: argparse.Namespace, work: Callable[[], None], *, device: torch.device, scale: float) -> str:
+    """Median and spread of the seconds that `work` takes."""
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    seconds = []
+    for _ in range(args.repeats + 1):
+        begun = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append((clock() - begun) * scale)
+    seconds = seconds[1:]
+    return f"median {statistics.median(seconds):.2f} s (min {min(seconds):.2f}, max {max(seconds):.2f})"
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,89 @@
+"""EWC: elastic weight consolidation (Kirkpatrick et al. 2017), as HAT's experiments run it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from methods.sequence import ClippedHead, Naive, Settings, TaskPasses
+from utils.training import Method
+
+# Samples whose mean gradient is squared at once.
+FISHER_BATCH = 20
+
+
+class EWC(Naive):
+    """Feature parameters are pulled back to where the last task left them, by their Fisher information.
+
+    The loss gets λ/2 · Σ F (w − w*)². F is the mean over the tasks learned of each one's empirical Fisher
+    information, which is the mean, over batches of 20 samples, of the squared gradient.
+
+    Attributes:
+        fisher, anchors: feature parameter → F, and → w*; empty before the first task is learned.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.fisher: dict[str, Tensor] = {}
+        self.anchors: dict[str, Tensor] = {}
+
+    def method(self, passes: TaskPasses) -> Method:
+        return Consolidation(ewc=self, passes=passes)
+
+    def to(self, device: torch.device) -> "EWC":
+        super().to(device)
+        self.fisher = {name: value.to(device) for name, value in self.fisher.items()}
+        self.anchors = {name: value.to(device) for name, value in self.anchors.items()}
+        return self
+
+    def payload(self) -> dict:
+        return super().payload() | {"fisher": dict(self.fisher), "anchors": dict(self.anchors)}
+
+    @classmethod
+    def from_payload(cls, payload: dict, source: Path, *, settings: Settings) -> "EWC":
+        learned = super().from_payload(payload, source, settings=settings)
+        learned.fisher, learned.anchors = dict(payload["fisher"]), dict(payload["anchors"])
+        return learned
+
+
+class Consolidation(ClippedHead):
+    """Adds the penalty's gradient, and after the task takes the Fisher information."""
+
+    def __init__(self, *, ewc: EWC, passes: TaskPasses) -> None:
+        super().__init__(network=ewc.network, clip=ewc.settings.clip)
+        self.ewc = ewc
+        self.passes = passes
+
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        super().after_backward()
+        for name, parameter in self.ewc.feature_parameters().items():
+            if name in self.ewc.fisher:
+                pull = (parameter - self.ewc.anchors[name]).mul_(self.ewc.fisher[name])
+                parameter.grad.add_(pull, alpha=self.ewc.settings.ewc_lambda)
+
+    def after_task(self) -> None:
+        ewc = self.ewc
+        learned = len(ewc.tasks)
+        newest = self.fisher_information()
+        for name, value in newest.items():
+            if name in ewc.fisher:
+                value = (ewc.fisher[name] * (learned - 1) + value) / learned
+            ewc.fisher[name] = value
+        ewc.anchors = {name: value.detach().clone() for name, value in ewc.feature_parameters().items()}
+
+    def fisher_information(self) -> dict[str, Tensor]:
+        """Parameter name → mean squared gradient of the newest task's cross-entropy."""
+        self.network.train()
+        parameters = self.ewc.feature_parameters()
+        totals = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        count = 0
+        for inputs, labels in self.passes.batches(FISHER_BATCH):
+            with self.passes.autocast:
+                loss = cross_entropy(self.network(inputs), labels)
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            for total, gradient in zip(totals.values(), gradients, strict=True):
+                total.addcmul_(gradient, gradient, value=len(labels))
+            count += len(labels)
+        return {name: total / count for name, total in totals.items()}

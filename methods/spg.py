@@ -1,0 +1,188 @@
+"""SPG: parameter-level soft-masking (Konishi et al. 2023).
+
+After each task, the importance of every feature parameter is read off gradients over that task's data;
+while the next tasks are learned, gradients are scaled down by it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from methods.learning import Batch
+from methods.sequence import ClippedHead, Naive, Settings, TaskPasses
+from models.network import Network
+from utils.training import Method
+
+# Samples of a batch in the importance pass, where larger batches are faster. (The gradient is summed over
+# the whole training set, and its scale does not matter.)
+IMPORTANCE_BATCH = 512
+
+# Heads whose gradients are held at once: one forward pass serves so many, and memory does not grow beyond.
+HEADS_AT_ONCE = 16
+
+
+def normalised_importance(gradient: Tensor) -> Tensor:
+    """γ = |tanh((g − mean g) / std g)| of one parameter tensor; 0 if the gradient is constant.
+
+    The scale of the gradient has no influence. std is the sample's (n − 1).
+    """
+    if gradient.numel() < 2:
+        return torch.zeros_like(gradient)
+    std = gradient.std()
+    importance = ((gradient - gradient.mean()) / std).tanh_().abs_()
+    # Also where std is NaN: an importance must never become one.
+    return torch.where(std > 0, importance, 0.0)
+
+
+def task_importance(
+    *, network: Network, batches: Callable[[], Iterable[Batch]], autocast: AbstractContextManager
+) -> dict[str, Tensor]:
+    """Importance of every feature parameter to the tasks of a network, from the newest task's samples.
+
+    For the newest task's head the gradient is the cross-entropy's, for each earlier head that of the sum
+    of its logits (cross-head importance); summed over all samples, with dropout on if the network trains.
+    Over the heads the largest γ counts.
+
+    Args:
+        network: the newest task's head is the last one.
+        batches: the newest task's training samples, a pass at each call.
+    """
+    parameters = dict(network.features.named_parameters())
+    heads = list(network.classifiers)
+    largest = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    for first in range(0, len(heads), HEADS_AT_ONCE):
+        group = heads[first : first + HEADS_AT_ONCE]
+        totals: list[Sequence[Tensor] | None] = [None] * len(group)
+        for inputs, labels in batches():
+            with autocast:
+                features = network.features(inputs)
+            # Each head's gradient with respect to the features, which are few; then, from there, to all
+            # parameters below.
+            cut = features.detach().requires_grad_()
+            for index, head in enumerate(group):
+                with autocast:
+                    logits = head(cut)
+                    own = head is heads[-1]
+                    loss = cross_entropy(logits, labels, reduction="sum") if own else logits.sum()
+                (upstream,) = torch.autograd.grad(loss, cut)
+                gradients = torch.autograd.grad(
+                    features, list(parameters.values()), upstream, retain_graph=index < len(group) - 1
+                )
+                if totals[index] is None:
+                    totals[index] = gradients
+                else:
+                    torch._foreach_add_(totals[index], gradients)
+        for gradients in totals:
+            for current, gradient in zip(largest.values(), gradients, strict=True):
+                torch.maximum(current, normalised_importance(gradient), out=current)
+    return largest
+
+
+class SoftMaskedSGD(Optimizer):
+    """SGD without momentum whose step is w ← w − lr · s ⊙ g.
+
+    The gradient is scaled on the way to the weight: writing it back first would take a tenth of a step,
+    which is bound by memory.
+
+    Args:
+        scaled: (parameter, s) pairs; s is a tensor of the parameter's shape, a scalar tensor, or None for 1.
+    """
+
+    def __init__(self, scaled: Iterable[tuple[nn.Parameter, Tensor | None]]) -> None:
+        pairs = list(scaled)
+        super().__init__([parameter for parameter, _ in pairs], {"lr": 0.0})
+        self.scales = [scale for _, scale in pairs]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        (group,) = self.param_groups
+        for parameter, scale in zip(group["params"], self.scales, strict=True):
+            if parameter.grad is None:
+                continue
+            if scale is None:
+                parameter.add_(parameter.grad, alpha=-group["lr"])
+            else:
+                parameter.addcmul_(parameter.grad, scale, value=-group["lr"])
+
+
+class AccumulatedImportance(ClippedHead):
+    """After the task, brings the importance up to date: Γ ← max(Γ, γ)."""
+
+    def __init__(self, *, spg: "SPG", passes: TaskPasses) -> None:
+        super().__init__(network=spg.network, clip=spg.settings.clip)
+        self.spg = spg
+        self.passes = passes
+
+    def after_task(self) -> None:
+        begun = time.perf_counter()
+        self.network.train()
+        newest = task_importance(
+            network=self.network,
+            batches=lambda: self.passes.batches(IMPORTANCE_BATCH),
+            autocast=self.passes.autocast,
+        )
+        importance = self.spg.importance
+        for name, value in newest.items():
+            importance[name] = torch.maximum(importance[name], value) if name in importance else value
+        seconds = time.perf_counter() - begun
+        self.spg.seconds += seconds
+        logging.info("Importance by %d heads: %.1f s", len(self.spg.tasks), seconds)
+
+
+class SPG(Naive):
+    """Soft-masked learning (`spg`).
+
+    Attributes:
+        importance: feature parameter → Γ, 0 to 1; empty before the first task is learned.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.importance: dict[str, Tensor] = {}
+
+    def method(self, passes: TaskPasses) -> Method:
+        return AccumulatedImportance(spg=self, passes=passes)
+
+    def optimizer(self) -> Optimizer:
+        head = self.network.classifiers[self.network.active].parameters()
+        scales, head_scale = soft_masks(self.importance)
+        return SoftMaskedSGD(
+            [
+                *((value, scales.get(name)) for name, value in self.feature_parameters().items()),
+                *((parameter, head_scale) for parameter in head),
+            ]
+        )
+
+    def to(self, device: torch.device) -> "SPG":
+        super().to(device)
+        self.importance = {name: value.to(device) for name, value in self.importance.items()}
+        return self
+
+    def payload(self) -> dict:
+        return super().payload() | {"importance": dict(self.importance)}
+
+    @classmethod
+    def from_payload(cls, payload: dict, source: Path, *, settings: Settings) -> "SPG":
+        learned = super().from_payload(payload, source, settings=settings)
+        learned.importance = dict(payload["importance"])
+        return learned
+
+
+def soft_masks(importance: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """What gradients are multiplied by: 1 − Γ, and for the head 1 − mean(Γ over all feature parameters).
+
+    Returns:
+        Parameter name → 1 − Γ, and the head's factor as a scalar tensor; {} and None for a first task.
+    """
+    if not importance:
+        return {}, None
+    total = sum(value.double().sum() for value in importance.values())
+    mean = total / sum(value.numel() for value in importance.values())
+    return {name: 1.0 - value for name, value in importance.items()}, (1.0 - mean).float()

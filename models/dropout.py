@@ -1,0 +1,120 @@
+"""Dropout that is fast on a CPU, alone and together with the ReLU and the max-pooling around it.
+
+torch draws a CPU's dropout masks one number at a time, which takes almost half of a step of SPG's
+network. Here each random 64-bit word of the default generator decides over four elements. Other devices
+use torch's own dropout.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, max_pool2d
+
+# Elements worked on at once, so that mask and values stay in the processor's cache.
+_CHUNK = 1 << 17
+
+
+def drop_(values: Tensor, p: float) -> float:
+    """Set each element of a CPU tensor to 0 with probability `p`, in place.
+
+    The probability is exact to 1/65536: an element stays if 16 random bits are below (1 − p) · 65536,
+    rounded. The bits come from torch's default generator, whatever the number of threads.
+
+    Args:
+        values: float32, float16 or bfloat16, dense in memory in any order of its dimensions.
+        p: 0 ≤ p < 1.
+
+    Returns:
+        What to multiply by so that the expected value is unchanged.
+
+    Raises:
+        ValueError: for another p, or a tensor with gaps in memory.
+    """
+    kept = round((1.0 - p) * 65536)
+    if not 0 < kept <= 65536:
+        raise ValueError(f"dropout probability {p} is not at least 0 and less than 1")
+    if kept == 65536:
+        return 1.0
+    flat = values.as_strided((values.numel(),), (1,))
+    if not torch.ops.aten.is_non_overlapping_and_dense(values):
+        raise ValueError("values are not dense in memory")
+    # Masks are all ones or all zeros, of the elements' width, so that keeping is a bitwise and.
+    integer = torch.int32 if values.element_size() == 4 else torch.int16
+    bits = flat.view(integer)
+    words = torch.empty(-(-len(flat) // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    for start in range(0, len(flat), _CHUNK):
+        part = bits[start : start + _CHUNK]
+        mask = words[start : start + len(part)].lt_(kept - 32768).neg_()
+        part.bitwise_and_(mask.to(integer))
+    return 65536 / kept
+
+
+class _Drop(torch.autograd.Function):
+    """ReLU and dropout, in place; the output tells which elements were kept and positive."""
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, p: float) -> Tensor:
+        ctx.mark_dirty(inputs)
+        ctx.scale = drop_(inputs, p)
+        inputs.relu_().mul_(ctx.scale)
+        ctx.save_for_backward(inputs)
+        return inputs
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (output,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, output, 0).mul_(ctx.scale), None
+
+
+class _DropPool(torch.autograd.Function):
+    """ReLU, dropout and 2×2 max-pooling.
+
+    ReLU commutes with the maximum, so it is applied to the quarter that remains; and where the result is
+    positive the largest element was kept, so that the backward pass needs no mask.
+    """
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, p: float) -> Tensor:
+        # Nothing else sees the inputs: a convolution does not keep its output for its own backward.
+        ctx.scale = drop_(inputs, p)
+        pooled, index = torch.ops.aten.max_pool2d_with_indices(inputs, [2, 2])
+        pooled.relu_().mul_(ctx.scale)
+        ctx.save_for_backward(inputs, pooled, index)
+        return pooled
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        inputs, pooled, index = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, pooled, 0).mul_(ctx.scale)
+        spread = torch.ops.aten.max_pool2d_with_indices_backward(
+            grad, inputs, [2, 2], [2, 2], [0, 0], [1, 1], False, index
+        )
+        return spread, None
+
+
+class ReluDropout(nn.Module):
+    """max(x, 0), then dropout with probability `p` in training; the input may be overwritten."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training or inputs.device.type != "cpu":
+            return dropout(inputs.relu(), self.p, self.training)
+        return _Drop.apply(inputs, self.p)
+
+
+class ReluDropoutMaxPool2d(nn.Module):
+    """max(x, 0), dropout with probability `p` in training, and the maximum of each 2×2 window.
+
+    (B, C, H, W) to (B, C, ⌊H/2⌋, ⌊W/2⌋). The input may be overwritten.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training or inputs.device.type != "cpu":
+            return max_pool2d(dropout(inputs, self.p, self.training), 2).relu()
+        return _DropPool.apply(inputs, self.p)

@@ -1,0 +1,322 @@
+"""spg_main.py on digits_5: end to end, resumed, refused; and the schedule that it trains by."""
+
+import contextlib
+import csv
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import spg_main
+from methods.approaches import APPROACHES
+from utils.errors import UserError
+from utils.runs import Output
+from utils.training import Method, PlateauSchedule, fit
+
+QUICK = ("--epochs", "2", "--lr", "0.1", "--threads", "1", "--device", "cpu")
+
+
+class Roots:
+    def __init__(self, folder, data):
+        self.folder = folder
+        self.flags = [
+            *("--logs_root", str(folder / "logs"), "--checkpoints_root", str(folder / "checkpoints")),
+            *("--data_root", str(data)),
+        ]
+
+    def run(self, *flags):
+        spg_main.main([*QUICK, *self.flags, *flags])
+
+    def logs(self, approach="spg", seed=1):
+        return self.folder / "logs" / "spg" / "digits_5" / approach / f"seed{seed}"
+
+    def newest(self, approach="spg", seed=1):
+        """The last task's checkpoint."""
+        folder = self.folder / "checkpoints" / "spg" / "digits_5" / approach / f"seed{seed}"
+        (path,) = folder.glob("*/train/checkpoint-*.pth.tar")
+        return torch.load(path, weights_only=True)
+
+    def metrics(self, approach="spg", seed=1):
+        return json.loads((self.logs(approach, seed) / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def roots(tmp_path, data_root):
+    return Roots(tmp_path, data_root)
+
+
+def flat(value, name=""):
+    """Tensors and numbers of a nested payload, by name; times left out."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in ("seconds",):
+                yield from flat(inner, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from flat(inner, f"{name}.{index}")
+    else:
+        yield name, value
+
+
+def assert_same(one, other):
+    one, other = dict(flat(one)), dict(flat(other))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        same = value.equal(other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        assert same, name
+
+
+# End to end
+
+
+def test_spg_learns_digits(roots, capsys):
+    """With a short schedule; also the published spelling, and what is left in the logs."""
+    roots.run("appr=spg", "seq=digits_5", "epochs=25")
+    metrics = roots.metrics()
+    assert metrics["average_accuracy"] > 0.75
+    assert metrics["backward_transfer"] > -0.2
+    rows = list(csv.DictReader((roots.logs() / "accuracy_matrix.csv").open()))
+    assert [row["after"] for row in rows] == [f"task_{number}" for number in range(1, 6)]
+    for number, row in enumerate(rows, start=1):
+        known = [row[f"task_{task}"] for task in range(1, 6) if row[f"task_{task}"]]
+        assert len(known) == number
+        assert [float(value) for value in known] == pytest.approx(
+            metrics["accuracy_matrix"][number - 1], abs=1e-6
+        )
+    configuration = json.loads((roots.logs() / "config.json").read_text())
+    assert configuration["epochs"] == 25 and configuration["dropout"] == [0.2, 0.3]
+    log = (roots.logs() / "train.log").read_text()
+    assert "In train()-> Train Ep. #1 loss: " in log and "In validate()-> Val Ep. #1 loss: " in log
+    assert "spg digits_5 seed 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("approach", APPROACHES)
+def test_every_approach_runs_and_is_then_skipped(roots, approach, capsys):
+    roots.run("--appr", approach)
+    first = roots.metrics(approach)
+    assert len(first["accuracy_matrix"][-1]) == 5
+    assert all(0 <= value <= 1 for row in first["accuracy_matrix"] for value in row)
+    before = roots.newest(approach)
+    roots.run("--appr", approach)
+    assert roots.metrics(approach) == first
+    assert_same(before, roots.newest(approach))
+    assert f"{approach} digits_5 seed 1" in capsys.readouterr().out
+
+
+def test_one_gives_forward_transfer_its_reference(roots):
+    roots.run("--appr", "one")
+    roots.run("--appr", "ncl")
+    one, ncl = roots.metrics("one"), roots.metrics("ncl")
+    alone = [row[-1] for row in one["accuracy_matrix"]]
+    learned = [row[-1] for row in ncl["accuracy_matrix"]]
+    assert one["forward_transfer"] is None and one["backward_transfer"] == 0
+    assert ncl["forward_transfer"] == pytest.approx(sum(learned) / 5 - sum(alone) / 5)
+    # A reference that other arguments made is none.
+    roots.run("--appr", "ncl", "--overwrite", "--lr", "0.2")
+    assert roots.metrics("ncl")["forward_transfer"] is None
+
+
+def test_trials_report_mean_and_deviation(roots, capsys):
+    roots.run("--appr", "ncl", "--trials", "2", "--epochs", "1")
+    assert roots.metrics("ncl", 1)["arguments"]["seed"] == 1
+    assert roots.metrics("ncl", 2)["arguments"]["seed"] == 2
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("mean ± deviation") and "±" in last.removeprefix("mean ±")
+
+
+def test_packnet_does_not_forget(roots):
+    roots.run("--appr", "packnet", "--epochs", "3")
+    matrix = roots.metrics("packnet")["accuracy_matrix"]
+    assert all(row[task] == matrix[task][task] for row in matrix for task in range(len(row)))
+
+
+# Resuming
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("approach", "after"), [("spg", 1), ("spg", 3), ("ewc", 3), ("packnet", 4), ("one", 4), ("mtl", 2)]
+)
+def test_resumed_mid_task_is_bit_identical(tmp_path, data_root, monkeypatch, approach, after):
+    """Killed right after it has saved an epoch for the `after`-th time."""
+    flags = ("--appr", approach, "--epochs", "3")
+    whole, broken = Roots(tmp_path / "whole", data_root), Roots(tmp_path / "broken", data_root)
+    whole.run(*flags)
+
+    save, saved = Output.save_unfinished, []
+
+    def save_and_die(self, payload, progress):
+        save(self, payload, progress)
+        saved.append(self.folder)
+        if len(saved) == after:
+            raise Killed
+
+    monkeypatch.setattr(Output, "save_unfinished", save_and_die)
+    with pytest.raises(Killed):
+        broken.run(*flags)
+    broken.run(*flags)
+    assert_same(whole.newest(approach), broken.newest(approach))
+    assert_same({**whole.metrics(approach), "tasks": None}, {**broken.metrics(approach), "tasks": None})
+    matrices = [(roots.logs(approach) / "accuracy_matrix.csv").read_bytes() for roots in (whole, broken)]
+    assert matrices[0] == matrices[1]
+
+
+def test_killed_in_the_importance_pass(tmp_path, data_root, monkeypatch):
+    whole, broken = Roots(tmp_path / "whole", data_root), Roots(tmp_path / "broken", data_root)
+    whole.run()
+
+    def die(**arguments):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("methods.spg.task_importance", die)
+        broken.run()
+    broken.run()
+    assert_same(whole.newest(), broken.newest())
+
+
+# Refusals
+
+
+def test_unknown_names_list_the_known_ones(roots):
+    with pytest.raises(UserError, match="unknown approach 'hat': choose from spg, ncl"):
+        roots.run("--appr", "hat")
+    with pytest.raises(UserError, match="unknown sequence 'mnist': choose from digits_5, cifar100_10"):
+        roots.run("--seq", "mnist")
+
+
+def test_other_arguments_are_refused_by_name(roots):
+    roots.run("--appr", "ncl", "--epochs", "1")
+    with pytest.raises(UserError, match=r"lr \(0.1 there, 0.2 asked\)"):
+        roots.run("--appr", "ncl", "--epochs", "1", "--lr", "0.2")
+    roots.run("--appr", "ncl", "--epochs", "1", "--lr", "0.2", "--overwrite")
+    assert roots.metrics("ncl")["arguments"]["lr"] == 0.2
+
+
+def test_tuning_without_optuna_says_how_to_get_it(roots):
+    with contextlib.suppress(ImportError):
+        import optuna  # noqa: F401
+
+        pytest.skip("Optuna is installed")
+    with pytest.raises(UserError, match="needs Optuna: install it"):
+        roots.run("--tune")
+
+
+def test_wrong_usage_ends_with_2(roots):
+    for flags in (["appr.lamb=3"], ["lambda=3"], ["--dropout", "0.3"], ["--trials", "2", "--run", "x"]):
+        with pytest.raises(SystemExit) as ended:
+            roots.run(*flags)
+        assert ended.value.code == 2
+
+
+# The schedule and the best state
+
+
+def test_plateau_schedule():
+    schedule = PlateauSchedule(0.09, factor=1 / 3, patience=2, floor=0.02, stop_after=2)
+    rates = []
+    for figure in (5.0, 4.0, 4.0, 4.5, 4.0, 3.0, 9.0, 9.0, 9.0, 9.0):
+        rates.append(round(schedule.at(1), 6))
+        schedule.observe(figure)
+        if schedule.finished:
+            break
+    # 4.0 is not beaten by the next three: the rate falls. 3.0 is not by three more: to the floor, where
+    # two epochs end it.
+    assert rates == [0.09] * 5 + [0.03] * 4 + [0.02]
+    schedule.observe(9.0)
+    assert schedule.finished
+
+
+def test_plateau_schedule_goes_on_from_its_state():
+    one, other = (PlateauSchedule(0.25) for _ in range(2))
+    for figure in (1.0, 2.0, 2.0, 2.0):
+        one.observe(figure)
+    other.load_state_dict(one.state_dict())
+    for _ in range(40):
+        one.observe(2.0)
+        other.observe(2.0)
+        assert (one.at(1), one.finished) == (other.at(1), other.finished)
+    assert one.finished and one.at(1) == 1e-3
+
+
+class BreaksDown(Method):
+    """The loss is NaN in the given epochs."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+        self.rates = []
+
+    def before_epoch(self, epoch):
+        self.epoch = epoch
+
+    def loss(self, logits, labels):
+        return super().loss(logits, labels) * (math.nan if self.epoch in self.epochs else 1.0)
+
+
+def run_fit(method, schedule, losses, *, epochs=20):
+    """Train a tiny network with validation losses as given; returns it, its progress and its states."""
+    torch.manual_seed(0)
+    network = nn.Linear(4, 2)
+    batch = (torch.randn(8, 4), torch.randint(0, 2, (8,)))
+    states = [network.weight.detach().clone()]
+
+    def figures(row):
+        states.append(network.weight.detach().clone())
+        return row | {"val_loss": losses[row["epoch"] - 1]}
+
+    progress = fit(
+        network=network,
+        method=method,
+        optimizers={"weights": torch.optim.SGD(network.parameters(), lr=0.0)},
+        schedules={"weights": schedule},
+        epoch_batches=lambda generator: iter([batch]),
+        epochs=epochs,
+        seed=0,
+        device=torch.device("cpu"),
+        autocast=contextlib.nullcontext(),
+        figures=figures,
+        watch="val_loss",
+    )
+    return network, progress, states
+
+
+def test_the_best_state_is_restored_and_training_stops():
+    schedule = PlateauSchedule(0.1, patience=1, floor=0.05, stop_after=2)
+    network, progress, states = run_fit(Method(), schedule, [3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+    # Two bad epochs lower the rate to the floor, two more end it.
+    assert progress.epoch == 6
+    assert network.weight.equal(states[2])
+    assert progress.best is None
+
+
+def test_a_nan_restores_the_best_state_and_lowers_the_rate(caplog):
+    schedule = PlateauSchedule(0.9, patience=9, floor=0.1, stop_after=1)
+    network, progress, states = run_fit(BreaksDown({3}), schedule, [3.0, 2.0, math.nan, 2.5, 1.0], epochs=5)
+    assert [round(row["lr"], 6) for row in progress.history] == [0.9, 0.9, 0.9, 0.3, 0.3]
+    assert progress.history[2]["loss"] is None and progress.history[2]["val_loss"] is None
+    assert states[3].isnan().all() and network.weight.isfinite().all()
+    assert "back to the best state so far" in caplog.text
+    # The epoch after the breakdown went on from the best state, that of epoch 2.
+    assert network.weight.equal(states[5]) and states[4].isfinite().all()
+
+
+def test_a_nan_in_the_first_epoch_goes_back_to_the_start():
+    schedule = PlateauSchedule(0.9, floor=0.9, stop_after=3)
+    network, progress, states = run_fit(BreaksDown({1}), schedule, [math.nan])
+    assert progress.epoch == 1
+    assert network.weight.equal(states[0])
+
+
+def test_a_run_whose_loss_is_never_finite_is_refused(roots):
+    with pytest.raises(UserError, match="the loss was finite in no epoch: lower --lr"):
+        roots.run("--appr", "ncl", "--lr", "1e30", "--lr_floor", "1e29", "--epochs", "3")

@@ -1,0 +1,62 @@
+"""Metrics of continual learning, from a matrix of accuracies.
+
+R[i][j] is the accuracy on task j after learning task i, both counted from 0 here; of each row only j ≤ i
+is looked at. w[j] is task j's share of all test samples.
+"""
+
+from collections.abc import Sequence
+
+Matrix = Sequence[Sequence[float]]
+
+
+def shares(counts: Sequence[float]) -> list[float]:
+    """Counts as shares of their sum."""
+    total = sum(counts)
+    return [count / total for count in counts]
+
+
+def average_accuracy(matrix: Matrix, counts: Sequence[int]) -> float:
+    """Σ_j w_j R[T, j], over the tasks of the last row.
+
+    Args:
+        matrix: R.
+        counts: test samples of every task.
+    """
+    last = matrix[-1]
+    weights = shares(counts[: len(last)])
+    return sum(weight * value for weight, value in zip(weights, last, strict=True))
+
+
+def average_over_time(matrix: Matrix, counts: Sequence[int]) -> float:
+    """Mean over i of the average accuracy, after task i, over tasks 1…i."""
+    return sum(average_accuracy(matrix[: i + 1], counts) for i in range(len(matrix))) / len(matrix)
+
+
+def backward_transfer(matrix: Matrix, counts: Sequence[int]) -> float:
+    """T/(T−1) · Σ_j w_j (R[T, j] − R[j, j]); 0 for a single task."""
+    tasks = len(matrix)
+    if tasks < 2:
+        return 0.0
+    last = matrix[-1]
+    change = sum(weight * (last[j] - matrix[j][j]) for j, weight in enumerate(shares(counts[:tasks])))
+    return tasks / (tasks - 1) * change
+
+
+def forgetting(matrix: Matrix) -> float:
+    """Mean over j < T of max over i < T of R[i, j], minus R[T, j]; 0 for a single task."""
+    tasks = len(matrix)
+    if tasks < 2:
+        return 0.0
+    last = matrix[-1]
+    lost = [max(matrix[i][j] for i in range(j, tasks - 1)) - last[j] for j in range(tasks - 1)]
+    return sum(lost) / len(lost)
+
+
+def forward_transfer(matrix: Matrix, counts: Sequence[int], alone: Sequence[float]) -> float:
+    """Σ_j w_j (R[j, j] − O[j]).
+
+    Args:
+        alone: O, the accuracy of a network trained on each task alone.
+    """
+    tasks = len(matrix)
+    return sum(weight * (matrix[j][j] - alone[j]) for j, weight in enumerate(shares(counts[:tasks])))
