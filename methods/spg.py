@@ -55,34 +55,75 @@ def task_importance(
         batches: the newest task's training samples, a pass at each call.
     """
     parameters = dict(network.features.named_parameters())
+    last = [name for name in parameters if name.startswith(f"{network.features.last}.")]
+    below = [name for name in parameters if name not in last]
     heads = list(network.classifiers)
     largest = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+
+    def take(gradients: Iterable[tuple[str, Tensor]]) -> None:
+        for name, gradient in gradients:
+            torch.maximum(largest[name], normalised_importance(gradient), out=largest[name])
+
     for first in range(0, len(heads), HEADS_AT_ONCE):
         group = heads[first : first + HEADS_AT_ONCE]
-        totals: list[Sequence[Tensor] | None] = [None] * len(group)
+        totals = [_Total() for _ in group]
+        # Every sample has the same gradient of a sum of logits with respect to the features: the column
+        # sums w of the head's weight. Row i of the last layer sees only feature i, so its gradient is
+        # w_i times the one for w = 1, which all earlier heads share.
+        shared, own = _Total(), _Total()
         for inputs, labels in batches():
             with autocast:
                 features = network.features(inputs)
-            # Each head's gradient with respect to the features, which are few; then, from there, to all
-            # parameters below.
+            gradients = _Gradients(features, parameters)
+            if first < len(heads) - 1:
+                shared.add(gradients.at(torch.ones_like(features), last))
             cut = features.detach().requires_grad_()
-            for index, head in enumerate(group):
+            for head, total in zip(group, totals, strict=True):
+                newest = head is heads[-1]
                 with autocast:
                     logits = head(cut)
-                    own = head is heads[-1]
-                    loss = cross_entropy(logits, labels, reduction="sum") if own else logits.sum()
+                    loss = cross_entropy(logits, labels, reduction="sum") if newest else logits.sum()
                 (upstream,) = torch.autograd.grad(loss, cut)
-                gradients = torch.autograd.grad(
-                    features, list(parameters.values()), upstream, retain_graph=index < len(group) - 1
+                if newest:
+                    own.add(gradients.at(upstream, last))
+                total.add(gradients.at(upstream, below))
+        for head, total in zip(group, totals, strict=True):
+            take(zip(below, total.sums, strict=True))
+            if head is heads[-1]:
+                take(zip(last, own.sums, strict=True))
+            else:
+                factor = head.weight.detach().sum(0)
+                take(
+                    (name, value * factor.view(-1, *[1] * (value.dim() - 1)))
+                    for name, value in zip(last, shared.sums, strict=True)
                 )
-                if totals[index] is None:
-                    totals[index] = gradients
-                else:
-                    torch._foreach_add_(totals[index], gradients)
-        for gradients in totals:
-            for current, gradient in zip(largest.values(), gradients, strict=True):
-                torch.maximum(current, normalised_importance(gradient), out=current)
     return largest
+
+
+class _Total:
+    """A running sum of lists of tensors."""
+
+    def __init__(self) -> None:
+        self.sums: Sequence[Tensor] | None = None
+
+    def add(self, values: Sequence[Tensor]) -> None:
+        if self.sums is None:
+            self.sums = values
+        else:
+            torch._foreach_add_(self.sums, values)
+
+
+class _Gradients:
+    """Gradients of one forward pass, which serves any number of backward passes."""
+
+    def __init__(self, features: Tensor, parameters: dict[str, nn.Parameter]) -> None:
+        self.features = features
+        self.parameters = parameters
+
+    def at(self, upstream: Tensor, names: Sequence[str]) -> Sequence[Tensor]:
+        """Gradients of the named parameters, given the features' own."""
+        chosen = [self.parameters[name] for name in names]
+        return torch.autograd.grad(self.features, chosen, upstream, retain_graph=True)
 
 
 class SoftMaskedSGD(Optimizer):

@@ -33,6 +33,9 @@ def alexnet(
 
 
 class _Features(nn.Module):
+    # The layer whose outputs, each by itself, become the features.
+    last = "fc2"
+
     def __init__(
         self, *, layers: Layers, width: float, size: int, in_channels: int, dropout: tuple[float, float]
     ) -> None:
