@@ -52,8 +52,8 @@ need_value() { # OPTION VALUE…: an option must be followed by its value
     fi
 }
 
-parse_arguments() { # [config] [tasks]
-    local -a given=()
+positional() { # ARGUMENTS…: those that are no option, into GIVEN
+    GIVEN=()
     while (($#)); do
         case $1 in
             -h | --help)
@@ -61,13 +61,17 @@ parse_arguments() { # [config] [tasks]
                 exit 0
                 ;;
             -*) usage_error "unknown option $1" ;;
-            *) given+=("$1") ;;
+            *) GIVEN+=("$1") ;;
         esac
         shift
     done
-    ((${#given[@]} <= 2)) || usage_error "too many arguments: ${given[*]:2} (several tasks are written 4,14 or 1-20)"
-    CONFIG=${given[0]:-$CONFIG}
-    TASKS=${given[1]:-$TASKS}
+}
+
+parse_arguments() { # [config] [tasks]
+    positional "$@"
+    ((${#GIVEN[@]} <= 2)) || usage_error "too many arguments: ${GIVEN[*]:2} (several tasks are written 4,14 or 1-20)"
+    CONFIG=${GIVEN[0]:-$CONFIG}
+    TASKS=${GIVEN[1]:-$TASKS}
     if [[ $CONFIG == *.toml && $CONFIG != /* && -f $CALLED_FROM/$CONFIG ]]; then
         CONFIG=$CALLED_FROM/$CONFIG
     fi
@@ -180,18 +184,9 @@ start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before t
 
 start_sequence() { # ARGUMENTS…: the same for a sequence of tasks, which is learned in one process
     STAGE="SPG, learn a sequence of tasks in one network"
-    while (($#)); do
-        case $1 in
-            -h | --help)
-                usage
-                exit 0
-                ;;
-            -*) usage_error "unknown option $1" ;;
-            *) SEQ=$1 ;;
-        esac
-        shift
-        (($# == 0)) || usage_error "too many arguments: $*"
-    done
+    positional "$@"
+    ((${#GIVEN[@]} <= 1)) || usage_error "too many arguments: ${GIVEN[*]:1}"
+    SEQ=${GIVEN[0]:-$SEQ}
     [[ $OVERWRITE == [01] ]] || die "OVERWRITE=$OVERWRITE must be 0 or 1"
     setup_python base
     SPG_ARGS=(--seq "$SEQ" --seed "$SEED" --trials "$TRIALS" --precision "$PRECISION" --device "$DEVICE"
