@@ -14,13 +14,13 @@ from itertools import pairwise
 
 import torch
 
-from CPG_cifar100_main_normal import CPGRun
 from CPG_cifar100_main_normal import parse as parse_cpg
 from data.tables import load_table
 from models import ARCHITECTURES as SHARABLE
 from packnet_cifar100_main_normal import PackNetRun
 from packnet_cifar100_main_normal import parse as parse_packnet
 from packnet_models import ARCHITECTURES as PLAIN
+from tools.cpg_run import CPGRun
 from tools.task_run import TaskRun
 from utils import arguments, errors
 from utils.runs import Output

@@ -1,0 +1,345 @@
+"""What the CPG scripts share: a task's own network, pruned gradually, or the task on a backbone."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from methods.cpg import (
+    CPG,
+    must_grow,
+    piggymask_optimizer,
+    piggymasks_of,
+    weight_optimizer,
+    weight_schedule,
+    width_multipliers,
+)
+from methods.gradual_pruning import GradualPruning
+from methods.learning import Learner
+from methods.ownership import SharedNetwork
+from tools.task_run import TaskRun, chosen_backbone, final_width, read_widths
+from utils import arguments
+from utils.checkpoints import fingerprint, load_checkpoint
+from utils.errors import UserError
+from utils.files import json_text, update_json, write_changed
+from utils.paths import (
+    TRAIN_CSV,
+    checkpoint_in,
+    checkpoint_name,
+    checkpoints_in,
+    record_file,
+    sparsity_folder,
+    width_folder,
+    widths_file,
+)
+from utils.training import StepSchedule
+
+LAYERS = "sharable"
+FROM_CSV = "from_csv"
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with all flags of a CPG script."""
+    parser = arguments.parser(description)
+    arguments.add_common(parser)
+    arguments.add_training(parser)
+    group = parser.add_argument_group("CPG")
+    group.add_argument(
+        "--mode",
+        choices=("finetune", "prune", "inference"),
+        nargs="+",
+        default=["finetune"],
+        help="Train, prune gradually, or evaluate a checkpoint; `finetune prune` does both in turn.",
+    )
+    group.add_argument(
+        "--backbone",
+        help="Train on this task's pruned network: a name, an id, or from_csv for the one that stage 3-1 "
+        "chose (default: train from scratch).",
+    )
+    group.add_argument("--csv_path", type=Path, help="CSV of the chosen backbones (default: by the layout).")
+    group.add_argument(
+        "--lr_mask", type=arguments.positive_float, default=1e-4, help="Learning rate of piggymasks."
+    )
+    arguments.add_width(group)
+    group.add_argument(
+        "--max_allowed_network_width_multiplier",
+        type=arguments.positive_float,
+        default=2.0,
+        help="On a backbone: the widest that the network may grow, in steps of 0.5.",
+    )
+    group = parser.add_argument_group("gradual pruning")
+    arguments.add_sparsities(group)
+    group.add_argument(
+        "--initial_sparsity",
+        type=arguments.sparsity,
+        default=0.0,
+        help="Sparsity to start the first ratio from; above 0, its network is the starting point.",
+    )
+    group.add_argument(
+        "--prune_epochs", type=arguments.positive_int, default=20, help="Epochs at each pruning ratio."
+    )
+    group.add_argument(
+        "--prune_lr", type=arguments.positive_float, default=1e-3, help="Learning rate while pruning."
+    )
+    group.add_argument(
+        "--pruning_interval",
+        type=arguments.positive_int,
+        default=4,
+        help="Epochs, of the --prune_epochs, over which the sparsity grows.",
+    )
+    group.add_argument(
+        "--pruning_frequency", type=arguments.positive_int, default=10, help="Steps between two cuts."
+    )
+    group.add_argument(
+        "--pruning_ratio_to_acc_record_file",
+        type=Path,
+        help="JSON file of accuracy by sparsity (default: record.txt beside the pruned networks).",
+    )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags in `argv`; impossible combinations end with the usage."""
+    args = parser.parse_args(argv)
+    if args.target_sparsity != sorted(set(args.target_sparsity)) or (
+        args.target_sparsity[0] <= args.initial_sparsity
+    ):
+        parser.error("--target_sparsity must grow from one value to the next, above --initial_sparsity")
+    if "inference" in args.mode and len(args.mode) > 1:
+        parser.error("--mode inference stands alone")
+    if args.backbone and "prune" in args.mode:
+        parser.error("--mode prune prunes a task's own network: leave out --backbone")
+    if args.load_folder and args.mode == ["finetune"] and not args.backbone:
+        parser.error("--load_folder: --mode finetune starts from it only with --backbone")
+    if len(args.mode) > 1 and (args.load_folder or args.save_folder):
+        parser.error("--load_folder and --save_folder are of one mode: give finetune and prune in turn")
+    return args
+
+
+class CPGRun(TaskRun):
+    """One task's own network, or the task on a backbone."""
+
+    @cached_property
+    def backbone(self) -> str | None:
+        """The backbone's name; None to train from scratch."""
+        if self.args.backbone is None:
+            return None
+        if self.args.backbone == FROM_CSV:
+            path = self.args.csv_path or self.paths.result_csv(self.table.name)
+            return chosen_backbone(path, table=self.table, target=self.task).name
+        backbone = self.table.task(self.args.backbone).name
+        if backbone == self.task.name:
+            raise UserError(f"--backbone {backbone} is the target itself: choose another task")
+        return backbone
+
+    @cached_property
+    def multiplier(self) -> float:
+        if self.args.network_width_multiplier == arguments.FROM_TARGET:
+            return final_width(self.paths, table=self.table, target=self.task, csv_path=self.args.csv_path)
+        return self.args.network_width_multiplier
+
+    @cached_property
+    def folder(self) -> Path:
+        config, task = self.table.name, self.task.name
+        if self.args.save_folder:
+            return self.args.save_folder
+        if self.args.mode == ["prune"]:
+            return self.paths.pruned(config, task)
+        if self.backbone is not None:
+            return self.paths.target(config, self.backbone, task)
+        if self.multiplier != 1.0:
+            return self.paths.control(config, task, width_multiplier=self.multiplier)
+        return self.paths.single_scratch(config, task)
+
+    def run(self) -> None:
+        if self.args.mode == ["inference"]:
+            self.evaluate(self.args.load_folder or self.folder)
+            return
+        if "finetune" in self.args.mode:
+            if self.backbone is None:
+                self.learn_alone()
+            else:
+                self.learn_on_backbone()
+        if "prune" in self.args.mode:
+            self.prune()
+
+    def learner(self, shared: SharedNetwork) -> Learner:
+        """CPG over the newest task: weights, and piggymasks where there are any."""
+        epochs = self.args.epochs
+        optimizers = {"weights": weight_optimizer(shared)}
+        schedules = {"weights": weight_schedule(lr=self.args.lr, epochs=self.args.epochs)}
+        if piggymasks_of(shared):
+            optimizers["piggymasks"] = piggymask_optimizer(shared)
+            schedules["piggymasks"] = StepSchedule(self.args.lr_mask, drops={epochs * 5 // 10: 0.2})
+        method = CPG(shared=shared, weight_decay=self.args.weight_decay, freeze_after=epochs * 7 // 10)
+        return Learner(method=method, optimizers=optimizers, schedules=schedules)
+
+    def learn_alone(self) -> None:
+        """Stage 2-1, first half: the task's own network, before pruning."""
+        payload = self.learn(
+            folder=self.folder,
+            stage="scratch",
+            epochs=self.args.epochs,
+            begin=lambda: self.new_network(width=self.multiplier**0.5),
+            learner=self.learner,
+            lr=self.args.lr,
+            width_multiplier=self.multiplier,
+        )
+        accuracy = payload["metrics"]["validation_accuracy"]
+        in_layout = self.folder == self.paths.single_scratch(self.table.name, self.task.name)
+        if in_layout or self.args.pruning_ratio_to_acc_record_file:
+            self.record(0.0, accuracy)
+        logging.info("Accuracy of %s without a backbone: %.4f", self.task.name, accuracy)
+
+    # Pruning.
+
+    @property
+    def pruned(self) -> Path:
+        """Folder of the pruned networks."""
+        if self.args.save_folder and self.args.mode == ["prune"]:
+            return self.args.save_folder
+        return self.paths.pruned(self.table.name, self.task.name)
+
+    def record(self, sparsity: float, accuracy: float) -> None:
+        path = self.args.pruning_ratio_to_acc_record_file or record_file(self.pruned)
+        update_json(path, {str(sparsity): accuracy})
+
+    def prune(self) -> None:
+        """Stage 2-1, second half: the pruning ratios in turn."""
+        if self.args.initial_sparsity:
+            start = sparsity_folder(self.pruned, self.args.initial_sparsity)
+        else:
+            start = self.paths.single_scratch(self.table.name, self.task.name)
+        source = checkpoint_in(
+            self.args.load_folder or start, remedy="train the task first, with --mode finetune"
+        )
+        parent = load_checkpoint(source, architecture=self.args.arch, layers=LAYERS)
+        initial = self.args.initial_sparsity
+        for sparsity in self.args.target_sparsity:
+            parent = self.prune_from(parent, source=source, initial=initial, final=sparsity)
+            initial = sparsity
+            accuracy = parent["metrics"]["validation_accuracy"]
+            self.record(sparsity, accuracy)
+            logging.info("Accuracy of %s at sparsity %s: %.4f", self.task.name, sparsity, accuracy)
+
+    def prune_from(self, parent: dict, *, source: Path, initial: float, final: float) -> dict:
+        """Prune the network in `parent` from one sparsity to the next; returns the new payload."""
+
+        def learner(shared: SharedNetwork) -> Learner:
+            optimizer = weight_optimizer(shared)
+            method = GradualPruning(
+                shared=shared,
+                weight_decay=self.args.weight_decay,
+                optimizer=optimizer,
+                initial=initial,
+                final=final,
+                interval=self.args.pruning_frequency,
+                span=min(self.args.pruning_interval, self.args.prune_epochs) * self.batches.steps_per_epoch,
+            )
+            schedules = {"weights": StepSchedule(self.args.prune_lr)}
+            return Learner(method=method, optimizers={"weights": optimizer}, schedules=schedules)
+
+        return self.learn(
+            folder=sparsity_folder(self.pruned, final),
+            stage=f"prune {final}",
+            epochs=self.args.prune_epochs,
+            begin=lambda: SharedNetwork.from_payload(parent, build=self.build, source=source),
+            learner=learner,
+            lr=self.args.prune_lr,
+            initial_sparsity=initial,
+            pruning_interval=self.args.pruning_interval,
+            pruning_frequency=self.args.pruning_frequency,
+            parent=fingerprint(parent),
+        )
+
+    # On a backbone.
+
+    def learn_on_backbone(self) -> None:
+        """Stage 3-2: the target on its backbone's pruned network, wider and wider as need be."""
+        folder = self.args.load_folder or self.paths.pruned(self.table.name, self.backbone)
+        source = checkpoint_in(
+            folder, remedy="run wo_backbone.sh and select_pruning_ratio_of_backbone.sh for the backbone first"
+        )
+        backbone = load_checkpoint(source, architecture=self.args.arch, layers=LAYERS)
+        held = SharedNetwork.from_payload(backbone, build=self.build, source=source)
+        try:
+            held.index_of(self.backbone)
+        except UserError as error:
+            raise UserError(f"{source}: {error}: correct --load_folder or --backbone") from error
+        baseline = self.baseline()
+        widest = self.args.max_allowed_network_width_multiplier
+        if self.multiplier > widest:
+            raise UserError(
+                f"--network_width_multiplier {self.multiplier} is over "
+                f"--max_allowed_network_width_multiplier {widest}: lower one or raise the other"
+            )
+        widths = {}
+        multipliers = width_multipliers(self.multiplier, widest)
+        for multiplier in multipliers:
+            metrics = self.learn_at_width(multiplier, backbone=backbone, source=source)["metrics"]
+            grow = must_grow(
+                accuracy=metrics["validation_accuracy"],
+                baseline=baseline,
+                train_accuracy=metrics["train_accuracy"],
+            )
+            widths[multiplier] = metrics | {"grow": grow}
+            if not grow:
+                break
+            if multiplier != multipliers[-1]:
+                logging.info("It's time to expand the Network")
+        self.finish_target(widths)
+        accuracy = metrics["validation_accuracy"]
+        logging.info(
+            "Final accuracy of %s on %s: %.4f at width multiplier %s (scratch baseline %.4f)",
+            self.task.name,
+            self.backbone,
+            accuracy,
+            multiplier,
+            baseline,
+        )
+
+    def learn_at_width(self, multiplier: float, *, backbone: dict, source: Path) -> dict:
+        """The target on its backbone at one width; returns the finished payload."""
+
+        def begin() -> SharedNetwork:
+            shared = SharedNetwork.from_payload(backbone, build=self.build, source=source)
+            shared.begin_task(self.task.name, num_classes=self.task.num_classes, width=multiplier**0.5)
+            return shared
+
+        return self.learn(
+            folder=width_folder(self.folder, multiplier),
+            stage=f"width {multiplier}",
+            epochs=self.args.epochs,
+            begin=begin,
+            learner=self.learner,
+            lr=self.args.lr,
+            lr_mask=self.args.lr_mask,
+            width_multiplier=multiplier,
+            backbone=self.backbone,
+            parent=fingerprint(backbone),
+        )
+
+    def finish_target(self, widths: dict[float, dict]) -> None:
+        """Put the figures of every width, and the checkpoint of the widest, in place.
+
+        Only now: what lies in the target's folder is what it ended at, never a width on the way. Widths
+        that an earlier run tried count too, unless this one redoes the target.
+        """
+        if widths_file(self.folder).exists() and not self.args.overwrite:
+            earlier = read_widths(self.folder)
+            if max(earlier) > max(widths):
+                logging.info(
+                    "The target stays as an earlier run left it, at width multiplier %s", max(earlier)
+                )
+            widths = earlier | widths
+        name = checkpoint_name(self.args.epochs)
+        final = self.folder / name
+        source = width_folder(self.folder, max(widths))
+        write_changed(final, (source / name).read_bytes())
+        write_changed(self.folder / TRAIN_CSV, (source / TRAIN_CSV).read_bytes())
+        for path in checkpoints_in(self.folder).values():
+            if path != final:
+                path.unlink()
+        entries = {str(width): widths[width] for width in sorted(widths)}
+        write_changed(widths_file(self.folder), json_text(entries))
