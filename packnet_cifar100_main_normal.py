@@ -14,7 +14,7 @@ from methods.packnet import PackNetPruning
 from packnet_models import ARCHITECTURES
 from tools.task_run import TaskRun, final_width, run_tasks
 from utils import arguments, errors
-from utils.checkpoints import fingerprint, load_checkpoint
+from utils.checkpoints import fingerprint
 from utils.files import update_json
 from utils.paths import checkpoint_in, sparsity_folder
 from utils.training import StepSchedule
@@ -105,7 +105,7 @@ class PackNetRun(TaskRun):
     def prune(self, sparsity: float) -> None:
         source = self.args.load_folder or self.layout
         path = checkpoint_in(source, remedy="train the task first, with --mode finetune")
-        parent = load_checkpoint(path, architecture=self.args.arch, layers=LAYERS)
+        parent = self.load(path)
 
         def learner(shared: SharedNetwork) -> Learner:
             optimizer = weight_optimizer(shared)

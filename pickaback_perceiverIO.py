@@ -83,7 +83,11 @@ class Search:
         self.table = table
         self.paths = arguments.paths_of(args)
         self.build = arguments.architecture(
-            ARCHITECTURES, args.arch, in_channels=table.channels, size=table.size
+            ARCHITECTURES,
+            args.arch,
+            in_channels=table.channels,
+            size=table.size,
+            sizes=arguments.given_sizes(args),
         )
         self.device = resolve_device(args.device)
         self.candidates = table.select(args.candidates)
@@ -196,7 +200,7 @@ class Search:
             return self._models[task.id]
         folder = (self.args.baseline_folder or self.paths.baselines(self.table.name)) / task.name
         path = checkpoint_in(folder, remedy="run run_pickaback/baseline.sh for this task first")
-        payload = load_checkpoint(path, architecture=self.args.arch, layers=LAYERS)
+        payload = load_checkpoint(path, architecture=self.args.arch, layers=LAYERS, sizes=self.build.sizes)
         shared = SharedNetwork.from_payload(payload, build=self.build, source=path).to(self.device)
         data = load_task(
             self.table,

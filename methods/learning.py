@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from methods.ownership import SharedNetwork, Shares
 from models.network import Network
 from utils import logs
-from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
 from utils.paths import checkpoint_in
 from utils.runs import Output
@@ -178,7 +177,7 @@ def evaluate_as(
 def evaluate_folder(
     folder: Path,
     *,
-    architecture: dict,
+    load: Callable[[Path], dict],
     build: Callable[..., Network],
     task: str,
     num_classes: int,
@@ -188,11 +187,14 @@ def evaluate_folder(
 ) -> Evaluation:
     """Evaluate the checkpoint in `folder` as `task` and log the validation line.
 
+    Args:
+        load: reads a checkpoint, and refuses one of another architecture.
+
     Raises:
         UserError: if there is no checkpoint, or none that holds the task with so many classes.
     """
     path = checkpoint_in(folder, remedy="give the folder of a checkpoint with --load_folder")
-    payload = load_checkpoint(path, architecture=architecture["name"], layers=architecture["layers"])
+    payload = load(path)
     shared = SharedNetwork.from_payload(payload, build=build, source=path).to(device)
     try:
         found = shared.tasks[shared.index_of(task) - 1].num_classes

@@ -1,9 +1,9 @@
 """Which task owns which weight, and what follows from it.
 
 Every weight of every convolution and linear layer of the backbone has an owner: 0 is free, k is task k.
-All other tensors of the backbone (biases, norms, running statistics) are private: each task has its own
-copy. `SharedNetwork` holds one network with its owners and the private copies of all its tasks; nothing
-else in the project changes owners.
+All other tensors of the backbone (biases, norms, running statistics, the weights of a `PrivateLinear`) are
+private: each task has its own copy. `SharedNetwork` holds one network with its owners and the private
+copies of all its tasks; nothing else in the project changes owners.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.layers import PICK_THRESHOLD, SharableConv2d, SharableLinear
+from models.layers import PICK_THRESHOLD, PrivateLinear, SharableConv2d, SharableLinear
 from models.network import Network
 from utils.errors import UserError
 from utils.training import Method
@@ -41,6 +41,7 @@ class TaskRecord:
         width: √(width multiplier) of the network when the task was learned (`mpl` in logs).
         private: state name → this task's copy, at this task's width.
         piggymasks: layer name → real-valued mask over earlier tasks' weights, at this task's width.
+        modality: of its inputs.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TaskRecord:
     width: float = 1.0
     private: dict[str, Tensor] = field(default_factory=dict)
     piggymasks: dict[str, Tensor] = field(default_factory=dict)
+    modality: str = "image"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class SharedNetwork:
     Args:
         build: makes the architecture, `build(width=…)`.
         width: √(width multiplier).
+
+    Attributes:
+        tasks: in the order in which they were learned.
+        arrivals: task to be learned → state name → the private tensor that it starts from.
     """
 
     def __init__(self, *, build: Callable[..., Network], width: float = 1.0) -> None:
@@ -85,6 +91,7 @@ class SharedNetwork:
         self.width = width
         self.network = build(width=width)
         self.tasks: list[TaskRecord] = []
+        self.arrivals: dict[str, dict[str, Tensor]] = {}
         for layer in self.layers().values():
             layer.register_buffer(
                 "owner", torch.zeros_like(layer.weight, dtype=torch.uint8), persistent=False
@@ -117,23 +124,39 @@ class SharedNetwork:
         for record in self.tasks:
             record.private = {name: value.to(device) for name, value in record.private.items()}
             record.piggymasks = {name: value.to(device) for name, value in record.piggymasks.items()}
+        for task, tensors in self.arrivals.items():
+            self.arrivals[task] = {name: value.to(device) for name, value in tensors.items()}
         return self
 
     # Learning a task.
 
-    def begin_task(self, name: str, *, num_classes: int, width: float | None = None) -> TaskRecord:
+    def begin_task(
+        self, name: str, *, num_classes: int, width: float | None = None, modality: str = "image"
+    ) -> TaskRecord:
         """Make room for a new task: grow to `width`, add a head, claim every free weight.
 
         Earlier tasks' weights get piggymasks if the layers are sharable. The private tensors start from
-        the newest task's. Weights that growth adds start at random, those that pruning freed at 0.
+        `arrivals[name]` where it has them, else from the newest task's. Weights that growth adds start at
+        random, those that pruning freed at 0.
+
+        Raises:
+            UserError: if the task has been learned already, the network cannot read its modality or would
+                have to shrink, or what has arrived for it does not fit.
         """
+        if modality not in self.network.modalities:
+            raise UserError(
+                f"task {name} has {modality} inputs, and the network reads "
+                f"{' and '.join(self.network.modalities)} alone: choose another --arch or --dataset"
+            )
         if any(record.name == name for record in self.tasks):
             raise UserError(f"the network has already learned task {name}: choose another backbone or target")
         self.snapshot()
         device = next(self.network.parameters()).device
         if width is not None and width != self.width:
             self._grow(width)
+        self._receive(name)
         index = len(self.tasks) + 1
+        self.network.modality = modality
         self.network.add_head(num_classes)
         for layer in self.layers().values():
             earlier = layer.owner > 0
@@ -141,7 +164,7 @@ class SharedNetwork:
             _remove_piggymask(layer)
             if index > 1 and isinstance(layer, SharableConv2d | SharableLinear):
                 layer.add_piggymask(torch.full_like(layer.weight, PIGGYMASK_INIT), earlier=earlier)
-        record = TaskRecord(name=name, num_classes=num_classes, width=self.width)
+        record = TaskRecord(name=name, num_classes=num_classes, width=self.width, modality=modality)
         self.tasks.append(record)
         self.network.to(device)
         return record
@@ -165,6 +188,18 @@ class SharedNetwork:
             layer.owner.masked_fill_(released[name], 0)
             layer.weight.masked_fill_(released[name], 0.0)
 
+    @torch.no_grad()
+    def _receive(self, task: str) -> None:
+        """Put the tensors that have arrived for `task` in the places of its private ones."""
+        private = _private_state(self.network)
+        for name, value in self.arrivals.pop(task, {}).items():
+            if name not in private or private[name].shape != value.shape:
+                raise UserError(
+                    f"what was transferred for task {task} does not fit the network: "
+                    f"{name} {tuple(value.shape)}: transfer it from a network of the same sizes"
+                )
+            private[name].copy_(value)  # shares its memory with the network's tensor
+
     def _grow(self, width: float) -> None:
         if width < self.width:
             raise UserError(f"a network of width {self.width} cannot be made narrower ({width})")
@@ -173,11 +208,12 @@ class SharedNetwork:
         state = grown.network.features.state_dict()
         for name, value in old.features.state_dict().items():
             if name in state:
-                state[name][_leading(value)] = value
+                layer = grown.network.features.get_submodule(name.rpartition(".")[0])
+                state[name][_region(state[name], value, layer=layer)] = value.to(state[name].device)
         grown.network.features.load_state_dict(state)
         for name, layer in grown.layers().items():
             owner = self.layers()[name].owner
-            layer.owner[_leading(owner)] = owner.to(layer.owner.device)
+            layer.owner[_region(layer.owner, owner, layer=layer)] = owner.to(layer.owner.device)
         grown.network.classifiers = old.classifiers
         self.network, self.width = grown.network, width
 
@@ -197,18 +233,19 @@ class SharedNetwork:
         with torch.random.fork_rng(devices=[]):  # looking at a task must not change what is drawn next
             seen = self.build(width=record.width)
             seen.add_head(record.num_classes, in_features=head.in_features)
+        seen.modality = record.modality
         seen.classifiers[0].load_state_dict(head.state_dict())
         seen.to(next(self.network.parameters()).device)
         state = seen.state_dict()
         layers = self.layers()
-        for name in _owned_layers(seen):
-            weight = state[f"{name}.weight"]
-            owner = layers[name].owner[_leading(weight)]
+        for name, layer in _owned_layers(seen).items():
+            region = _region(layers[name].weight, layer.weight, layer=layer)
+            owner = layers[name].owner[region]
             visible = (owner > 0) & (owner <= index)
             if name in record.piggymasks:
                 visible &= (owner == index) | (record.piggymasks[name] > PICK_THRESHOLD)
             # Not a product with the mask: a NaN in a later task's weight must not be seen.
-            state[f"{name}.weight"] = layers[name].weight[_leading(weight)].where(visible, 0.0)
+            state[f"{name}.weight"] = layers[name].weight[region].where(visible, 0.0)
         state.update(record.private)
         seen.load_state_dict(state)
         return seen.eval()
@@ -222,7 +259,7 @@ class SharedNetwork:
         sized = layers if record.width == self.width else _owned_layers(_blueprint(self.build, record.width))
         total = free = owned = earlier = picked = 0
         for name, layer in layers.items():
-            owner = layer.owner[_leading(sized[name].weight)]
+            owner = layer.owner[_region(layer.owner, sized[name].weight, layer=layer)]
             total += owner.numel()
             free += (owner == 0).sum().item()
             owned += (owner == index).sum().item()
@@ -251,6 +288,7 @@ class SharedNetwork:
             "dataset2num_classes": {record.name: record.num_classes for record in self.tasks},
             "masks": self.owners(),
             "shared_layer_info": {record.name: _grouped(self.network, record) for record in self.tasks},
+            "arrivals": {task: dict(tensors) for task, tensors in self.arrivals.items()},
         }
 
     @classmethod
@@ -290,6 +328,8 @@ class SharedNetwork:
                 layer.add_piggymask(records[-1].piggymasks[name].clone(), earlier=earlier)
         _load_strictly(shared.network, state, source=source)
         shared.tasks = records
+        shared.network.modality = records[-1].modality
+        shared.arrivals = {task: dict(tensors) for task, tensors in payload.get("arrivals", {}).items()}
         return shared
 
 
@@ -333,7 +373,7 @@ def _owned_layers(network: Network) -> dict[str, nn.Module]:
     return {
         f"features.{name}": module
         for name, module in network.features.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, PrivateLinear)
     }
 
 
@@ -352,9 +392,17 @@ def _remove_piggymask(layer: nn.Module) -> None:
         del layer.earlier
 
 
-def _leading(part: Tensor) -> tuple[slice, ...]:
-    """The leading region of a larger tensor that `part` fits."""
-    return tuple(slice(0, size) for size in part.shape)
+def _region(whole: Tensor, part: Tensor, *, layer: nn.Module) -> tuple[slice | Tensor, ...]:
+    """Index of the region of a layer's grown tensor that `part`, the same tensor before, takes up.
+
+    It is leading in every dimension; where the layer's outputs are fused groups, in every group.
+    """
+    region: list[slice | Tensor] = [slice(0, size) for size in part.shape]
+    groups = getattr(layer, "fused", 1)
+    if groups > 1 and len(part) < len(whole):
+        rows = torch.arange(len(whole), device=whole.device).view(groups, -1)
+        region[0] = rows[:, : len(part) // groups].flatten()
+    return tuple(region)
 
 
 def _grouped(network: Network, record: TaskRecord) -> dict:
@@ -371,6 +419,7 @@ def _grouped(network: Network, record: TaskRecord) -> dict:
             info["private"][name] = value
     info["piggymask"] = dict(record.piggymasks)
     info["network_width_multiplier"] = record.width
+    info["modality"] = record.modality
     return info
 
 
@@ -390,6 +439,7 @@ def _record(name: str, payload: dict, *, source: Path) -> TaskRecord:
         width=float(info.get("network_width_multiplier", 1.0)),
         private=private,
         piggymasks={layer: value.detach() for layer, value in info.get("piggymask", {}).items()},
+        modality=info.get("modality", "image"),
     )
 
 

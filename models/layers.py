@@ -2,6 +2,9 @@
 
 An architecture takes a `Layers` record and builds its convolutions and linears from it: `SHARABLE` gives
 CPG's layers, which carry piggymasks, `PLAIN` gives torch's own.
+
+A layer whose outputs are several equal groups that grow separately (keys and values, the halves of a gated
+unit) says how many in the attribute `fused`; a layer without it has one.
 """
 
 from collections.abc import Callable
@@ -65,6 +68,10 @@ class SharableConv2d(_Sharable, nn.Conv2d):
 class SharableLinear(_Sharable, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return nn.functional.linear(input, effective_weight(self), self.bias)
+
+
+class PrivateLinear(nn.Linear):
+    """A linear layer that tasks do not share: each has a copy of its own, as of biases and norms."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """A backbone with one linear head a task."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +16,7 @@ class Network(nn.Module):
 
     Attributes:
         active: index of the head in use; None: all of them, side by side.
+        modality: of the inputs, one of `modalities`.
     """
 
     def __init__(self, *, features: nn.Module, feature_width: int) -> None:
@@ -21,6 +25,16 @@ class Network(nn.Module):
         self.feature_width = feature_width
         self.classifiers = nn.ModuleList()
         self.active: int | None = -1
+        self.modality = "image"
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The kinds of inputs that the network can read."""
+        return ("image",)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Features (B, feature_width) of a batch of the current modality."""
+        return self.features(inputs)
 
     def add_head(self, num_classes: int, *, in_features: int | None = None) -> nn.Linear:
         """Append a head, N(0, 0.01) with zero bias, and make it the active one."""
@@ -33,9 +47,41 @@ class Network(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, num_classes) of the active head; of all heads in turn, where none is active."""
         if self.active is None:
-            features = self.features(inputs)
+            features = self.encode(inputs)
             return torch.cat([head(features) for head in self.classifiers], dim=1)
-        return self.classifiers[self.active](self.features(inputs))
+        return self.classifiers[self.active](self.encode(inputs))
+
+
+class MultimodalNetwork(Network):
+    """A network whose features read inputs of several modalities.
+
+    `features.inputs` holds, by modality, what is tied to one; `features(inputs, modality=…)` reads a batch.
+    """
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.features.inputs)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        return self.features(inputs, modality=self.modality)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """An architecture whose builder takes sizes beyond the width.
+
+    Attributes:
+        build: makes the network.
+        sizes: the sizes it takes, by keyword, and their defaults.
+        presets: name → sizes that differ from the defaults.
+    """
+
+    build: Callable[..., Network]
+    sizes: Mapping[str, float]
+    presets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __call__(self, **arguments: object) -> Network:
+        return self.build(**arguments)
 
 
 def init_conv(layer: nn.Conv2d) -> None:

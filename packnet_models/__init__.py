@@ -5,8 +5,10 @@ from functools import partial
 
 from models.layers import PLAIN
 from models.lenet5 import lenet5
-from models.network import Network
+from models.network import Network, Sized
+from models.perceiver_io import PRESETS, SIZES, perceiver_io
 
 ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "lenet5": partial(lenet5, layers=PLAIN, batch_norm=False),
+    "perceiver_io": Sized(partial(perceiver_io, layers=PLAIN, dropout=0.0), sizes=SIZES, presets=PRESETS),
 }

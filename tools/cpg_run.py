@@ -20,7 +20,7 @@ from methods.learning import Learner
 from methods.ownership import SharedNetwork
 from tools.task_run import TaskRun, chosen_backbone, final_width, read_widths
 from utils import arguments
-from utils.checkpoints import fingerprint, load_checkpoint
+from utils.checkpoints import fingerprint
 from utils.errors import UserError
 from utils.files import json_text, update_json, write_changed
 from utils.paths import (
@@ -214,7 +214,7 @@ class CPGRun(TaskRun):
         source = checkpoint_in(
             self.args.load_folder or start, remedy="train the task first, with --mode finetune"
         )
-        parent = load_checkpoint(source, architecture=self.args.arch, layers=LAYERS)
+        parent = self.load(source)
         initial = self.args.initial_sparsity
         for sparsity in self.args.target_sparsity:
             parent = self.prune_from(parent, source=source, initial=initial, final=sparsity)
@@ -261,7 +261,7 @@ class CPGRun(TaskRun):
         source = checkpoint_in(
             folder, remedy="run wo_backbone.sh and select_pruning_ratio_of_backbone.sh for the backbone first"
         )
-        backbone = load_checkpoint(source, architecture=self.args.arch, layers=LAYERS)
+        backbone = self.load(source)
         held = SharedNetwork.from_payload(backbone, build=self.build, source=source)
         try:
             held.index_of(self.backbone)
@@ -304,7 +304,12 @@ class CPGRun(TaskRun):
 
         def begin() -> SharedNetwork:
             shared = SharedNetwork.from_payload(backbone, build=self.build, source=source)
-            shared.begin_task(self.task.name, num_classes=self.task.num_classes, width=multiplier**0.5)
+            shared.begin_task(
+                self.task.name,
+                num_classes=self.task.num_classes,
+                width=multiplier**0.5,
+                modality=self.task.modality,
+            )
             return shared
 
         return self.learn(

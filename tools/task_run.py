@@ -12,6 +12,7 @@ from methods.learning import Learner, evaluate_folder, learn
 from methods.ownership import SharedNetwork
 from models.network import Network
 from utils import arguments, logs
+from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
 from utils.files import read_csv, read_json
 from utils.paths import Paths, widths_file
@@ -46,8 +47,14 @@ class TaskRun:
         self.table = table
         self.task = task
         self.paths: Paths = arguments.paths_of(args)
-        self.build = arguments.architecture(registry, args.arch, in_channels=table.channels, size=table.size)
-        self.architecture = {"name": args.arch, "layers": layers}
+        self.build = arguments.architecture(
+            registry,
+            args.arch,
+            in_channels=table.channels,
+            size=table.size,
+            sizes=arguments.given_sizes(args),
+        )
+        self.architecture = self.build.entry(layers)
         self.device = resolve_device(args.device)
         arguments.check_num_classes(args.num_classes, task=task.name, num_classes=task.num_classes)
 
@@ -89,8 +96,13 @@ class TaskRun:
     def new_network(self, *, width: float) -> SharedNetwork:
         """A network that has just begun the task, with nothing learned before."""
         shared = SharedNetwork(build=self.build, width=width)
-        shared.begin_task(self.task.name, num_classes=self.task.num_classes)
+        shared.begin_task(self.task.name, num_classes=self.task.num_classes, modality=self.task.modality)
         return shared
+
+    def load(self, path: Path) -> dict:
+        """The payload of the checkpoint at `path`, which must be of this architecture and size."""
+        name, layers = self.architecture["name"], self.architecture["layers"]
+        return load_checkpoint(path, architecture=name, layers=layers, sizes=self.build.sizes)
 
     def learn(
         self,
@@ -118,6 +130,7 @@ class TaskRun:
                 stage=stage,
                 epochs=epochs,
                 data=self.data.fingerprint,
+                **self.build.sizes,
                 **deciders,
             ),
             task_table=self.task_table(),
@@ -164,7 +177,7 @@ class TaskRun:
         """Evaluate the checkpoint in `folder` as the task, on the test samples."""
         return evaluate_folder(
             folder,
-            architecture=self.architecture,
+            load=self.load,
             build=self.build,
             task=self.task.name,
             num_classes=self.task.num_classes,
@@ -192,7 +205,7 @@ def run_tasks(
         # Looking at a checkpoint leaves its folder as it is.
         folder = args.log_path or (None if "inference" in args.mode else run.folder)
         with logs.to_file(folder / args.logfile) if folder else nullcontext():
-            logs.configuration(vars(args))
+            logs.configuration(vars(args) | run.build.sizes)
             logs.protocol(args.protocol)
             run.run()
 

@@ -2,6 +2,8 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     """Which tasks, and where their files lie."""
     group = parser.add_argument_group("tasks and files")
     group.add_argument("--arch", default="lenet5", help="Architecture.")
+    _add_sizes(group)
     group.add_argument(
         "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
     )
@@ -92,6 +95,38 @@ def add_files(parser: argparse.ArgumentParser) -> None:
         "training samples held out.",
     )
     _add_seed(group)
+
+
+_SIZES: dict[str, tuple[Callable, str]] = {
+    "num_latents": (positive_int, "Latent vectors."),
+    "latent_dim": (positive_int, "Width of a latent vector."),
+    "depth": (positive_int, "Layers of the trunk."),
+    "self_per_cross_attn": (positive_int, "Latent self-attention blocks after each cross-attention."),
+    "latent_heads": (positive_int, "Heads of the latent self-attention."),
+    "latent_dim_head": (positive_int, "Width of each of them."),
+    "cross_heads": (positive_int, "Heads of the cross-attention."),
+    "cross_dim_head": (positive_int, "Width of each of them."),
+    "num_freq_bands": (positive_int, "Frequencies of the position encoding of an axis."),
+    "max_freq": (positive_float, "Sampling rate of an axis: twice the highest of them."),
+    "max_text_length": (positive_int, "Tokens that have a position."),
+    "feature_width": (positive_int, "Width of the features that a head sees."),
+    "queries_dim": (positive_int, "Width of the decoder's output queries."),
+}
+
+
+def _add_sizes(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--size", default=argparse.SUPPRESS, help="Preset of an architecture's sizes, such as tiny or base."
+    )
+    for name, (kind, text) in _SIZES.items():
+        group.add_argument(
+            f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"{text} (default: the architecture's)"
+        )
+
+
+def given_sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """The size flags that were given, `size` for the preset."""
+    return {name: getattr(args, name) for name in ("size", *_SIZES) if hasattr(args, name)}
 
 
 def add_sequence(parser: argparse.ArgumentParser) -> None:
@@ -203,24 +238,65 @@ def paths_of(args: argparse.Namespace) -> Paths:
     return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
 
 
+@dataclass(frozen=True)
+class Builder:
+    """Makes networks of one architecture for one kind of input, at any width.
+
+    Attributes:
+        name: of the architecture.
+        sizes: those it has beyond the width, all of them; empty for an architecture that has none.
+    """
+
+    name: str
+    sizes: dict[str, Any]
+    make: Callable[..., Any]
+
+    def __call__(self, *, width: float) -> Any:
+        try:
+            return self.make(width=width, **self.sizes)
+        except ValueError as error:
+            raise UserError(f"--arch {self.name}: {error}: change the table's size or the width") from error
+
+    def entry(self, layers: str) -> dict:
+        """What a checkpoint says of its architecture; `layers`: the kind of layers."""
+        return {"name": self.name, "layers": layers} | ({"sizes": self.sizes} if self.sizes else {})
+
+
 def architecture(
-    registry: Mapping[str, Callable], name: str, *, in_channels: int, size: int
-) -> Callable[..., Any]:
+    registry: Mapping[str, Callable],
+    name: str,
+    *,
+    in_channels: int,
+    size: int,
+    sizes: Mapping[str, Any] | None = None,
+) -> Builder:
     """The builder of architecture `name` for images of `in_channels` × `size` × `size`.
 
+    Args:
+        sizes: those that were given, by flag (see `given_sizes`).
+
     Raises:
-        UserError: listing the known ones; the builder raises it for a size or width that it cannot take.
+        UserError: listing the known ones; naming sizes that it does not have; the builder raises it for a
+            size or width that it cannot take.
     """
     if name not in registry:
         raise UserError(f"--arch {name} is unknown: choose one of {', '.join(sorted(registry))}")
+    resolved = _resolved(registry[name], name, sizes or {})
+    return Builder(name, resolved, partial(registry[name], in_channels=in_channels, size=size))
 
-    def build(*, width: float) -> Any:
-        try:
-            return registry[name](width=width, in_channels=in_channels, size=size)
-        except ValueError as error:
-            raise UserError(f"--arch {name}: {error}: change the table's size or the width") from error
 
-    return build
+def _resolved(builder: Callable, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All sizes of an architecture: its defaults, changed by the preset, changed by what was given."""
+    defaults = getattr(builder, "sizes", {})
+    presets = getattr(builder, "presets", {})
+    given = dict(given)
+    unknown = [f"--{flag}" for flag in given if flag not in defaults and not (flag == "size" and presets)]
+    if unknown:
+        raise UserError(f"--arch {name} has no {', '.join(unknown)}: leave it out")
+    preset = given.pop("size", "base")
+    if defaults and preset not in presets:
+        raise UserError(f"--size {preset} is unknown to --arch {name}: choose one of {', '.join(presets)}")
+    return {**defaults, **presets.get(preset, {}), **given}
 
 
 # Flags that name something of one task.

@@ -4,6 +4,7 @@ import hashlib
 import io
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -29,11 +30,14 @@ def save_checkpoint(path: Path, payload: dict) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
-def load_checkpoint(path: Path, *, architecture: str, layers: str) -> dict:
+def load_checkpoint(
+    path: Path, *, architecture: str, layers: str, sizes: Mapping[str, float] | None = None
+) -> dict:
     """Read a checkpoint, ours or a published one, onto the CPU.
 
     Args:
         architecture, layers: what it must be of, where it says so (published ones do not).
+        sizes: the same for an architecture that has sizes; None takes any.
 
     Raises:
         UserError: if it is missing, truncated, no checkpoint, of a later format or another architecture.
@@ -71,20 +75,31 @@ def load_checkpoint(path: Path, *, architecture: str, layers: str) -> dict:
     if version > FORMAT_VERSION:
         raise UserError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}: update")
     found = payload.get("architecture")
-    asked = {"name": architecture, "layers": layers}
-    if found is not None and found != asked:
+    if found is None:
+        return payload
+    if (found["name"], found["layers"]) != (architecture, layers):
         raise UserError(
             f"{path} is a {found['name']} with {found['layers']} layers, "
             f"not a {architecture} with {layers} layers: correct --arch or the folder"
         )
+    there = found.get("sizes", {})
+    differing = [] if sizes is None else [name for name in sizes if sizes[name] != there.get(name)]
+    if differing:
+        named = ", ".join(f"{name} ({there.get(name)} there, {sizes[name]} asked)" for name in differing)
+        raise UserError(f"{path} is a network of another size: {named}: give the same sizes")
     return payload
 
 
 def fingerprint(payload: dict) -> str:
-    """A short hash of a checkpoint's weights and owners, to recognise what a later output was made from."""
+    """A short hash of a checkpoint's weights, owners and arrivals, to recognise what was made from it."""
     digest = hashlib.sha256()
-    for part in ("model_state_dict", "masks"):
-        for name, value in sorted(payload[part].items()):
+    arrived = {
+        f"{task} {name}": value
+        for task, tensors in payload.get("arrivals", {}).items()
+        for name, value in tensors.items()
+    }
+    for tensors in (payload["model_state_dict"], payload["masks"], arrived):
+        for name, value in sorted(tensors.items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

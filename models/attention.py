@@ -1,0 +1,99 @@
+"""The blocks that Perceivers are made of, with layer norm before each (Jaegle et al. 2021)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from models.layers import Layers
+
+
+def attend(
+    queries: Tensor, kv: Tensor, *, heads: int, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Multi-head attention, softmax(q kᵀ / √d) v in each head of width d (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        queries: (B, M, heads · d).
+        kv: (B, N, 2 · heads · d), keys and values side by side.
+        mask: bool (B, N), True for what is attended to; None: all of it.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        (B, M, heads · d). Zeros where a sample attends to nothing.
+    """
+    q, k, v = (
+        tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (queries, *kv.chunk(2, dim=-1))
+    )
+    over_heads = None if mask is None else mask[:, None, None, :]
+    mixed = scaled_dot_product_attention(q, k, v, attn_mask=over_heads, dropout_p=dropout)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class CrossAttention(nn.Module):
+    """Latents, or other queries, look at keys and values that were made elsewhere.
+
+    Args:
+        layers: the layer types to build from.
+        width: of the queries, and of the output.
+        heads, head_width: of the attention; neither grows with the network.
+        dropout: of attention weights.
+    """
+
+    def __init__(self, *, layers: Layers, width: int, heads: int, head_width: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm = nn.LayerNorm(width)
+        self.q = layers.linear(width, heads * head_width, bias=False)
+        self.out = layers.linear(heads * head_width, width)
+
+    def forward(self, inputs: Tensor, kv: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, M, width), or (1, M, width) for the same queries in every sample, to (B, M, width)."""
+        queries = self.q(self.norm(inputs)).expand(len(kv), -1, -1)
+        return self.out(self._attend(queries, kv, mask))
+
+    def _attend(self, queries: Tensor, kv: Tensor, mask: Tensor | None = None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        return attend(queries, kv, heads=self.heads, mask=mask, dropout=dropout)
+
+
+class SelfAttention(CrossAttention):
+    """Latents look at each other; the arguments are those of `CrossAttention`."""
+
+    def __init__(self, *, layers: Layers, width: int, heads: int, head_width: int, dropout: float) -> None:
+        super().__init__(layers=layers, width=width, heads=heads, head_width=head_width, dropout=dropout)
+        self.kv = layers.linear(width, 2 * heads * head_width, bias=False)
+        self.kv.fused = 2
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, M, width) to the same."""
+        normed = self.norm(inputs)
+        return self.out(self._attend(self.q(normed), self.kv(normed)))
+
+
+class FeedForward(nn.Module):
+    """Two linears with a gated GELU between them, x · GELU(g) (Shazeer 2020).
+
+    Args:
+        layers: the layer types to build from.
+        width: of inputs and outputs.
+        hidden: width between the linears.
+        dropout: of hidden units.
+    """
+
+    def __init__(self, *, layers: Layers, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = layers.linear(width, 2 * hidden)
+        self.up.fused = 2
+        self.drop = nn.Dropout(dropout)
+        self.down = layers.linear(hidden, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, M, width) to the same."""
+        values, gates = self.up(self.norm(inputs)).chunk(2, dim=-1)
+        return self.down(self.drop(values * gelu(gates)))
+
+
+def latent_vectors(count: int, width: int) -> nn.Parameter:
+    """Learned vectors (count, width), from a normal of deviation 0.02 cut off at 2, as the paper has it."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(count, width), std=0.02, a=-2.0, b=2.0))
