@@ -1,0 +1,374 @@
+"""Perceivers against the papers' equations, and what is tied to a modality."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from methods.ownership import SharedNetwork
+from models.layers import PLAIN, SHARABLE, PrivateLinear
+from models.network import Network
+from models.perceiver_io import perceiver_io
+from utils.errors import UserError
+
+SMALL = {
+    "num_latents": 6,
+    "latent_dim": 12,
+    "depth": 2,
+    "cross_heads": 2,
+    "cross_dim_head": 4,
+    "latent_heads": 3,
+    "latent_dim_head": 5,
+    "num_freq_bands": 3,
+    "max_freq": 7.0,
+    "max_text_length": 9,
+    "queries_dim": 10,
+    "feature_width": 11,
+}
+SIDE = 5
+
+
+@pytest.fixture
+def double():
+    """Parameters and inputs are made in float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def build(*, width: float = 1.0, layers=PLAIN, dropout: float = 0.0, **sizes) -> Network:
+    return perceiver_io(layers=layers, dropout=dropout, width=width, size=SIDE, **(SMALL | sizes))
+
+
+def network(*, classes: int = 4, seed: int = 0, **arguments) -> Network:
+    torch.manual_seed(seed)
+    made = build(**arguments)
+    made.add_head(classes)
+    for parameter in made.parameters():  # norms and biases too must matter
+        nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def images(count: int = 3) -> Tensor:
+    return torch.randn(count, 3, SIDE, SIDE)
+
+
+def texts(lengths: tuple[int, ...] = (7, 4, 1), *, longest: int = 7) -> Tensor:
+    batch = torch.zeros(len(lengths), longest, 768)
+    for number, length in enumerate(lengths):
+        batch[number, :length] = torch.randn(length, 768)
+    return batch
+
+
+# The network of the papers, one sample and one vector at a time.
+
+
+def layer_norm(vector: Tensor, norm: nn.LayerNorm) -> Tensor:
+    centred = vector - vector.mean()
+    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * norm.weight + norm.bias
+
+
+def linear(vector: Tensor, layer: nn.Linear) -> Tensor:
+    return layer.weight @ vector + (0.0 if layer.bias is None else layer.bias)
+
+
+def attention(queries: list[Tensor], kv: list[Tensor], *, heads: int) -> list[Tensor]:
+    """softmax(q · k / √d) v for every query, head by head."""
+    inner = len(kv[0]) // 2
+    width = inner // heads
+    mixed = []
+    for query in queries:
+        parts = []
+        for head in range(heads):
+            at = slice(head * width, (head + 1) * width)
+            scores = [(query[at] @ pair[:inner][at]) / math.sqrt(width) for pair in kv]
+            total = sum(score.exp() for score in scores)
+            parts.append(
+                sum(score.exp() / total * pair[inner:][at] for score, pair in zip(scores, kv, strict=True))
+            )
+        mixed.append(torch.cat(parts))
+    return mixed
+
+
+def cross_attended(queries: list[Tensor], kv: list[Tensor], block) -> list[Tensor]:
+    asked = [linear(layer_norm(query, block.norm), block.q) for query in queries]
+    return [linear(mixed, block.out) for mixed in attention(asked, kv, heads=block.heads)]
+
+
+def self_attended(latents: list[Tensor], block) -> list[Tensor]:
+    normed = [layer_norm(latent, block.norm) for latent in latents]
+    asked, kv = [linear(x, block.q) for x in normed], [linear(x, block.kv) for x in normed]
+    return [linear(mixed, block.out) for mixed in attention(asked, kv, heads=block.heads)]
+
+
+def fed_forward(latent: Tensor, block) -> Tensor:
+    both = linear(layer_norm(latent, block.norm), block.up)
+    half = len(both) // 2
+    gate = both[half:]
+    gelu = 0.5 * gate * (1 + torch.erf(gate / math.sqrt(2)))
+    return linear(both[:half] * gelu, block.down)
+
+
+def added(latents: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    return [latent + other for latent, other in zip(latents, more, strict=True)]
+
+
+def image_elements(image: Tensor) -> list[Tensor]:
+    """Every pixel with its position features: sin and cos of f π x, and x, for each axis."""
+    bands, nyquist = SMALL["num_freq_bands"], SMALL["max_freq"] / 2
+    elements = []
+    for row in range(SIDE):
+        for column in range(SIDE):
+            features = list(image[:, row, column])
+            for index in (row, column):
+                x = -1 + 2 * index / (SIDE - 1)
+                frequencies = [1 + band * (nyquist - 1) / (bands - 1) for band in range(bands)]
+                features += [math.sin(math.pi * f * x) for f in frequencies]
+                features += [math.cos(math.pi * f * x) for f in frequencies]
+                features.append(x)
+            elements.append(torch.stack([torch.as_tensor(value) for value in features]))
+    return elements
+
+
+def text_elements(text: Tensor, positions: Tensor) -> list[Tensor]:
+    return [token + positions[at] for at, token in enumerate(text) if token.abs().sum() > 0]
+
+
+def keys_and_values(sample: Tensor, features: nn.Module, modality: str) -> list[Tensor]:
+    read = features.inputs[modality]
+    if modality == "image":
+        elements = image_elements(sample)
+    else:
+        elements = text_elements(sample, read.positions)
+    return [linear(layer_norm(element, read.norm), read.kv) for element in elements]
+
+
+def reference_latents(sample: Tensor, features: nn.Module, modality: str) -> list[Tensor]:
+    kv = keys_and_values(sample, features, modality)
+    latents = list(features.latents)
+    latents = added(latents, cross_attended(latents, kv, features.cross_attention))
+    latents = added(latents, [fed_forward(latent, features.cross_feed_forward) for latent in latents])
+    for block in features.blocks:
+        latents = added(latents, self_attended(latents, block["attention"]))
+        latents = added(latents, [fed_forward(latent, block["feed_forward"]) for latent in latents])
+    return latents
+
+
+def reference_logits(made: Network, batch: Tensor, modality: str) -> Tensor:
+    rows = []
+    for sample in batch:
+        latents = reference_latents(sample, made.features, modality)
+        mean = sum(latents) / len(latents)
+        rows.append(linear(linear(mean, made.features.readout), made.classifiers[0]))
+    return torch.stack(rows)
+
+
+def assert_same_function(computed: Tensor, expected: Tensor, made: nn.Module) -> None:
+    """Equal values, and equal gradients of a random projection of them, to 1e-10."""
+    upstream = torch.randn_like(expected)
+    parameters = dict(made.named_parameters())
+    gradients = [
+        torch.autograd.grad((output * upstream).sum(), list(parameters.values()), allow_unused=True)
+        for output in (computed, expected)
+    ]
+    torch.testing.assert_close(computed, expected, rtol=1e-10, atol=1e-10)
+    for name, left, right in zip(parameters, *gradients, strict=True):
+        assert (left is None) == (right is None), name
+        if left is not None:
+            torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+@pytest.mark.parametrize("layers", [PLAIN, SHARABLE], ids=["plain", "sharable"])
+def test_forward_and_backward_pass_are_those_of_the_papers_equations(double, modality, layers):
+    made = network(layers=layers)
+    made.modality = modality
+    batch = images() if modality == "image" else texts()
+    assert_same_function(made(batch), reference_logits(made, batch, modality), made)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["common", "of each sample"])
+def test_output_queries_are_answered_as_the_paper_has_it(double, own):
+    made = network()
+    batch = images(2)
+    queries = torch.randn(2, 4, 10) if own else torch.randn(4, 10)
+    decoder = made.features.decoder
+    rows = []
+    for number, sample in enumerate(batch):
+        latents = reference_latents(sample, made.features, "image")
+        kv = [linear(layer_norm(latent, decoder.latent_norm), decoder.kv) for latent in latents]
+        asked = list(queries[number] if own else queries)
+        rows.append(torch.stack(cross_attended(asked, kv, decoder)))
+    assert_same_function(made(batch, queries=queries), torch.stack(rows), made)
+
+
+def test_longer_padding_changes_nothing(double):
+    made = network()
+    made.modality = "text"
+    short = texts()
+    padded = torch.cat((short, torch.zeros(3, 2, 768)), dim=1)
+    torch.testing.assert_close(made(padded), made(short), rtol=1e-12, atol=1e-12)
+
+
+def test_a_text_of_padding_alone_gives_finite_logits_and_one_too_long_is_refused():
+    made = network()
+    made.modality = "text"
+    assert made(torch.zeros(2, 3, 768)).isfinite().all()
+    with pytest.raises(ValueError, match="10 elements is longer than 9 positions"):
+        made(texts((10,), longest=10))
+
+
+def test_dropout_is_for_training_alone():
+    batch = images(8)
+    certain, dropping = network(), network(dropout=0.1)
+    assert torch.equal(certain(batch), certain(batch))
+    assert not torch.equal(dropping(batch), dropping(batch))
+    assert torch.equal(dropping.eval()(batch), certain.eval()(batch))
+
+
+# Ownership.
+
+
+def randomise(shared: SharedNetwork) -> None:
+    """Move all that the newest task may change, as training would: at random."""
+    index = len(shared.tasks)
+    with torch.no_grad():
+        for name, parameter in shared.network.features.named_parameters():
+            layer = shared.network.features.get_submodule(name.rpartition(".")[0])
+            change = torch.randn_like(parameter) * 0.1
+            if name.endswith(".weight") and hasattr(layer, "owner"):
+                change[layer.owner != index] = 0.0
+            parameter += change
+
+
+def release_some(shared: SharedNetwork) -> None:
+    index = len(shared.tasks)
+    shared.release(
+        {
+            name: (layer.owner == index) & (torch.rand_like(layer.weight) < 0.5)
+            for name, layer in shared.layers().items()
+        }
+    )
+
+
+def test_earlier_tasks_keep_their_logits_to_the_bit_through_growth_and_other_modalities():
+    torch.manual_seed(0)
+    shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE, dropout=0.1))
+    inputs = {"image": images(8), "text": texts()}
+    before: dict[str, Tensor] = {}
+    widths = {
+        "first": (1.0, "image"),
+        "second": (1.3, "text"),
+        "third": (1.3, "image"),
+        "fourth": (2, "text"),
+    }
+    for name, (width, modality) in widths.items():
+        shared.begin_task(name, num_classes=3, width=width, modality=modality)
+        randomise(shared)
+        release_some(shared)
+        before[name] = shared.as_task(name)(inputs[modality])
+        live = shared.network.eval()(inputs[modality])
+        assert torch.equal(live, before[name])
+        for earlier, logits in before.items():
+            assert torch.equal(shared.as_task(earlier)(inputs[widths[earlier][1]]), logits), earlier
+    restored = SharedNetwork.from_payload(shared.payload(), build=shared.build, source="a checkpoint")
+    for name, (_, modality) in widths.items():
+        assert torch.equal(restored.as_task(name)(inputs[modality]), before[name]), name
+    assert restored.network.modality == "text"
+
+
+def test_growth_keeps_each_half_of_a_gated_unit_in_its_place():
+    torch.manual_seed(0)
+    shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE))
+    shared.begin_task("first", num_classes=3)
+    before = shared.network.features.cross_feed_forward.up
+    weight, bias = before.weight.detach().clone(), before.bias.detach().clone()
+    assert weight.shape == (96, 12)
+    shared.begin_task("second", num_classes=3, width=1.5)
+    up = shared.network.features.cross_feed_forward.up
+    assert up.weight.shape == (144, 18)
+    assert torch.equal(up.weight[:48, :12], weight[:48])
+    assert torch.equal(up.weight[72:120, :12], weight[48:])
+    assert torch.equal(up.bias[:48], bias[:48])
+    assert torch.equal(up.bias[72:120], bias[48:])
+    owner = torch.full((144, 18), 2, dtype=torch.uint8)
+    owner[:48, :12] = owner[72:120, :12] = 1
+    assert torch.equal(up.owner, owner)
+    assert torch.equal(up.earlier, owner == 1)
+    attention = shared.network.features.blocks[0]["attention"]
+    assert attention.q.weight.shape == (15, 18) and attention.kv.weight.shape == (30, 18)
+
+
+def test_shares_count_the_groups_that_a_task_sees():
+    torch.manual_seed(0)
+    shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE))
+    shared.begin_task("first", num_classes=3)
+    alone = shared.shares("first")
+    shared.begin_task("second", num_classes=3, width=2.0)
+    assert shared.shares("first") == alone
+    assert shared.shares("first").task_ratio == 1.0
+
+
+def test_what_is_tied_to_a_modality_and_the_decoder_are_each_tasks_own():
+    shared = SharedNetwork(build=lambda *, width: build(width=width))
+    private = [name for name, layer in shared.network.named_modules() if isinstance(layer, PrivateLinear)]
+    assert private == [
+        *("features.inputs.image.kv", "features.inputs.text.kv"),
+        *("features.decoder.q", "features.decoder.out", "features.decoder.kv"),
+    ]
+    assert not set(private) & shared.layers().keys()
+    shared.begin_task("first", num_classes=3)
+    shared.snapshot()
+    assert [name for name in shared.tasks[0].private if name.startswith("features.inputs.")] == [
+        *("features.inputs.image.norm.weight", "features.inputs.image.norm.bias"),
+        "features.inputs.image.kv.weight",
+        *("features.inputs.text.positions", "features.inputs.text.norm.weight"),
+        *("features.inputs.text.norm.bias", "features.inputs.text.kv.weight"),
+    ]
+
+
+def test_a_task_starts_from_the_tensors_that_have_arrived_for_it_alone():
+    torch.manual_seed(0)
+    shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE))
+    shared.begin_task("first", num_classes=3, modality="image")
+    randomise(shared)
+    inputs = {"image": images(4), "text": texts()}
+    before = shared.as_task("first")(inputs["image"])
+    donor = network(seed=5).features.inputs["text"]
+    arrived = {f"features.inputs.text.{name}": value for name, value in donor.state_dict().items()}
+    shared.arrivals["second"] = arrived
+    shared = SharedNetwork.from_payload(shared.payload(), build=shared.build, source="a checkpoint")
+    shared.begin_task("second", num_classes=3, width=1.5, modality="text")
+    assert shared.arrivals == {}
+    moved = shared.network.features.inputs["text"]
+    for name, value in donor.state_dict().items():
+        assert torch.equal(moved.state_dict()[name], value), name
+    kv, mask = shared.network.features.project(inputs["text"], "text")
+    assert torch.equal(kv, donor(inputs["text"])[0]) and torch.equal(mask, donor(inputs["text"])[1])
+    with torch.no_grad():
+        logits = shared.as_task("second")(inputs["text"])
+        moved.kv.weight.mul_(1.5)
+        assert not torch.equal(shared.as_task("second")(inputs["text"]), logits)
+    assert torch.equal(shared.as_task("first")(inputs["image"]), before)
+
+
+def test_arrivals_that_do_not_fit_and_modalities_that_are_not_read_are_refused():
+    shared = SharedNetwork(build=lambda *, width: build(width=width))
+    shared.arrivals["first"] = {"features.inputs.text.kv.weight": torch.zeros(3, 768)}
+    with pytest.raises(
+        UserError, match=r"task first does not fit .* features.inputs.text.kv.weight \(3, 768\)"
+    ):
+        shared.begin_task("first", num_classes=3, modality="text")
+    with pytest.raises(UserError, match="task sound has audio inputs, and the network reads image and text"):
+        shared.begin_task("sound", num_classes=3, modality="audio")
+
+
+def test_a_checkpoint_without_modalities_is_one_of_images():
+    shared = SharedNetwork(build=lambda *, width: build(width=width))
+    shared.begin_task("first", num_classes=3, modality="text")
+    payload = shared.payload()
+    assert payload["shared_layer_info"]["first"]["modality"] == "text"
+    del payload["shared_layer_info"]["first"]["modality"], payload["arrivals"]
+    restored = SharedNetwork.from_payload(payload, build=shared.build, source="a checkpoint")
+    assert restored.network.modality == restored.as_task("first").modality == "image"

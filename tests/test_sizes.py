@@ -1,0 +1,85 @@
+"""The size flags: which architecture takes them, and checkpoints of another size."""
+
+import pytest
+import torch
+from helpers import Fleet, refusal
+
+import CPG_cifar100_main_normal as cpg_script
+import packnet_cifar100_main_normal as packnet_script
+import packnet_models
+from utils import arguments
+from utils.checkpoints import load_checkpoint
+from utils.errors import UserError
+
+REGISTRY = packnet_models.ARCHITECTURES
+TINIEST = ("--size", "tiny", "--num_latents", "4", "--latent_dim", "16", "--depth", "1")
+
+
+def builder(name: str, **sizes) -> arguments.Builder:
+    return arguments.architecture(REGISTRY, name, in_channels=3, size=8, sizes=sizes)
+
+
+def test_sizes_are_the_defaults_changed_by_the_preset_changed_by_flags():
+    base = builder("perceiver_io").sizes
+    assert base["num_latents"] == 256 and base["latent_dim"] == 512 and base["depth"] == 3
+    tiny = builder("perceiver_io", size="tiny", depth=4).sizes
+    changed = {name: value for name, value in tiny.items() if value != base[name]}
+    assert changed == {"num_latents": 32, "latent_dim": 128, "depth": 4, "latent_heads": 4}
+    features = builder("perceiver_io", size="tiny", depth=4)(width=1.0).features
+    assert len(features.blocks) == 4 and features.latents.shape == (32, 128)
+
+
+def test_width_scales_latents_feed_forward_and_features_and_no_attention_width():
+    with torch.device("meta"):
+        features = builder("perceiver_io")(width=1.5**0.5).features
+    assert features.latents.shape == (256, 627)
+    assert features.blocks[2]["feed_forward"].down.weight.shape == (627, 2508)
+    assert features.readout.weight.shape == (102, 627)
+    assert features.blocks[0]["attention"].q.weight.shape == (512, 627)
+    assert features.inputs["text"].kv.weight.shape == (128, 768)
+
+
+@pytest.mark.parametrize(
+    ("arch", "sizes", "message"),
+    [
+        ("lenet5", {"size": "tiny"}, "--arch lenet5 has no --size"),
+        ("lenet5", {"depth": 2, "latent_dim": 8}, "--arch lenet5 has no --depth, --latent_dim"),
+        ("perceiver_io", {"self_per_cross_attn": 2}, "--arch perceiver_io has no --self_per_cross_attn"),
+        (
+            "perceiver_io",
+            {"size": "huge"},
+            "--size huge is unknown to --arch perceiver_io: choose one of base, tiny",
+        ),
+    ],
+)
+def test_sizes_that_an_architecture_lacks_are_refused_by_name(arch, sizes, message):
+    with pytest.raises(UserError, match=message):
+        builder(arch, **sizes)
+
+
+def test_every_size_is_a_flag_and_every_flag_is_some_architectures_size():
+    parser = arguments.parser("")
+    arguments.add_files(parser)
+    flags = {action.dest for action in parser._actions}
+    sizes = {name for made in REGISTRY.values() for name in getattr(made, "sizes", {})}
+    assert sizes <= flags
+    assert arguments.given_sizes(parser.parse_args([])) == {}
+    given = arguments.given_sizes(parser.parse_args(["--size", "tiny", "--max_freq", "12"]))
+    assert given == {"size": "tiny", "max_freq": 12.0}
+
+
+def test_a_checkpoint_says_its_sizes_and_one_of_another_size_is_refused_by_name(fresh: Fleet):
+    few = ("--arch", "perceiver_io", "--run", "perceiver_io/seed1", "--epochs", "1", *TINIEST)
+    fresh = Fleet(root=fresh.root, data=fresh.data, run="perceiver_io/seed1")
+    fresh.baseline("zero_one", *few)
+    path = fresh.paths.baselines("digits") / "zero_one" / "checkpoint-1.pth.tar"
+    payload = load_checkpoint(path, architecture="perceiver_io", layers="plain")
+    assert payload["architecture"]["sizes"]["latent_dim"] == 16
+
+    argv = fresh.baseline_flags("zero_one", *few, "--latent_dim", "24", "--depth", "2")
+    message = refusal(packnet_script.main, argv)
+    assert "latent_dim (16 there, 24 asked)" in message and "depth (1 there, 2 asked)" in message
+    message = refusal(packnet_script.main, [*argv, "--mode", "inference"])
+    assert "is a network of another size" in message and "latent_dim (16 there, 24 asked)" in message
+    message = refusal(cpg_script.main, fresh.own_flags("zero_one", "--size", "tiny"))
+    assert "--arch lenet5 has no --size" in message
