@@ -137,10 +137,7 @@ def text_elements(text: Tensor, positions: Tensor) -> list[Tensor]:
 
 def keys_and_values(sample: Tensor, features: nn.Module, modality: str) -> list[Tensor]:
     read = features.inputs[modality]
-    if modality == "image":
-        elements = image_elements(sample)
-    else:
-        elements = text_elements(sample, read.positions)
+    elements = image_elements(sample) if modality == "image" else text_elements(sample, read.positions)
     return [linear(layer_norm(element, read.norm), read.kv) for element in elements]
 
 
