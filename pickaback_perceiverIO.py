@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from data.loading import load_task, normalise
+from data.loading import load_task
 from data.tables import Table, Task, load_table
 from methods.modeldiff import RULES, Distance, Model, choose, compare
 from methods.ownership import SharedNetwork
@@ -209,13 +209,14 @@ class Search:
             protocol=self.args.protocol,
             seed=self.args.seed,
             device=torch.device("cpu"),
+            text_encoder=self.args.text_encoder,
         )
         count = self.args.val_batch_size
         if len(data.validation) < count:
             logging.info(
                 "Task %s has %d samples to probe with, not %d", task.name, len(data.validation), count
             )
-        probes = normalise(data.validation.images[:count], mean=data.mean, std=data.std).to(self.device)
+        probes = data.first_inputs(count).to(self.device)
         model = Model(id=task.id, network=shared.as_task(task.name), probes=probes)
         self._models[task.id] = model, f"{fingerprint(payload)} on {data.fingerprint[:16]}"
         return self._models[task.id]

@@ -1,12 +1,14 @@
-"""The uint8 cache: one file for every table, task and split."""
+"""The cache of decoded images and tokenised texts: one file for every table, task and split."""
 
 import hashlib
 import io
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import locked, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +17,11 @@ SPLITS = ("train", "test")
 
 # Raised when decoding changes, so that caches of an older version are made anew.
 FORMAT = 1
-_KEYS = {"format", "images", "labels", "classes", "signature", "fingerprint", "mean", "std"}
+_COMMON_KEYS = {"format", "labels", "classes", "signature", "fingerprint"}
+_KEYS = {
+    "image": _COMMON_KEYS | {"images", "mean", "std"},
+    "text": _COMMON_KEYS | {"tokens", "encoder", "counts"},
+}
 
 
 def folder_of(data_root: Path, table: str) -> Path:
@@ -23,41 +29,76 @@ def folder_of(data_root: Path, table: str) -> Path:
     return Path(data_root) / "cache" / table
 
 
-def path_of(data_root: Path, table: str, task: str, split: str) -> Path:
-    """The cache file of one split of one task."""
-    return folder_of(data_root, table) / task / f"{split}.pt"
+def path_of(data_root: Path, table: str, task: str, split: str, *, encoder: str = "") -> Path:
+    """The cache file of one split of one task; for texts, as the encoder of this name tokenises them."""
+    return folder_of(data_root, table) / task / (f"{split}-{encoder}.pt" if encoder else f"{split}.pt")
 
 
 def write(
     path: Path, *, images: "Tensor", labels: "Tensor", classes: tuple[str, ...], signature: str
 ) -> None:
-    """Write a cache file.
+    """Write a cache file of images.
 
     Args:
         images: uint8 (N, C, S, S).
         labels: int64 (N,), indices into `classes`.
         signature: what the images were made from; a different one means that they are out of date.
     """
+    mean, std = channel_statistics(images)
+    _save(path, labels, classes, signature, inputs={"images": images}, more={"mean": mean, "std": std})
+
+
+def write_texts(
+    path: Path,
+    *,
+    tokens: "Tensor",
+    labels: "Tensor",
+    classes: tuple[str, ...],
+    signature: str,
+    encoder: str,
+    counts: Mapping[str, int],
+) -> None:
+    """Write a cache file of texts.
+
+    Args:
+        tokens: int32 (N, L), token ids from 1, 0 where padded.
+        labels: int64 (N,), indices into `classes`.
+        signature: what the texts were read from.
+        encoder: identity of the encoder that the ids are of.
+        counts: how many texts were left out, cut or repaired, and why.
+    """
+    more = {"encoder": encoder, "counts": dict(counts)}
+    _save(path, labels, classes, signature, inputs={"tokens": tokens}, more=more)
+
+
+def _save(
+    path: Path,
+    labels: "Tensor",
+    classes: tuple[str, ...],
+    signature: str,
+    *,
+    inputs: dict[str, "Tensor"],
+    more: dict[str, Any],
+) -> None:
     import torch
 
-    mean, std = channel_statistics(images)
+    (stored,) = inputs.values()
     record = {
         "format": FORMAT,
-        "images": images,
+        **inputs,
         "labels": labels,
         "classes": list(classes),
         "signature": signature,
-        "fingerprint": _fingerprint(images, labels, classes),
-        "mean": mean,
-        "std": std,
+        "fingerprint": _fingerprint(stored, labels, classes),
+        **more,
     }
     buffer = io.BytesIO()
     torch.save(record, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def read(path: Path, *, remedy: str) -> dict[str, Any]:
-    """Read a cache file; its images stay memory-mapped.
+def read(path: Path, *, remedy: str, kind: str = "image") -> dict[str, Any]:
+    """Read a cache file of `kind` "image" or "text"; its tensors stay memory-mapped.
 
     Raises:
         UserError: if it is truncated or no cache; `remedy` ends the message.
@@ -69,10 +110,37 @@ def read(path: Path, *, remedy: str) -> dict[str, Any]:
     except Exception as error:  # damaged bytes make the reader raise nearly anything
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        raise UserError(f"{path} is truncated or no image cache: delete it and {remedy}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not record.keys() >= _KEYS:
-        raise UserError(f"{path} is no image cache of this version: delete it and {remedy}")
+        raise UserError(f"{path} is truncated or no {kind} cache: delete it and {remedy}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not record.keys() >= _KEYS[kind]:
+        raise UserError(f"{path} is no {kind} cache of this version: delete it and {remedy}")
     return record
+
+
+def made(
+    path: Path, *, kind: str, fits: Callable[[dict[str, Any]], bool], make: Callable[[], None]
+) -> dict[str, Any]:
+    """The cache file at `path`, which `make` writes first if it is absent, damaged or does not fit."""
+    record = _current(path, kind, fits)
+    if record is not None:
+        return record
+    with locked(path):
+        # Another process may have made it while this one waited for the lock.
+        record = _current(path, kind, fits)
+        if record is not None:
+            return record
+        make()
+    return read(path, remedy="run the same command again", kind=kind)
+
+
+def _current(path: Path, kind: str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        record = read(path, remedy="run the same command again", kind=kind)
+    except UserError as error:
+        logging.warning("%s; making it anew", error)
+        return None
+    return record if fits(record) else None
 
 
 def channel_statistics(images: "Tensor") -> tuple[list[float], list[float]]:
@@ -95,8 +163,8 @@ def channel_statistics(images: "Tensor") -> tuple[list[float], list[float]]:
     return means, stds
 
 
-def _fingerprint(images: "Tensor", labels: "Tensor", classes: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(repr((tuple(images.shape), classes)).encode())
-    digest.update(images.contiguous().numpy())
+def _fingerprint(inputs: "Tensor", labels: "Tensor", classes: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(repr((tuple(inputs.shape), classes)).encode())
+    digest.update(inputs.contiguous().numpy())
     digest.update(labels.numpy())
     return digest.hexdigest()

@@ -1,9 +1,6 @@
 """Images from raw files: decoded once, then read from the cache as uint8 tensors."""
 
-import hashlib
 import io
-import logging
-import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,18 +14,9 @@ import torch
 from torch import Tensor
 
 from data import cache
+from data.raw_files import RawFile, class_files
 from data.tables import Table, Task
 from utils.errors import UserError
-from utils.files import locked
-
-
-@dataclass(frozen=True)
-class RawFile:
-    """One image file, in a folder or an archive. `name` is what an error message calls it."""
-
-    name: str
-    label: int
-    read: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -54,13 +42,14 @@ def load_split(table: Table, task: Task, split: str, *, data_root: Path) -> dict
     Raises:
         UserError: naming the file or folder that is missing, empty or unreadable, and the remedy.
     """
+    table = task.origin or table
     raw = raw_split(table, task, split, data_root=data_root)
     if raw is not None:
         return cached(raw, table, task, split, data_root=data_root)
 
     path = cache.path_of(data_root, table.name, task.name, split)
     if not path.exists():
-        raise UserError(f"{Path(data_root) / table.root / split / task.name} not found: {_remedy(table)}")
+        raise UserError(f"{Path(data_root) / table.root / split / task.folder} not found: {_remedy(table)}")
     record = cache.read(path, remedy=_remedy(table))
     if not _fits(record, table, task):
         raise UserError(f"{path} was made for other classes or another size: delete it and {_remedy(table)}")
@@ -85,17 +74,15 @@ def raw_split(table: Table, task: Task, split: str, *, data_root: Path) -> RawSp
 def cached(raw: RawSplit, table: Table, task: Task, split: str, *, data_root: Path) -> dict[str, Any]:
     """The cache of `raw`, made first if it is absent, damaged or out of date. See `load_split`."""
     path = cache.path_of(data_root, table.name, task.name, split)
-    record = _current(path, raw, table, task)
-    if record is not None:
-        return record
-    with locked(path):
-        # Another process may have made it while this one waited for the lock.
-        record = _current(path, raw, table, task)
-        if record is not None:
-            return record
+
+    def fits(record: dict[str, Any]) -> bool:
+        return record["signature"] == raw.signature and _fits(record, table, task)
+
+    def make() -> None:
         images, labels = raw.decode()
         cache.write(path, images=images, labels=labels, classes=task.classes, signature=raw.signature)
-    return cache.read(path, remedy="run the same command again")
+
+    return cache.made(path, kind="image", fits=fits, make=make)
 
 
 def folder_split(root: Path, table: Table, task: Task, split: str) -> RawSplit:
@@ -104,30 +91,8 @@ def folder_split(root: Path, table: Table, task: Task, split: str) -> RawSplit:
     Raises:
         UserError: if the split, the task or one of its classes is missing or holds no files.
     """
-    folder = root / split / task.name
-    for needed in (root / split, folder, *(folder / name for name in task.classes)):
-        if not needed.is_dir():
-            raise UserError(f"{needed} not found: {incomplete_remedy(table, root)}")
-
-    digest = hashlib.sha256()
-    files = []
-    for label, name in enumerate(task.classes):
-        with os.scandir(folder / name) as entries:
-            found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-        if not found:
-            raise UserError(f"{folder / name} holds no images: {incomplete_remedy(table, root)}")
-        for entry in found:
-            status = entry.stat()
-            digest.update(f"{name}/{entry.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-            files.append(RawFile(entry.path, label, Path(entry.path).read_bytes))
-    return RawSplit(digest.hexdigest(), lambda: decode_files(files, size=table.size, channels=table.channels))
-
-
-def incomplete_remedy(table: Table, root: Path) -> str:
-    """What to do about a tree that is there but lacks something."""
-    if table.download:
-        return f"complete the tree, or move {root} away and run `python -m data.prepare {table.name}`"
-    return f"put the images there (the tree is {root}/<split>/<task>/<class>/*)"
+    signature, files = class_files(root, table, task, split, what="images")
+    return RawSplit(signature, lambda: decode_files(files, size=table.size, channels=table.channels))
 
 
 def decode_files(files: Sequence[RawFile], *, size: int, channels: int) -> tuple[Tensor, Tensor]:
@@ -189,18 +154,6 @@ def _eight_bit(image: Any) -> Any:
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((numpy.asarray(image).astype(numpy.int64) // 256).clip(0, 255).astype(numpy.uint8))
-
-
-def _current(path: Path, raw: RawSplit, table: Table, task: Task) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        record = cache.read(path, remedy="run the same command again")
-    except UserError as error:
-        logging.warning("%s; making it anew", error)
-        return None
-    up_to_date = record["signature"] == raw.signature and _fits(record, table, task)
-    return record if up_to_date else None
 
 
 def _fits(record: dict[str, Any], table: Table, task: Task) -> bool:

@@ -1,17 +1,19 @@
-"""A task's images as tensors, and batches of them, normalised, on the device that trains."""
+"""A task's images or texts as tensors, and batches of network inputs, on the device that trains."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from data import images
+from data import images, text
 from data.augmentation import Augmenter, Draws
 from data.tables import Table, Task
+from data.text_encoders import HASH, MAX_TOKENS, TextEncoder, load_encoder
 from utils.errors import UserError
 from utils.seeds import derive_seed
 
@@ -24,9 +26,13 @@ _CHUNK = 16
 
 @dataclass(frozen=True)
 class Samples:
-    """Images uint8 (N, C, S, S) and labels int64 (N,), on one device."""
+    """Stored inputs and labels int64 (N,), on one device.
 
-    images: Tensor
+    Args:
+        inputs: images uint8 (N, C, S, S), or the token ids of texts int32 (N, L), from 1, 0 where padded.
+    """
+
+    inputs: Tensor
     labels: Tensor
 
     def __len__(self) -> int:
@@ -39,9 +45,10 @@ class TaskData:
 
     Args:
         validation: what decisions may look at; under the published protocol this is `test` itself.
-        mean, std: (C,), in [0, 1].
-        fingerprint: sha256 of the train and test images and labels, of mean and std, and of how the
-            training images are augmented.
+        mean, std: (C,), in [0, 1]; of texts empty.
+        fingerprint: sha256 of the train and test samples and labels, and of what else decides the network's
+            inputs: for images mean, std and augmentation, for texts the encoder and the greatest length.
+        encoder: of texts, on the device; None for images.
     """
 
     table: Table
@@ -53,6 +60,16 @@ class TaskData:
     std: Tensor
     fingerprint: str
     protocol: str
+    encoder: TextEncoder | None = None
+
+    @cached_property
+    def to_inputs(self) -> "ToInputs":
+        """What turns stored samples into network inputs."""
+        return Normaliser(self.mean, self.std) if self.encoder is None else Embedder(self.encoder)
+
+    def first_inputs(self, count: int) -> Tensor:
+        """The first `count` validation samples as network inputs, all of them if there are fewer."""
+        return self.to_inputs(self.validation.inputs[:count])
 
 
 def load_task(
@@ -63,6 +80,7 @@ def load_task(
     protocol: str,
     seed: int,
     device: torch.device | str,
+    text_encoder: str = HASH,
 ) -> TaskData:
     """Load a task from its cache, which is made first where need be.
 
@@ -70,6 +88,7 @@ def load_task(
         protocol: "published" validates on the test images; "heldout" on a tenth of each class's training
             images, drawn by `seed`, which the returned training images then lack.
         device: where the tensors go. On the CPU they stay memory-mapped where they are not selected from.
+        text_encoder: name of the encoder of text tasks (`text_encoders.load_encoder`).
 
     Mean and std are the table's; where it gives none, those of all the training images, held-out ones
     included.
@@ -79,21 +98,29 @@ def load_task(
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}")
-    train_record = images.load_split(table, task, "train", data_root=data_root)
-    test_record = images.load_split(table, task, "test", data_root=data_root)
-    mean = task.mean or train_record["mean"]
-    std = task.std or train_record["std"]
+    encoder = load_encoder(text_encoder, device=device) if task.modality == "text" else None
+    train_record, test_record = (
+        load_split(table, task, split, data_root=data_root, text_encoder=text_encoder)
+        for split in ("train", "test")
+    )
     contents = train_record["fingerprint"], test_record["fingerprint"]
-    fingerprint = hashlib.sha256(repr((*contents, list(mean), list(std), table.augment)).encode())
+    if encoder is None:
+        mean = task.mean or train_record["mean"]
+        std = task.std or train_record["std"]
+        preprocessing = (list(mean), list(std), table.augment)
+    else:
+        mean = std = ()
+        preprocessing = (encoder.identity, MAX_TOKENS)
+    fingerprint = hashlib.sha256(repr((*contents, *preprocessing)).encode())
 
-    train = Samples(train_record["images"], train_record["labels"])
-    test = _to(Samples(test_record["images"], test_record["labels"]), device)
+    train = _samples(train_record)
+    test = _to(_samples(test_record), device)
     if protocol == "published":
         train, validation = _to(train, device), test
     else:
         drawn = _held_out(train.labels, task, seed=derive_seed(seed, table.name, task.name))
-        validation = _to(Samples(train.images[drawn], train.labels[drawn]), device)
-        train = _to(Samples(train.images[~drawn], train.labels[~drawn]), device)
+        validation = _to(Samples(train.inputs[drawn], train.labels[drawn]), device)
+        train = _to(Samples(train.inputs[~drawn], train.labels[~drawn]), device)
     return TaskData(
         table=table,
         task=task,
@@ -104,11 +131,26 @@ def load_task(
         std=torch.tensor(std, dtype=torch.float32, device=device),
         fingerprint=fingerprint.hexdigest(),
         protocol=protocol,
+        encoder=encoder,
     )
 
 
+def load_split(
+    table: Table, task: Task, split: str, *, data_root: Path, text_encoder: str = HASH
+) -> dict[str, Any]:
+    """The cache of one split of a task of either modality; see `images.load_split`, `text.load_split`."""
+    if task.modality == "image":
+        return images.load_split(table, task, split, data_root=data_root)
+    encoder = load_encoder(text_encoder)
+    return text.load_split(table, task, split, data_root=data_root, encoder=encoder)
+
+
+def _samples(record: dict[str, Any]) -> Samples:
+    return Samples(record["tokens"] if "tokens" in record else record["images"], record["labels"])
+
+
 def _to(samples: Samples, device: torch.device | str) -> Samples:
-    return Samples(samples.images.to(device), samples.labels.to(device))
+    return Samples(samples.inputs.to(device), samples.labels.to(device))
 
 
 def _held_out(labels: Tensor, task: Task, *, seed: int) -> Tensor:
@@ -127,39 +169,45 @@ def _held_out(labels: Tensor, task: Task, *, seed: int) -> Tensor:
     return drawn
 
 
-def normalise(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
-    """(images / 255 - mean) / std, computed on the images' device.
+# Stored samples of a batch → float32 network inputs, on the samples' device.
+ToInputs = Callable[[Tensor], Tensor]
+
+
+class Normaliser:
+    """(images / 255 - mean) / std, to 1e-6: uint8 (B, C, H, W) → float32 of the same shape.
 
     Args:
-        images: uint8 (B, C, H, W).
-        mean, std: (C,), on the same device, in [0, 1].
-
-    Returns:
-        float32 (B, C, H, W), in agreement with the formula to 1e-6.
+        mean, std: (C,), on the images' device, in [0, 1].
     """
-    scale, shift = _scale_and_shift(mean, std)
-    return _scaled(images, scale, shift)
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self._scale = (1 / (255 * std.double())).float()[:, None, None]
+        self._shift = (-mean.double() / std.double()).float()[:, None, None]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.float().mul_(self._scale).add_(self._shift)
 
 
-def _scale_and_shift(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    scale = (1 / (255 * std.double())).float()
-    shift = (-mean.double() / std.double()).float()
-    return scale[:, None, None], shift[:, None, None]
+class Embedder:
+    """The frozen embeddings of token ids, cut to the longest text: int32 (B, L') → float32 (B, L, width)."""
 
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
 
-def _scaled(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return images.float().mul_(scale).add_(shift)
+    def __call__(self, tokens: Tensor) -> Tensor:
+        longest = int((tokens != 0).sum(1).max())
+        return self._encoder.embed(tokens[:, :longest])
 
 
 class Batches:
-    """Batches of one task, normalised.
+    """Batches of one task as network inputs: normalised images, or embedded texts.
 
     Args:
         data: the task; its table says how to augment.
-        batch_size: images in a training batch; the last batch of an epoch may be smaller.
-        val_batch_size: images in an evaluation batch.
+        batch_size: samples in a training batch; the last batch of an epoch may be smaller.
+        val_batch_size: samples in an evaluation batch.
         shuffle: whether each epoch draws its own order.
-        augment: whether to crop and flip as the table says.
+        augment: whether to crop and flip images as the table says.
     """
 
     def __init__(
@@ -178,12 +226,12 @@ class Batches:
         self._samples = data.train
         self._batch_size = batch_size
         self._shuffle = shuffle
-        self._scale, self._shift = _scale_and_shift(data.mean, data.std)
-        self._augment = augment and (data.table.augment.crop_padding > 0 or data.table.augment.flip)
+        cropped = data.table.augment.crop_padding > 0 or data.table.augment.flip
+        self._augment = augment and cropped and data.task.modality == "image"
 
     @cached_property
     def _augmenter(self) -> Augmenter:
-        return Augmenter(self._samples.images, self._data.table.augment)
+        return Augmenter(self._samples.inputs, self._data.table.augment)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -191,12 +239,15 @@ class Batches:
         return -(-len(self._samples) // self._batch_size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch: images float32 (B, C, S, S) and labels int64 (B,), on the device.
+        """The batches of one epoch: inputs and labels int64 (B,), on the device.
+
+        Inputs are images float32 (B, C, S, S), or embedded texts float32 (B, L, width) with L of the
+        batch's longest text and all-zero rows where a text is shorter.
 
         Everything random is drawn here and now, from a CPU generator: where it stands afterwards does
         not depend on how many of the batches are used, and every device sees the same draws.
         """
-        count, device = len(self._samples), self._samples.images.device
+        count, device = len(self._samples), self._samples.inputs.device
         order = torch.randperm(count, generator=generator) if self._shuffle else torch.arange(count)
         draws = self._augmenter.draw(count, generator).to(device) if self._augment else None
         return self._batches(order.to(device), draws)
@@ -210,28 +261,25 @@ class Batches:
         return self._evaluation(self._data.test)
 
     def _evaluation(self, samples: Samples) -> Iterator[tuple[Tensor, Tensor]]:
-        return evaluation_batches(
-            samples, mean=self._data.mean, std=self._data.std, batch_size=self._val_batch_size
-        )
+        return evaluation_batches(samples, self._data.to_inputs, batch_size=self._val_batch_size)
 
     def _batches(self, order: Tensor, draws: Draws | None) -> Iterator[tuple[Tensor, Tensor]]:
-        chunk_size = _CHUNK * self._batch_size
+        chunk_size, to_inputs = _CHUNK * self._batch_size, self._data.to_inputs
         for start in range(0, len(order), chunk_size):
             part = slice(start, start + chunk_size)
             index = order[part]
             cuts = None if draws is None else draws[part]
-            chunk = self._samples.images[index] if cuts is None else self._augmenter.take(index, cuts)
+            chunk = self._samples.inputs[index] if cuts is None else self._augmenter.take(index, cuts)
             labels = self._samples.labels[index]
             for at in range(0, len(labels), self._batch_size):
                 batch = slice(at, at + self._batch_size)
-                yield _scaled(chunk[batch], self._scale, self._shift), labels[batch]
+                yield to_inputs(chunk[batch]), labels[batch]
 
 
 def evaluation_batches(
-    samples: Samples, *, mean: Tensor, std: Tensor, batch_size: int
+    samples: Samples, to_inputs: ToInputs, *, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All samples in their order: normalised images float32 (B, C, S, S) and labels int64 (B,)."""
-    scale, shift = _scale_and_shift(mean, std)
+    """All samples in their order: network inputs as `to_inputs` makes them and labels int64 (B,)."""
     for start in range(0, len(samples), batch_size):
         part = slice(start, start + batch_size)
-        yield _scaled(samples.images[part], scale, shift), samples.labels[part]
+        yield to_inputs(samples.inputs[part]), samples.labels[part]

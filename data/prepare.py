@@ -1,4 +1,4 @@
-"""Turn raw downloads into the image cache: `python -m data.prepare cifar100 [--source PATH]`.
+"""Turn raw downloads into the cache of images and texts: `python -m data.prepare cifar100 [--source PATH]`.
 
 TABLE is a table of data/tables.toml or the path of a table's .toml file. Without --source the raw files are
 looked for under the data folder and, for tables that can be downloaded, fetched. Running it again
@@ -12,27 +12,31 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy
 import torch
 
-from data import cache, prepare_sequences, safe_pickle
-from data.images import RawFile, RawSplit, cached, decode_files, folder_split, load_split
-from data.tables import Table, Task, load_table
+from data import cache, prepare_sequences, safe_pickle, text
+from data.images import RawSplit, cached, decode_files, folder_split
+from data.loading import load_split
+from data.raw_files import RawFile
+from data.tables import MODALITIES, Table, Task, load_table
+from data.text import RawTexts
+from data.text_encoders import HASH, load_encoder
 from utils import logs
 from utils.errors import UserError, run
 from utils.paths import default_root
 
 # A preparer fills the cache of a table from `source` (None: where it finds the raw files itself).
-Preparer = Callable[[Table, Path | None, Path], None]
+Preparer = Callable[[Table, Path | None, "Filler"], None]
 PREPARERS: dict[str, Preparer] = {}
-
-# What yields the raw files of one task and split.
-_Splits = Callable[[Task, str], RawSplit]
 
 
 def preparer(name: str) -> Callable[[Preparer], Preparer]:
@@ -45,69 +49,142 @@ def preparer(name: str) -> Callable[[Preparer], Preparer]:
     return register
 
 
-def prepare_folders(table: Table, source: Path | None, data_root: Path) -> None:
-    """Fill the cache from the tree `<split>/<task>/<class>/*`, in a folder or a zip file."""
+@dataclass(frozen=True)
+class Filler:
+    """Fills the cache of a table, with a line a task, or a bar on a terminal.
+
+    Args:
+        text_encoder: name of the encoder that tokenises texts.
+    """
+
+    data_root: Path
+    text_encoder: str = HASH
+
+    def from_folders(self, table: Table) -> None:
+        """From where `loading.load_split` finds the raw files."""
+        self._fill(table, partial(self._load, table))
+
+    def from_raw(self, table: Table, split_of: Callable[[Task, str], RawSplit | RawTexts]) -> None:
+        """From what `split_of` yields for a task and split; a task of another table is that table's."""
+
+        def load(task: Task, split: str) -> dict[str, Any]:
+            if task.origin is not None:
+                return self._load(table, task, split)
+            raw = split_of(task, split)
+            if isinstance(raw, RawSplit):
+                return cached(raw, table, task, split, data_root=self.data_root)
+            encoder = load_encoder(self.text_encoder)
+            return text.cached(raw, table, task, split, data_root=self.data_root, encoder=encoder)
+
+        self._fill(table, load)
+
+    def _load(self, table: Table, task: Task, split: str) -> dict[str, Any]:
+        return load_split(table, task, split, data_root=self.data_root, text_encoder=self.text_encoder)
+
+    def _fill(self, table: Table, load: Callable[[Task, str], dict[str, Any]]) -> None:
+        on_terminal = sys.stderr.isatty()
+        samples: Counter[tuple[str, str]] = Counter()
+        counted: Counter[str] = Counter()
+        for task in _with_bar(table.tasks) if on_terminal else table.tasks:
+            records = {split: load(task, split) for split in cache.SPLITS}
+            counts = {(split, task.modality): len(record["labels"]) for split, record in records.items()}
+            samples.update(counts)
+            for record in records.values():
+                counted.update(record.get("counts", {}))
+            if not on_terminal:
+                logging.info(
+                    "%d/%d %s: %d classes, %s",
+                    *(task.id, len(table.tasks), task.name, task.num_classes, _amounts(counts)),
+                )
+        folder = cache.folder_of(self.data_root, table.name)
+        logging.info("%s: %d tasks, %s in %s", table.name, len(table.tasks), _amounts(samples), folder)
+        if any(counted.values()):
+            listed = ", ".join(f"{counted[kind]} {meaning}" for kind, meaning in text.COUNTED.items())
+            logging.info("texts: %s; encoder %s", listed, self.text_encoder)
+
+
+def _amounts(counts: Mapping[tuple[str, str], int]) -> str:
+    """(split, modality) → count as words: `20 training and 6 test images`."""
+    return " and ".join(
+        f"{counts['train', modality]} training and {counts['test', modality]} test {modality}s"
+        for modality in MODALITIES
+        if ("train", modality) in counts
+    )
+
+
+def prepare_folders(table: Table, source: Path | None, fill: Filler) -> None:
+    """Fill the cache from the trees `<split>/<task>/<class>/*`, in a folder or a zip file."""
     if source is not None:
-        _from_tree_or_zip(table, source, data_root)
+        _from_tree_or_zip(table, source, fill)
         return
-    tree = data_root / table.root
+    tree = fill.data_root / table.root
     archive = tree.with_name(f"{tree.name}.zip")
     if tree.is_dir() or not archive.is_file():
         # Reports the missing folder by name if there is no tree either; a cache alone is fine too.
-        _build(table, data_root, lambda task, split: load_split(table, task, split, data_root=data_root))
+        fill.from_folders(table)
     else:
-        _from_zip(table, archive, data_root)
+        _from_zip(table, archive, fill)
 
 
 @preparer("digits")
-def prepare_digits(table: Table, source: Path | None, data_root: Path) -> None:
-    """Fill the cache from scikit-learn's bundled digits."""
+@preparer("digits_docs")
+def prepare_bundled(table: Table, source: Path | None, fill: Filler) -> None:
+    """Fill the cache from scikit-learn's digits and from the standard library's docstrings."""
     if source is not None:
-        raise UserError("digits come with scikit-learn: leave --source out")
-    _build(table, data_root, lambda task, split: load_split(table, task, split, data_root=data_root))
+        raise UserError(f"{table.name} comes with Python and scikit-learn: leave --source out")
+    fill.from_folders(table)
 
 
 @preparer("cifar100")
-def prepare_cifar100(table: Table, source: Path | None, data_root: Path) -> None:
+def prepare_cifar100(table: Table, source: Path | None, fill: Filler) -> None:
     """Fill the cache from the PNG tree, its zip, CIFAR-100's own archive or folder, or a download."""
-    tree, archive = data_root / table.root, data_root / f"{table.root}.zip"
+    tree, archive = fill.data_root / table.root, fill.data_root / f"{table.root}.zip"
     if source is None and (tree.is_dir() or archive.is_file()):
-        prepare_folders(table, None, data_root)
+        prepare_folders(table, None, fill)
         return
     if source is None:
-        source = _download_cifar100(data_root)
+        source = _download_cifar100(fill.data_root)
     if source.is_dir() and (source / "cifar-100-python").is_dir():
         source = source / "cifar-100-python"
     is_tar = source.is_file() and source.name.endswith((".tar.gz", ".tgz", ".tar"))
     if is_tar or (source.is_dir() and (source / "meta").is_file()):
-        _from_cifar_python(table, source, data_root)
+        _from_cifar_python(table, source, fill)
     else:
-        _from_tree_or_zip(table, source, data_root)
+        _from_tree_or_zip(table, source, fill)
 
 
-def _prepare_archive(table: Table, source: Path | None, data_root: Path) -> None:
+def _prepare_archive(table: Table, source: Path | None, fill: Filler) -> None:
     """Fill the cache from a raw layout of its own (`data/prepare_sequences.py`)."""
     prepare = prepare_sequences.ARCHIVES[table.name]
-    prepare(table, source or data_root / table.root, data_root, _build_raw)
+    prepare(table, source or fill.data_root / table.root, fill.data_root, fill.from_raw)
 
 
 for _name in prepare_sequences.ARCHIVES:
     preparer(_name)(_prepare_archive)
 
 
-def _from_tree_or_zip(table: Table, source: Path, data_root: Path) -> None:
+def _from_tree_or_zip(table: Table, source: Path, fill: Filler) -> None:
     if not source.exists():
         raise UserError(f"{source} not found: give the tree's folder or zip file as --source")
     if not source.is_dir():
-        _from_zip(table, source, data_root)
+        _from_zip(table, source, fill)
         return
-    inner = source / Path(table.root).name
-    root = inner if inner.is_dir() else source
-    logging.info("reading the tree %s", root)
-    _build_raw(table, data_root, lambda task, split: folder_split(root, table, task, split))
+
+    def below(root: str) -> Path:
+        inner = source / Path(root).name
+        return inner if root and inner.is_dir() else source
+
+    logging.info("reading the tree %s", source)
+
+    def split_of(task: Task, split: str) -> RawSplit | RawTexts:
+        if task.modality == "image":
+            return folder_split(below(table.root), table, task, split)
+        return text.folder_split(below(table.text_root), table, task, split)
+
+    fill.from_raw(table, split_of)
 
 
-def _from_zip(table: Table, archive: Path, data_root: Path) -> None:
+def _from_zip(table: Table, archive: Path, fill: Filler) -> None:
     """Decode straight from the zip, whose files need not be extracted."""
     try:
         opened = zipfile.ZipFile(archive)
@@ -115,30 +192,34 @@ def _from_zip(table: Table, archive: Path, data_root: Path) -> None:
         raise UserError(f"{archive} is truncated or no zip file ({error}): download it again") from error
     logging.info("reading %s", archive)
     with opened:
-        members: dict[tuple[str, ...], list[zipfile.ZipInfo]] = {}
+        members: dict[tuple[bool, str, str, str], list[zipfile.ZipInfo]] = {}
         for member in opened.infolist():
             *_, split, task, class_name, name = ("", "", "", *member.filename.split("/"))
             if name and not name.startswith(".") and not member.filename.startswith("__MACOSX/"):
-                members.setdefault((split, task, class_name), []).append(member)
+                is_text = name.endswith(".txt")
+                members.setdefault((is_text, split, task, class_name), []).append(member)
 
-        def split_of(task: Task, split: str) -> RawSplit:
+        def split_of(task: Task, split: str) -> RawSplit | RawTexts:
             digest = hashlib.sha256()
             files = []
             for label, class_name in enumerate(task.classes):
-                found = members.get((split, task.name, class_name))
+                found = members.get((task.modality == "text", split, task.folder, class_name))
                 if not found:
-                    where = f"{archive}/{table.root}/{split}/{task.name}/{class_name}"
+                    root = table.root if task.modality == "image" else table.text_root
+                    where = f"{archive}/{root}/{split}/{task.folder}/{class_name}"
                     raise UserError(f"{where} not found: give a complete archive of {table.name}")
                 for member in sorted(found, key=lambda member: member.filename):
                     digest.update(f"{member.filename}\0{member.file_size}\0{member.CRC}\n".encode())
                     files.append(
                         RawFile(f"{archive}/{member.filename}", label, _member_reader(opened, member))
                     )
+            if task.modality == "text":
+                return RawTexts(digest.hexdigest(), partial(text.texts_of, files))
             return RawSplit(
                 digest.hexdigest(), lambda: decode_files(files, size=table.size, channels=table.channels)
             )
 
-        _build_raw(table, data_root, split_of)
+        fill.from_raw(table, split_of)
 
 
 def _member_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
@@ -173,7 +254,7 @@ def _download_cifar100(data_root: Path) -> Path:
     return archive
 
 
-def _from_cifar_python(table: Table, source: Path, data_root: Path) -> None:
+def _from_cifar_python(table: Table, source: Path, fill: Filler) -> None:
     """Read CIFAR-100's pickled batches, in an extracted folder or in the archive itself."""
     logging.info("reading %s", source)
     with ExitStack() as stack:
@@ -209,7 +290,7 @@ def _from_cifar_python(table: Table, source: Path, data_root: Path) -> None:
         pixels = torch.from_numpy(batch["data"][rows]).reshape(-1, 3, 32, 32)
         return RawSplit("cifar-100-python", lambda: (pixels, torch.tensor(labels, dtype=torch.int64)))
 
-    _build_raw(table, data_root, split_of)
+    fill.from_raw(table, split_of)
 
 
 def _cifar_batch(open_file: Callable[[str], BinaryIO], name: str, keys: Sequence[str]) -> dict[str, Any]:
@@ -247,34 +328,6 @@ def _tar_opener(archive: Path, stack: ExitStack) -> Callable[[str], BinaryIO]:
     return open_file
 
 
-def _build_raw(table: Table, data_root: Path, split_of: _Splits) -> None:
-    _build(
-        table,
-        data_root,
-        lambda task, split: cached(split_of(task, split), table, task, split, data_root=data_root),
-    )
-
-
-def _build(table: Table, data_root: Path, load: Callable[[Task, str], dict[str, Any]]) -> None:
-    """Load (and so make) every cache of the table, with a line a task, or a bar on a terminal."""
-    on_terminal = sys.stderr.isatty()
-    totals = dict.fromkeys(cache.SPLITS, 0)
-    for task in _with_bar(table.tasks) if on_terminal else table.tasks:
-        counts = {split: len(load(task, split)["labels"]) for split in cache.SPLITS}
-        for split, count in counts.items():
-            totals[split] += count
-        if not on_terminal:
-            logging.info(
-                "%d/%d %s: %d classes, %d training and %d test images",
-                *(task.id, len(table.tasks), task.name, task.num_classes, counts["train"], counts["test"]),
-            )
-    logging.info(
-        "%s: %d tasks, %d training and %d test images in %s",
-        *(table.name, len(table.tasks), totals["train"], totals["test"]),
-        cache.folder_of(data_root, table.name),
-    )
-
-
 def _with_bar(tasks: Iterable[Task]) -> Iterator[Task]:
     from tqdm import tqdm
 
@@ -298,12 +351,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=default_root("data"),
         help="data folder; DATA_ROOT in the environment moves it too (default: %(default)s)",
     )
+    parser.add_argument(
+        "--text_encoder",
+        default=HASH,
+        help="encoder that texts are tokenised for: hash, a model such as bert-base-uncased, or a local "
+        "folder in the Hugging Face format (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     logs.to_terminal()
 
     table = load_table(args.table, data_root=args.data_root)
     prepare = PREPARERS.get(table.name, prepare_folders)
-    prepare(table, args.source, args.data_root)
+    prepare(table, args.source, Filler(args.data_root, args.text_encoder))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from data import cache, safe_pickle
-from data.images import RawFile, RawSplit, decode_files
+from data.images import RawSplit, decode_files
+from data.raw_files import RawFile
 from data.tables import Table, Task, subfolders
 from utils.errors import UserError
 from utils.files import read_json, write_atomically
@@ -33,7 +34,7 @@ _FEMNIST = _LEAF.format(name="femnist", more="-k 0 ")
 _CELEBA_USERS = 20
 
 # What fills the cache of a table, task by task.
-Build = Callable[[Table, Path, Callable[[Task, str], RawSplit]], None]
+Build = Callable[[Table, Callable[[Task, str], RawSplit]], None]
 
 
 # Tiny ImageNet
@@ -53,7 +54,7 @@ def tiny_imagenet(table: Table, root: Path, data_root: Path, build: Build) -> No
     def raw(task: Task, split: str) -> RawSplit:
         return _raw_files(files[split][task.name], [0] * len(files[split][task.name]), table)
 
-    build(_one_class_a_task(table, names), data_root, raw)
+    build(_one_class_a_task(table, names), raw)
 
 
 def _tiny_val(val: Path, names: Sequence[str]) -> dict[str, list[Path]]:
@@ -124,7 +125,7 @@ def imagenet32(table: Table, root: Path, data_root: Path, build: Build) -> None:
 
             return RawSplit(signature, decode)
 
-        build(_one_class_a_task(table, list(names)), data_root, raw)
+        build(_one_class_a_task(table, list(names)), raw)
     write_atomically(stamp, json.dumps({"signature": signature}) + "\n")
 
 
@@ -199,7 +200,7 @@ def fceleba(table: Table, root: Path, data_root: Path, build: Build) -> None:
             files.append(path)
         return _raw_files(files, labels, table)
 
-    build(_with_tasks(table, list(by_name), ("0", "1")), data_root, raw)
+    build(_with_tasks(table, list(by_name), ("0", "1")), raw)
 
 
 def femnist(table: Table, root: Path, data_root: Path, build: Build) -> None:
@@ -226,7 +227,7 @@ def femnist(table: Table, root: Path, data_root: Path, build: Build) -> None:
         path = files[split][by_name[task.name]]
         return RawSplit(_signature([path], root), lambda: _femnist_images(path, table))
 
-    build(_with_tasks(table, list(by_name), classes), data_root, raw)
+    build(_with_tasks(table, list(by_name), classes), raw)
 
 
 def _femnist_images(path: Path, table: Table) -> tuple[Tensor, Tensor]:
@@ -299,7 +300,7 @@ def _with_tasks(table: Table, names: Sequence[str], classes: tuple[str, ...]) ->
 
 
 def _task(table: Table, number: int, name: str, classes: tuple[str, ...]) -> Task:
-    return Task(id=number, name=name, classes=classes, mean=None, std=None, modality=table.modality)
+    return Task(id=number, name=name, classes=classes, mean=None, std=None, modality="image")
 
 
 def _raw_files(paths: Sequence[Path], labels: Sequence[int], table: Table) -> RawSplit:

@@ -87,7 +87,7 @@ def load_sequence(name: str, *, data_root: Path, seed: int) -> Sequence:
             id=number,
             name=task_name,
             classes=tuple(class_name for _, class_name in group),
-            modality=source.modality,
+            modality="image",
             **normalisation,
         )
         for number, (task_name, group) in enumerate(zip(names, members, strict=True), start=1)
@@ -134,7 +134,7 @@ def load_task(sequence: Sequence, number: int, *, data_root: Path, device: torch
             kept = torch.ones(len(rest), dtype=torch.bool)
             kept[chosen] = False
             rest = rest[kept]
-            parts.append(Samples(pool.images[rows].to(device), pool.labels[rows].to(device)))
+            parts.append(Samples(pool.inputs[rows].to(device), pool.labels[rows].to(device)))
             digest.update(repr((fingerprints, rows.tolist())).encode())
         return parts
 
@@ -162,7 +162,7 @@ def joint_task(sequence: Sequence, parts: list[TaskData], *, name: str) -> TaskD
         samples = [getattr(part, split) for part in parts]
         labels = torch.cat([part.labels + offset for part, offset in zip(samples, offsets, strict=True)])
         order = torch.randperm(len(labels), generator=generator).to(labels.device)
-        return Samples(torch.cat([part.images for part in samples])[order], labels[order])
+        return Samples(torch.cat([part.inputs for part in samples])[order], labels[order])
 
     first = parts[0]
     classes = tuple(f"{part.task.name}/{label}" for part in parts for label in part.task.classes)

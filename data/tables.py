@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,18 @@ from utils.errors import UserError
 
 _TABLES_FILE = Path(__file__).with_name("tables.toml")
 
-_MODALITIES = ("image",)
+MODALITIES = ("image", "text")
 # "archive": a raw layout of its own, which only data/prepare.py reads; tasks and classes are the cache's.
-_SOURCES = ("folders", "digits", "archive")
+_SOURCES = ("folders", "digits", "docstrings", "archive")
+# What comes with an installation has no folder of raw files.
+_BUNDLED = ("digits", "docstrings")
 _TABLE_KEYS = {
-    *("modality", "size", "channels", "augment", "source", "root", "download", "mean", "std", "tasks"),
+    *("modality", "size", "channels", "augment", "source", "root", "text_root", "download", "mean", "std"),
+    "tasks",
 }
-_TASK_KEYS = {"name", "classes", "mean", "std"}
+_TASK_KEYS = {"name", "classes", "mean", "std", "modality", "folder"}
+_BORROWED_KEYS = {"name", "table"}
+_ROOT_KEYS = {"image": "root", "text": "text_root"}
 _AUGMENT_KEYS = {"crop_padding", "flip"}
 
 _ID = re.compile(r"\d+")
@@ -35,7 +40,14 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Task:
-    """One classification task. `mean` and `std` are in [0, 1], None where they are to be computed."""
+    """One classification task.
+
+    Args:
+        mean, std: of each channel, in [0, 1]; None for texts and where they are to be computed.
+        modality: "image" or "text".
+        raw_folder: its folder in the raw tree, if that is not its name.
+        origin: the table whose raw files and cache are its own, if that is not the one that lists it.
+    """
 
     id: int
     name: str
@@ -43,6 +55,13 @@ class Task:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     modality: str
+    raw_folder: str = ""
+    origin: "Table | None" = None
+
+    @property
+    def folder(self) -> str:
+        """The folder of its raw files below `<root>/<split>`."""
+        return self.raw_folder or self.name
 
     @property
     def num_classes(self) -> int:
@@ -51,15 +70,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Table:
-    """The tasks of one collection and the shape of their inputs (channels × size × size)."""
+    """The tasks of one collection and the shape of their images (channels × size × size).
+
+    Args:
+        root, text_root: where the raw files of image and of text tasks lie, below the data folder.
+    """
 
     name: str
-    modality: str
     size: int
     channels: int
     augment: Augmentation
     source: str
     root: str
+    text_root: str
     download: bool
     tasks: tuple[Task, ...]
 
@@ -163,9 +186,13 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
     _check_name(name, "table", where)
 
     source = _choice(entry, "source", _SOURCES, where)
-    root = entry.get("root", "")
-    if source != "digits" and not (isinstance(root, str) and root):
+    roots = {modality: entry.get(key, "") for modality, key in _ROOT_KEYS.items()}
+    given = [modality for modality, root in roots.items() if isinstance(root, str) and root]
+    if source not in _BUNDLED and not given:
         raise UserError(f'{where} has no root: add the folder of its images, e.g. root = "{name}"')
+    for modality, root in roots.items():
+        if not isinstance(root, str):
+            raise UserError(f"{where}: {_ROOT_KEYS[modality]} is {root!r}: write the name of a folder")
     channels = _integer(entry, "channels", 3, where)
     if channels not in (1, 3):
         raise UserError(f"{where}: channels is {channels}: write 1 (grey) or 3 (RGB)")
@@ -173,37 +200,100 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
     if size < 1:
         raise UserError(f"{where}: size is {size}: write a number of pixels")
     download = _boolean(entry, "download", where)
-    modality = _choice(entry, "modality", _MODALITIES, where)
+    usual = "text" if given == ["text"] else "image"
+    modality = _choice(entry, "modality", MODALITIES, where, default=usual)
     augment = _augmentation(entry.get("augment", {}), where)
     statistics = _statistics(entry, channels, where)
 
-    folders = _Folders(name=name, root=data_root / root, caches=cache.folder_of(data_root, name))
+    folders = {
+        modality: _Folders(
+            name=name, modality=modality, root=data_root / root, caches=cache.folder_of(data_root, name)
+        )
+        for modality, root in roots.items()
+    }
     task_entries = entry.get("tasks")
-    if task_entries is None:
-        names = folders.prepared() if source == "archive" else folders.tasks()
-        task_entries = [{"name": task} for task in names]
+    if task_entries is None and source == "archive":
+        task_entries = [{"name": task} for task in folders["image"].prepared()]
+    elif task_entries is None:
+        task_entries = [
+            {"name": task, "modality": modality} for modality in given for task in folders[modality].tasks()
+        ]
     if not isinstance(task_entries, list) or not all(isinstance(task, Mapping) for task in task_entries):
         raise UserError(f"{where}: tasks is no list of tables: write one [[{name}.tasks]] for each task")
     if not task_entries and source != "archive":
         raise UserError(f"{where} has no tasks: add one, or leave tasks out to take the folders")
 
-    tasks = []
+    table = Table(name, size, channels, augment, source, roots["image"], roots["text"], download, ())
+    tasks: list[Task] = []
     for number, task_entry in enumerate(task_entries, start=1):
-        task_name = task_entry.get("name")
         task_where = f"{where} task {number}"
-        _check_keys(task_entry, _TASK_KEYS, task_where)
+        _check_keys(task_entry, _BORROWED_KEYS if "table" in task_entry else _TASK_KEYS, task_where)
+        task_name = task_entry.get("name")
         _check_name(task_name, "task", task_where)
         if any(task_name == task.name for task in tasks):
-            raise UserError(f"{task_where}: {task_name} occurs twice: rename one")
-        classes = task_entry.get("classes")
-        if classes is None:
-            classes = folders.cached_classes(task_name) if source == "archive" else folders.classes(task_name)
-        _check_classes(classes, f"{where} task {task_name}")
-        mean, std = _statistics(task_entry, channels, f"{where} task {task_name}")
-        if mean is None:
-            mean, std = statistics
-        tasks.append(Task(number, task_name, tuple(sorted(classes)), mean, std, modality))
-    return Table(name, modality, size, channels, augment, source, root, download, tuple(tasks))
+            raise UserError(
+                f"{task_where}: {task_name} occurs twice: rename one (`folder` names its folder in the raw tree)"
+            )
+        if "table" in task_entry:
+            tasks.append(_borrowed(task_entry, number, table, where=task_where, data_root=data_root))
+        else:
+            usual = {"modality": modality, "statistics": statistics}
+            tasks.append(_own(task_entry, number, table, folders, where=where, usual=usual))
+    return replace(table, tasks=tuple(tasks))
+
+
+def _own(
+    entry: Mapping,
+    number: int,
+    table: Table,
+    folders: Mapping[str, "_Folders"],
+    *,
+    where: str,
+    usual: Mapping[str, Any],
+) -> Task:
+    """A task whose raw files are those of the table that lists it."""
+    name = entry["name"]
+    raw_folder = entry.get("folder", "")
+    if raw_folder:
+        _check_name(raw_folder, "folder", f"{where} task {name}")
+    where = f"{where} task {name}"
+    modality = _choice(entry, "modality", MODALITIES, where, default=usual["modality"])
+    if modality == "text" and table.source == "folders" and not table.text_root:
+        raise UserError(
+            f'{where} is of texts, but the table has no text_root: add it, e.g. text_root = "{table.name}"'
+        )
+    if modality == "image" and table.source == "folders" and not table.root:
+        raise UserError(
+            f'{where} is of images, but the table has no root: add it, e.g. root = "{table.name}"'
+        )
+    classes = entry.get("classes")
+    if classes is None:
+        held = folders[modality]
+        classes = (
+            held.cached_classes(name) if table.source == "archive" else held.classes(name, raw_folder or name)
+        )
+    _check_classes(classes, where)
+    mean, std = _statistics(entry, table.channels, where)
+    if modality == "text" and mean is not None:
+        raise UserError(f"{where} is of texts: leave out mean and std, which are of images")
+    if modality == "image" and mean is None:
+        mean, std = usual["statistics"]
+    return Task(number, name, tuple(sorted(classes)), mean, std, modality, raw_folder)
+
+
+def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_root: Path) -> Task:
+    """A task of another table of data/tables.toml: its classes, normalisation, raw files and cache."""
+    if entry["table"] not in known_tables() or entry["table"] == table.name:
+        raise UserError(
+            f"{where}: table is {entry['table']!r}: choose another of {', '.join(known_tables())}"
+        )
+    origin = load_table(entry["table"], data_root=data_root)
+    if (origin.channels, origin.size) != (table.channels, table.size):
+        raise UserError(
+            f"{where}: images of table {origin.name} are {origin.channels}×{origin.size}×{origin.size}, this "
+            f"table's {table.channels}×{table.size}×{table.size}: give it the same channels and size"
+        )
+    return replace(origin.task(entry["name"]), id=number, origin=origin)
 
 
 @dataclass(frozen=True)
@@ -211,46 +301,53 @@ class _Folders:
     """Tasks and classes as the folders have them, or the cache where the raw tree is gone."""
 
     name: str
+    modality: str
     root: Path
     caches: Path
 
     def tasks(self) -> list[str]:
         if not self.root.is_dir() and self.caches.is_dir():
             return self.prepared()
-        return self._below(self.root / "train", "<task>/<class>/*")
+        return self._below(self.root / "train", "<task>/<class>")
 
     def prepared(self) -> list[str]:
         """The tasks that have a cache."""
         if not self.caches.is_dir():
             return []
-        return [folder for folder in subfolders(self.caches) if (self.caches / folder / "train.pt").exists()]
+        return [folder for folder in subfolders(self.caches) if self._cached(folder)]
 
     def cached_classes(self, task: str) -> list[str]:
         """The classes of a task that has a cache."""
-        return cache.read(
-            self.caches / task / "train.pt", remedy=f"run `python -m data.prepare {self.name}`"
-        )["classes"]
+        remedy = f"run `python -m data.prepare {self.name}`"
+        found = self._cached(task)
+        if not found:
+            raise UserError(f"{self.caches / task} holds no cache: {remedy}")
+        return cache.read(found[0], remedy=remedy, kind=self.modality)["classes"]
 
-    def classes(self, task: str) -> list[str]:
-        cached = self.caches / task / "train.pt"
-        if not self.root.is_dir() and cached.exists():
+    def classes(self, task: str, folder: str) -> list[str]:
+        if not self.root.is_dir() and self._cached(task):
             return self.cached_classes(task)
-        found = self._below(self.root / "train" / task, "<class>/*")
-        held = self.root / "test" / task
+        found = self._below(self.root / "train" / folder, "<class>")
+        held = self.root / "test" / folder
         extra = set(subfolders(held)) - set(found) if held.is_dir() else set()
         if extra:
-            missing = self.root / "train" / task / min(extra)
+            missing = self.root / "train" / folder / min(extra)
             raise UserError(
                 f"{missing} not found, but {held / min(extra)} is there: add it or remove the other"
             )
         return found
 
+    def _cached(self, task: str) -> list[Path]:
+        """The caches of a task's training samples; of texts there is one for each encoder."""
+        return sorted((self.caches / task).glob("train.pt" if self.modality == "image" else "train-*.pt"))
+
     def _below(self, folder: Path, rest: str) -> list[str]:
+        remedy = f"put the {self.modality}s there as {folder / rest}/*"
         if not folder.is_dir():
-            raise UserError(f"{folder} not found: put the images there as {folder / rest}")
+            raise UserError(f"{folder} not found: {remedy}")
         found = subfolders(folder)
         if not found:
-            raise UserError(f"{folder} holds no folders: put the images there as {folder / rest}")
+            raise UserError(f"{folder} holds no folders: {remedy}")
         return found
 
 
@@ -318,8 +415,8 @@ def _augmentation(entry: object, where: str) -> Augmentation:
     return Augmentation(crop_padding=padding, flip=_boolean(entry, "flip", where))
 
 
-def _choice(entry: Mapping, key: str, known: Sequence[str], where: str) -> str:
-    value = entry.get(key, known[0])
+def _choice(entry: Mapping, key: str, known: Sequence[str], where: str, *, default: str | None = None) -> str:
+    value = entry.get(key, default or known[0])
     if value not in known:
         raise UserError(f"{where}: {key} is {value!r}: choose from {', '.join(known)}")
     return value

@@ -6,6 +6,7 @@
 : "${CONFIG:=digits}"            # task table: digits, cifar100 or a .toml file of yours (first argument of a stage)
 : "${TASKS:=all}"                # names, ids or ranges: 4  1-20  fish,14  all (second argument of a stage)
 : "${ARCH:=lenet5}"              # architecture
+: "${TEXT_ENCODER:=hash}"        # of text tasks: hash, bert-base-uncased or a local folder in the Hugging Face format
 : "${SEED:=1}"                   # seed of initial weights, batch order, augmentation and mutations
 : "${PROTOCOL:=published}"       # published: decisions look at the test set; heldout: at a tenth of the training images
 

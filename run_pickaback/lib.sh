@@ -19,6 +19,9 @@ for _name in DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT PYTHON; do
         printf -v "$_name" '%s/%s' "$PWD" "$_value"
     fi
 done
+if [[ -d ${TEXT_ENCODER:-} && $TEXT_ENCODER != /* ]]; then
+    TEXT_ENCODER=$PWD/$TEXT_ENCODER
+fi
 cd "$REPOSITORY"
 # shellcheck source=run_pickaback/config.sh
 source run_pickaback/config.sh
@@ -263,7 +266,8 @@ leave_out() { # TASK: take a task, by name or id, out of TASK_NAMES
 
 common_args() { # the flags that commands share; which task, device and threads is fan_out's to say
     FILE_ARGS=(--arch "$ARCH" --dataset_config "$CONFIG" --seed "$SEED" --protocol "$PROTOCOL"
-        --data_root "$DATA_ROOT" --checkpoints_root "$CHECKPOINTS_ROOT" --logs_root "$LOGS_ROOT")
+        --data_root "$DATA_ROOT" --checkpoints_root "$CHECKPOINTS_ROOT" --logs_root "$LOGS_ROOT"
+        --text_encoder "$TEXT_ENCODER")
     [[ -z $RUN ]] || FILE_ARGS+=(--run "$RUN")
     WRITING_ARGS=("${FILE_ARGS[@]}")
     [[ $OVERWRITE == 0 ]] || WRITING_ARGS+=(--overwrite)

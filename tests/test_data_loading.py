@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.augmentation import Augmenter, Draws
-from data.loading import Batches, Samples, evaluation_batches, load_task, normalise
+from data.loading import Batches, Normaliser, Samples, evaluation_batches, load_task
 from data.tables import Augmentation, load_table
 from utils.errors import UserError
 from utils.seeds import derive_seed
@@ -44,15 +44,15 @@ def test_heldout_takes_a_tenth_of_each_class(load):
     data, published = load(protocol="heldout"), load()
     assert data.validation.labels.bincount().tolist() == [2, 2]
     assert data.train.labels.bincount().tolist() == [18, 18]
-    assert rows(data.validation.images) | rows(data.train.images) == rows(published.train.images)
-    assert not rows(data.validation.images) & rows(data.train.images)
-    assert torch.equal(data.test.images, published.test.images)
+    assert rows(data.validation.inputs) | rows(data.train.inputs) == rows(published.train.inputs)
+    assert not rows(data.validation.inputs) & rows(data.train.inputs)
+    assert torch.equal(data.test.inputs, published.test.inputs)
 
 
 def test_heldout_is_drawn_by_seed(load):
-    same = [load(protocol="heldout", seed=1).validation.images for _ in range(2)]
+    same = [load(protocol="heldout", seed=1).validation.inputs for _ in range(2)]
     assert torch.equal(*same)
-    assert not torch.equal(same[0], load(protocol="heldout", seed=2).validation.images)
+    assert not torch.equal(same[0], load(protocol="heldout", seed=2).validation.inputs)
 
 
 def test_an_unknown_protocol_is_refused(load):
@@ -73,16 +73,16 @@ def test_mean_and_std_are_the_tables_or_those_of_the_training_images(load):
     assert given.mean.tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert given.std.tolist() == pytest.approx([0.4, 0.5, 0.6])
     computed = load()
-    pixels = computed.train.images.double() / 255
+    pixels = computed.train.inputs.double() / 255
     assert computed.mean.tolist() == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist())
     assert computed.std.tolist() == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist())
 
 
-def test_normalise_is_the_published_formula():
+def test_normalising_is_the_published_formula():
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(2, 3, 1, 1)
     mean, std = torch.tensor([0.4242, 0.4783, 0.4975]), torch.tensor([0.2495, 0.2327, 0.2515])
     expected = (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
-    found = normalise(images, mean=mean, std=std)
+    found = Normaliser(mean, std)(images)
     assert found.dtype == torch.float32
     assert (found - expected).abs().max() <= 1e-6
 
@@ -129,7 +129,7 @@ def test_without_shuffle_and_augmentation_batches_are_the_images_in_order(load):
     data = load()
     batches = list(Batches(data, batch_size=16, shuffle=False, augment=False).epoch(generator()))
     assert [len(labels) for _, labels in batches] == [16, 16, 8]
-    expected = normalise(data.train.images, mean=data.mean, std=data.std)
+    expected = data.to_inputs(data.train.inputs)
     assert torch.equal(torch.cat([images for images, _ in batches]), expected)
     assert torch.equal(torch.cat([labels for _, labels in batches]), data.train.labels)
 
@@ -138,7 +138,7 @@ def test_an_epoch_has_every_image_once_with_its_label(load):
     data = load()
     batches = Batches(data, batch_size=1, augment=False)
     assert batches.steps_per_epoch == 40
-    plain = normalise(data.train.images, mean=data.mean, std=data.std)
+    plain = data.to_inputs(data.train.inputs)
     numbers = []
     for images, labels in batches.epoch(generator()):
         (number,) = (plain == images).flatten(1).all(1).nonzero().flatten().tolist()
@@ -172,19 +172,19 @@ def test_the_same_generator_state_gives_the_same_epochs(load):
 
 def test_evaluation_batches_keep_the_order(load):
     data = load()
-    found = list(evaluation_batches(data.test, mean=data.mean, std=data.std, batch_size=4))
+    found = list(evaluation_batches(data.test, data.to_inputs, batch_size=4))
     assert [len(labels) for _, labels in found] == [4, 2]
-    expected = normalise(data.test.images, mean=data.mean, std=data.std)
+    expected = data.to_inputs(data.test.inputs)
     assert torch.equal(torch.cat([images for images, _ in found]), expected)
     assert torch.equal(torch.cat([labels for _, labels in found]), data.test.labels)
 
 
 def test_batches_do_not_change_the_samples(load):
     data = load()
-    before = data.train.images.clone()
+    before = data.train.inputs.clone()
     for images, _ in Batches(data, batch_size=8).epoch(generator()):
         images.zero_()
-    assert torch.equal(data.train.images, before)
+    assert torch.equal(data.train.inputs, before)
 
 
 def test_samples_know_their_number():

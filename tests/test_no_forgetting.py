@@ -16,7 +16,7 @@ def logits(path, task: str, fleet: Fleet) -> torch.Tensor:
     )
     shared = SharedNetwork.from_payload(load(path), build=models.ARCHITECTURES["lenet5"], source=path)
     network = shared.as_task(task)
-    batches = evaluation_batches(data.test, mean=data.mean, std=data.std, batch_size=100)
+    batches = evaluation_batches(data.test, data.to_inputs, batch_size=100)
     with torch.no_grad():
         return torch.cat([network(images) for images, _ in batches])
 

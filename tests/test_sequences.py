@@ -58,13 +58,13 @@ def test_digits_are_split_by_seed(digits_root):
     assert classes != [task.classes for task in other.table.tasks]
     data, same = (load_task(one, 2, data_root=digits_root, device="cpu") for one in (first, again))
     assert data.fingerprint == same.fingerprint
-    assert data.train.images.equal(same.train.images)
+    assert data.train.inputs.equal(same.train.inputs)
     assert data.train.labels.bincount().float().std() < 4
     assert [len(getattr(data, split)) for split in ("train", "validation", "test")] == [240, 40, 68]
-    assert data.train.images.shape[1:] == (3, 16, 16)
+    assert data.train.inputs.shape[1:] == (3, 16, 16)
     # No training image is a validation image.
-    known = {image.numpy().tobytes() for image in data.train.images}
-    assert not any(image.numpy().tobytes() in known for image in data.validation.images)
+    known = {image.numpy().tobytes() for image in data.train.inputs}
+    assert not any(image.numpy().tobytes() in known for image in data.validation.inputs)
 
 
 def test_joint_task_counts_all_classes(digits_root):
@@ -74,8 +74,8 @@ def test_joint_task_counts_all_classes(digits_root):
     assert joint.train.labels.bincount().float().std() < 4
     assert joint.task.num_classes == 10
     one = (joint.train.labels == 3).nonzero()[0].item()
-    image = joint.train.images[one]
-    assert any(image.equal(other) for other in parts[1].train.images[parts[1].train.labels == 1])
+    image = joint.train.inputs[one]
+    assert any(image.equal(other) for other in parts[1].train.inputs[parts[1].train.labels == 1])
 
 
 def test_missing_raw_files_are_named(tmp_path):
@@ -140,7 +140,7 @@ def test_tiny_imagenet(tiny, monkeypatch):
     entry_for(monkeypatch, "tinyimagenet_10", tasks=2, classes=2, train=4, val=1, test=2)
     sequence = load_sequence("tinyimagenet_10", data_root=tiny, seed=1)
     data = load_task(sequence, 1, data_root=tiny, device="cpu")
-    assert data.train.images.shape == (8, 3, 32, 32)
+    assert data.train.inputs.shape == (8, 3, 32, 32)
     assert data.train.labels.bincount().tolist() == [4, 4]
     assert data.validation.labels.bincount().tolist() == [1, 1]
     assert data.test.labels.bincount().tolist() == [2, 2]
@@ -276,7 +276,7 @@ def test_fceleba(celeba, monkeypatch):
         sequence = load_sequence("fceleba_10", data_root=celeba, seed=seed)
         orders.add(tuple(task.name for task in sequence.table.tasks))
         data = load_task(sequence, 1, data_root=celeba, device="cpu")
-        assert data.train.images.shape == (4, 3, 32, 32) and len(data.test) == 2
+        assert data.train.inputs.shape == (4, 3, 32, 32) and len(data.test) == 2
     assert len(orders) > 1
 
 

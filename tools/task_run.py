@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.loading import Batches, TaskData, load_task
 from data.tables import Table, Task, load_table
+from data.text_encoders import MAX_TOKENS
 from methods.learning import Learner, evaluate_folder, learn
 from methods.ownership import SharedNetwork
 from models.network import Network
@@ -77,6 +78,7 @@ class TaskRun:
             protocol=self.args.protocol,
             seed=self.args.seed,
             device=self.device,
+            text_encoder=self.args.text_encoder,
         )
 
     @cached_property
@@ -131,6 +133,7 @@ class TaskRun:
                 epochs=epochs,
                 data=self.data.fingerprint,
                 **self.build.sizes,
+                **self.text_deciders(),
                 **deciders,
             ),
             task_table=self.task_table(),
@@ -151,14 +154,23 @@ class TaskRun:
                 title=f"{self.task.name}, {stage}",
             )
 
+    def text_deciders(self) -> dict:
+        """What a text task depends on beside its data; named, so that a refusal can name it."""
+        encoder = self.data.encoder
+        return {} if encoder is None else {"text_encoder": encoder.identity, "max_tokens": MAX_TOKENS}
+
     def task_table(self) -> dict:
-        """The task's entry in its table, with the mean and standard deviation in use."""
-        return {
+        """The task's entry in its table, with the preprocessing in use."""
+        entry = {
             "config": self.table.name,
             "id": self.task.id,
             "name": self.task.name,
             "classes": list(self.task.classes),
             "modality": self.task.modality,
+        }
+        if self.task.modality == "text":
+            return entry | self.text_deciders()
+        return entry | {
             "size": self.table.size,
             "channels": self.table.channels,
             "crop_padding": self.table.augment.crop_padding,

@@ -86,6 +86,12 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."
     )
+    group.add_argument(
+        "--text_encoder",
+        default="hash",
+        help="Encoder of text tasks: hash, which needs no download, a model such as bert-base-uncased, or a "
+        "local folder in the Hugging Face format.",
+    )
     _add_roots(group, run="<arch>/seed<seed>[-heldout]")
     group.add_argument(
         "--protocol",
