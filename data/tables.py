@@ -232,7 +232,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
         _check_name(task_name, "task", task_where)
         if any(task_name == task.name for task in tasks):
             raise UserError(
-                f"{task_where}: {task_name} occurs twice: rename one (`folder` names its folder in the raw tree)"
+                f"{task_where}: {task_name} occurs twice: rename one (`folder` names its folder in the tree)"
             )
         if "table" in task_entry:
             tasks.append(_borrowed(task_entry, number, table, where=task_where, data_root=data_root))
@@ -284,9 +284,8 @@ def _own(
 def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_root: Path) -> Task:
     """A task of another table of data/tables.toml: its classes, normalisation, raw files and cache."""
     if entry["table"] not in known_tables() or entry["table"] == table.name:
-        raise UserError(
-            f"{where}: table is {entry['table']!r}: choose another of {', '.join(known_tables())}"
-        )
+        known = ", ".join(known_tables())
+        raise UserError(f"{where}: table is {entry['table']!r}: choose another of {known}")
     origin = load_table(entry["table"], data_root=data_root)
     if (origin.channels, origin.size) != (table.channels, table.size):
         raise UserError(

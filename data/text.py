@@ -13,7 +13,7 @@ from torch import Tensor
 from data import cache
 from data.raw_files import RawFile, class_files, incomplete_remedy
 from data.tables import Table, Task
-from data.text_encoders import HASH, MAX_TOKENS, TextEncoder
+from data.text_encoders import MAX_TOKENS, TextEncoder
 from utils.errors import UserError
 
 # What is counted while texts are tokenised, in the order of a report, and how a report calls it.
@@ -67,7 +67,7 @@ def load_split(
     path = _path(table, task, split, data_root=data_root, encoder=encoder)
     if not path.exists():
         raise UserError(_missing(table, task, split, data_root=data_root, path=path))
-    remedy = _remedy(table)
+    remedy = _remedy(table, data_root=data_root)
     record = cache.read(path, kind="text", remedy=remedy)
     if not _fits(record, task, encoder):
         raise UserError(
@@ -194,15 +194,16 @@ def _fits(record: dict[str, Any], task: Task, encoder: TextEncoder) -> bool:
 
 
 def _missing(table: Table, task: Task, split: str, *, data_root: Path, path: Path) -> str:
+    """What to say where the texts are neither in the tree nor, at `path`, in the cache."""
     if table.source == "archive":
-        return f"{path} not found: {_remedy(table)}"
+        return f"{path} not found: {_remedy(table, data_root=data_root)}"
     folder = Path(data_root) / table.text_root / split / task.folder
     images = Path(data_root) / table.root / split / task.folder
     beside = f", but its images are there ({images})" if table.root and images.is_dir() else ""
-    return f"{folder} not found{beside}: {_remedy(table, root=Path(data_root) / table.text_root)}"
+    return f"{folder} not found{beside}: {_remedy(table, data_root=data_root)}"
 
 
-def _remedy(table: Table, *, root: Path | None = None) -> str:
+def _remedy(table: Table, *, data_root: Path) -> str:
     if table.source == "archive":
-        return f"run `python -m data.prepare {table.name}` with the same --text_encoder ({HASH} if none is given)"
-    return incomplete_remedy(table, root or Path(table.text_root), what="texts", suffix=".txt")
+        return f"run `python -m data.prepare {table.name}` (with the same --text_encoder, if one is given)"
+    return incomplete_remedy(table, Path(data_root) / table.text_root, what="texts", suffix=".txt")
