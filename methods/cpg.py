@@ -76,6 +76,14 @@ def choose_ratio(record: Mapping[float, float], *, baseline: float, allow_acc_lo
     return max(reaching, default=0.0)
 
 
+def ratio_for_room(remaining: int) -> float:
+    """The sparsity that leaves room for `remaining` tasks: 1 − round(1 / (remaining + 1), 1), at most 0.95.
+
+    What a task in a sequence is pruned to when it stays under its baseline at the maximum width.
+    """
+    return round(1 - max(round(1 / (remaining + 1), 1), 0.05), 2)
+
+
 def must_grow(*, accuracy: float, baseline: float, train_accuracy: float) -> bool:
     """Whether the target asks for a wider network: under its baseline, or not over 0.95 in training."""
     return rounded(accuracy) < baseline or train_accuracy <= 0.95

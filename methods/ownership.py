@@ -40,7 +40,8 @@ class TaskRecord:
         num_classes: of its head.
         width: √(width multiplier) of the network when the task was learned (`mpl` in logs).
         private: state name → this task's copy, at this task's width.
-        piggymasks: layer name → real-valued mask over earlier tasks' weights, at this task's width.
+        piggymasks: layer name → mask over earlier tasks' weights, at this task's width: real-valued for the
+            newest task, which trains it; once another task has begun, bool (what it picks).
         modality: of its inputs.
     """
 
@@ -118,6 +119,12 @@ class SharedNetwork:
             raise UserError(f"the network holds no task {task}: it holds {', '.join(names) or 'none'}")
         return names.index(task) + 1
 
+    def owned_shares(self) -> dict[str, float]:
+        """Task name → share of all weights that it owns."""
+        owners = torch.cat([owner.flatten() for owner in self.owners().values()])
+        counts = owners.bincount(minlength=len(self.tasks) + 1).tolist()
+        return {record.name: counts[number] / len(owners) for number, record in enumerate(self.tasks, 1)}
+
     def to(self, device: torch.device) -> "SharedNetwork":
         """Move everything to `device`."""
         self.network.to(device)
@@ -151,6 +158,8 @@ class SharedNetwork:
         if any(record.name == name for record in self.tasks):
             raise UserError(f"the network has already learned task {name}: choose another backbone or target")
         self.snapshot()
+        for record in self.tasks[-1:]:  # a fourth of the space, in memory and in every checkpoint to come
+            record.piggymasks = {layer: _picked(mask) for layer, mask in record.piggymasks.items()}
         device = next(self.network.parameters()).device
         if width is not None and width != self.width:
             self._grow(width)
@@ -243,7 +252,7 @@ class SharedNetwork:
             owner = layers[name].owner[region]
             visible = (owner > 0) & (owner <= index)
             if name in record.piggymasks:
-                visible &= (owner == index) | (record.piggymasks[name] > PICK_THRESHOLD)
+                visible &= (owner == index) | _picked(record.piggymasks[name])
             # Not a product with the mask: a NaN in a later task's weight must not be seen.
             state[f"{name}.weight"] = layers[name].weight[region].where(visible, 0.0)
         state.update(record.private)
@@ -266,7 +275,7 @@ class SharedNetwork:
             before = (owner > 0) & (owner < index)
             earlier += before.sum().item()
             if name in record.piggymasks:
-                before &= record.piggymasks[name] > PICK_THRESHOLD
+                before &= _picked(record.piggymasks[name])
             picked += before.sum().item()
         return Shares(
             index=index,
@@ -384,6 +393,11 @@ def _private_state(network: Network) -> dict[str, Tensor]:
         for name, value in network.state_dict().items()
         if name.startswith("features.") and name not in shared
     }
+
+
+def _picked(piggymask: Tensor) -> Tensor:
+    """Which weights a piggymask picks, as bool; a bool one says it itself."""
+    return piggymask if piggymask.dtype == torch.bool else piggymask > PICK_THRESHOLD
 
 
 def _remove_piggymask(layer: nn.Module) -> None:

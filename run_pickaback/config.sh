@@ -16,15 +16,18 @@
 : "${SPARSITIES:=0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 0.95}"   # pruning ratios, run in turn
 : "${BATCH_SIZE:=32}"
 : "${LR:=0.01}"                  # learning rate of weights (pruning has its own, 0.001)
-: "${EXTRA_ARGS:=}"              # more flags for the training commands (stages 1, 2-1, 3-2), e.g. "--weight_decay 1e-4"
+: "${EXTRA_ARGS:=}"              # more flags for the training commands (stages 1, 2-1, 3-2, cpg_sequence.sh), e.g. "--weight_decay 1e-4"
 
 # Decisions
-: "${ALLOW_ACC_LOSS:=0.001}"     # stage 2-2: accuracy that a pruned network may lose against its scratch baseline
+: "${ALLOW_ACC_LOSS:=0.001}"     # accuracy that a pruned network may lose against its scratch baseline (2-2, cpg_sequence.sh)
 : "${BACKBONE:=farthest}"        # stage 3-1: farthest (the published rule), nearest, random, or a task's name or id
 : "${CANDIDATES:=all}"           # stage 3-1: tasks that may become a backbone (run_all.sh: all means those it runs)
 : "${MAX_ITERATIONS:=100}"       # stage 3-1: mutations of the probes; 0 means none
 : "${EXTRA_SEARCH_ARGS:=}"       # stage 3-1: more flags for the search, e.g. "--epsilon 0.05"
-: "${MAX_WIDTH:=2.0}"            # stage 3-2: the widest that a target's network may grow
+: "${MAX_WIDTH:=2.0}"            # stage 3-2 and cpg_sequence.sh: the widest that a network may grow
+
+# All tasks in sequence in one network (cpg_sequence.sh; the variables above apply too)
+: "${EXTRA_SEQUENCE_ARGS:=}"     # more flags, e.g. "--stop_pruning_early --keep_checkpoints"
 
 # SPG (spg.sh; of the variables above it looks at SEED alone, of those below at all but GPUS, JOBS and RUN)
 : "${SEQ:=digits_5}"             # sequence of tasks: digits_5, cifar100_10 … (first argument of spg.sh)

@@ -302,6 +302,14 @@ run_one() { # COMMAND…: one process for all tasks
     wait $!
 }
 
+in_one_process() { # COMMAND…: run it once for all of TASK_NAMES, on the first of GPUS or on DEVICE
+    local device=$DEVICE
+    words "$GPUS"
+    ((${#WORDS[@]} == 0)) || device=cuda:${WORDS[0]}
+    OMP_NUM_THREADS=$THREADS run_one "$@" --dataset "$(IFS=,; echo "${TASK_NAMES[*]}")" --device "$device" \
+        --threads "$THREADS"
+}
+
 # fan_out COMMAND…: run COMMAND for every task of TASK_NAMES, JOBS at a time, each with --dataset,
 # --device and --threads appended. The other tasks go on if one fails.
 #

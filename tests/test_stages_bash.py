@@ -310,6 +310,18 @@ def test_run_all_stops_at_a_failing_stage(bash: Bash) -> None:
     assert {command.split()[0] for command in bash.commands()} == {"packnet_cifar100_main_normal.py"}
 
 
+def test_the_sequence_follows_the_baselines_in_one_process(bash: Bash) -> None:
+    variables = {"SPARSITIES": "0.5 0.9", "MAX_WIDTH": "1.5", "EXTRA_SEQUENCE_ARGS": "--stop_pruning_early"}
+    succeeded(bash.run("cpg_sequence.sh", "cifar100", "1-3", GPUS="2 3", **variables))
+    *baselines, sequence = bash.commands()
+    assert len(baselines) == 3 and all(line.startswith("packnet_cifar100") for line in baselines)
+    assert sequence.startswith("CPG_cifar100_main_normal.py ")
+    assert " --mode finetune prune --prune_epochs 20 --target_sparsity 0.5 0.9 " in sequence
+    assert " --max_allowed_network_width_multiplier 1.5 --total_num_tasks 3 --stop_pruning_early " in sequence
+    assert value(sequence, "--dataset") == "red,green,blue"
+    assert value(sequence, "--device") == "cuda:2"
+
+
 # Usage.
 
 

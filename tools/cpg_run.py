@@ -66,7 +66,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--max_allowed_network_width_multiplier",
         type=arguments.positive_float,
         default=2.0,
-        help="On a backbone: the widest that the network may grow, in steps of 0.5.",
+        help="On a backbone, or in sequence: the widest that the network may grow, in steps of 0.5.",
     )
     group = parser.add_argument_group("gradual pruning")
     arguments.add_sparsities(group)
@@ -217,16 +217,28 @@ class CPGRun(TaskRun):
         parent = self.load(source)
         initial = self.args.initial_sparsity
         for sparsity in self.args.target_sparsity:
-            parent = self.prune_from(parent, source=source, initial=initial, final=sparsity)
+            parent = self.prune_from(
+                parent,
+                source=source,
+                folder=sparsity_folder(self.pruned, sparsity),
+                initial=initial,
+                final=sparsity,
+            )
             initial = sparsity
             accuracy = parent["metrics"]["validation_accuracy"]
             self.record(sparsity, accuracy)
             logging.info("Accuracy of %s at sparsity %s: %.4f", self.task.name, sparsity, accuracy)
 
-    def prune_from(self, parent: dict, *, source: Path, initial: float, final: float) -> dict:
-        """Prune the network in `parent` from one sparsity to the next; returns the new payload."""
+    def prune_from(self, parent: dict, *, source: Path, folder: Path, initial: float, final: float) -> dict:
+        """Prune the network in `parent` from one sparsity to the next into `folder`.
+
+        Returns:
+            The new payload.
+        """
 
         def learner(shared: SharedNetwork) -> Learner:
+            for piggymask in piggymasks_of(shared):  # they stay as they are: no gradients to compute
+                piggymask.requires_grad_(False)
             optimizer = weight_optimizer(shared)
             method = GradualPruning(
                 shared=shared,
@@ -241,7 +253,7 @@ class CPGRun(TaskRun):
             return Learner(method=method, optimizers={"weights": optimizer}, schedules=schedules)
 
         return self.learn(
-            folder=sparsity_folder(self.pruned, final),
+            folder=folder,
             stage=f"prune {final}",
             epochs=self.args.prune_epochs,
             begin=lambda: SharedNetwork.from_payload(parent, build=self.build, source=source),

@@ -24,12 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_files(parser)
     arguments.add_overwrite(parser)
     arguments.add_sparsities(parser)
-    parser.add_argument(
-        "--allow_acc_loss",
-        type=arguments.non_negative_float,
-        default=0.001,
-        help="Accuracy that a pruned network may lose against the scratch baseline.",
-    )
+    arguments.add_allowed_loss(parser)
     parser.add_argument(
         "--jsonfile", type=Path, help="JSON file of the scratch baselines (default: by the layout)."
     )
@@ -59,13 +54,7 @@ def select(args: argparse.Namespace, *, paths: Paths, table: Table, task: Task) 
     )
     baseline = read_baseline(args.jsonfile or paths.baseline_file(table.name), task=task.name)
     ratio = choose_ratio(record, baseline=baseline, allow_acc_loss=args.allow_acc_loss)
-    logging.info(
-        "%s: scratch baseline %.4f, accuracy %.4f at sparsity %s", task.name, baseline, record[ratio], ratio
-    )
-    if ratio:
-        logging.info("We choose pruning ratio %s", ratio)
-    else:
-        logging.info("We select scratch: no pruned network of %s reaches the baseline", task.name)
+    log_choice(ratio, task=task.name, accuracy=record[ratio], baseline=baseline)
 
     folders = [
         paths.single_scratch(table.name, task.name),
@@ -93,6 +82,15 @@ def select(args: argparse.Namespace, *, paths: Paths, table: Table, task: Task) 
     for path in earlier:
         if path != chosen:
             path.unlink()
+
+
+def log_choice(ratio: float, *, task: str, accuracy: float, baseline: float) -> None:
+    """Log the chosen ratio, 0.0 for the unpruned network, and the accuracy at it."""
+    logging.info("%s: scratch baseline %.4f, accuracy %.4f at sparsity %s", task, baseline, accuracy, ratio)
+    if ratio:
+        logging.info("We choose pruning ratio %s", ratio)
+    else:
+        logging.info("We select scratch: no pruned network of %s reaches the baseline", task)
 
 
 def read_networks(folders: Sequence[Path], *, sparsities: Sequence[float], arch: str) -> dict[float, dict]:

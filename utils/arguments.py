@@ -236,6 +236,16 @@ def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) ->
     )
 
 
+def add_allowed_loss(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The flag of what pruning may cost."""
+    parser.add_argument(
+        "--allow_acc_loss",
+        type=non_negative_float,
+        default=0.001,
+        help="Accuracy that a pruned network may lose against the scratch baseline.",
+    )
+
+
 def paths_of(args: argparse.Namespace) -> Paths:
     """The paths of a run."""
     if args.run and (Path(args.run).is_absolute() or ".." in Path(args.run).parts):

@@ -120,6 +120,16 @@ class Paths:
         """Folder of the control: the target's network at a grown width, without a backbone."""
         return self._stage("CPG_control_scratch", config) / task / f"width-{width_multiplier}"
 
+    # All tasks of a table in sequence in one network.
+
+    def in_sequence(self, config: str, number: int, task: str) -> Path:
+        """Folder of the `number`-th task (from 1) learned in sequence in one network."""
+        return self._stage("CPG_sequence", config) / f"{number:02}_{task}"
+
+    def in_sequence_report(self, config: str) -> Path:
+        """CSV of what every task reached when it was learned and at the end."""
+        return self.logs / self.run / f"cpg_sequence_{config}.csv"
+
     # A run over a sequence of tasks in one network.
 
     def sequence_log(self) -> Path:

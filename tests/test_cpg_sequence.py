@@ -1,0 +1,279 @@
+"""All tasks in sequence in one network: what is grown, pruned, chosen and kept, through the real script."""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import REPOSITORY, Fleet, assert_same_checkpoint, load, refusal, same, snapshot
+
+import CPG_cifar100_main_normal as cpg_script
+import models
+import utils.runs
+from methods.cpg import ratio_for_room
+from methods.ownership import SharedNetwork
+from tools.cpg_sequence import TaskInSequence
+from utils.files import read_csv
+from utils.paths import checkpoint_in, width_folder
+
+TASKS = ("zero_one", "two_three", "four_five")
+# The second task reaches its baseline at no width.
+BASELINES = {"zero_one": "0.1", "two_three": "1.5", "four_five": "0.1"}
+QUICK = ("--epochs", "2", "--prune_epochs", "1", "--pruning_frequency", "3")
+
+
+class Killed(BaseException):
+    """Stands in for the death of the process."""
+
+
+def flags(fleet: Fleet, *more: object) -> list[str]:
+    baselines = fleet.root / "baselines.json"
+    baselines.parent.mkdir(parents=True, exist_ok=True)
+    baselines.write_text(json.dumps(BASELINES))
+    return fleet.flags(
+        *("--mode", "finetune", "prune", "--dataset", "1-3", "--total_num_tasks", "3"),
+        *("--jsonfile", baselines, "--max_allowed_network_width_multiplier", "1.5", "--lr", "0.1"),
+        *("--threads", "1", *QUICK, "--target_sparsity", "0.4", "0.8", *more),
+    )
+
+
+def folder(fleet: Fleet, number: int) -> Path:
+    return fleet.paths.in_sequence("digits", number, TASKS[number - 1])
+
+
+def chosen(fleet: Fleet, number: int) -> Path:
+    return checkpoint_in(folder(fleet, number) / "gradual_prune", remedy="")
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> Fleet:
+    """Three tasks learned in sequence."""
+    torch.set_num_threads(1)
+    fleet = Fleet(root=tmp_path_factory.mktemp("sequence"), data=digits_root)
+    cpg_script.main(flags(fleet))
+    return fleet
+
+
+def test_each_task_takes_the_width_and_the_ratio_that_its_baseline_asks_for(learned: Fleet) -> None:
+    selections = [load(chosen(learned, number))["selection"] for number in (1, 2, 3)]
+    assert [selection["width_multiplier"] for selection in selections] == [1.0, 1.5, 1.5]
+    # One task to come: 1 - round(1/2, 1). The others' highest ratio reaches the baseline.
+    assert [selection["ratio"] for selection in selections] == [0.8, 0.5, 0.8]
+    tried = json.loads((folder(learned, 2) / "scratch" / "widths.json").read_text())
+    assert {width: figures["grow"] for width, figures in tried.items()} == {"1.0": True, "1.5": True}
+    record = json.loads((folder(learned, 2) / "gradual_prune" / "record.txt").read_text())
+    assert list(record) == ["0.0", "0.4", "0.5"]
+    log = learned.paths.stage_log("digits", "cpg_sequence").read_text()
+    assert log.count("It's time to expand the Network") == 1
+    assert log.count("We choose pruning ratio 0.5") == 1
+    assert log.count("We choose pruning ratio 0.8") == 2
+
+
+def test_nothing_learned_earlier_changes_by_a_bit(learned: Fleet) -> None:
+    inputs = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def seen_as(task: int, after: int) -> torch.Tensor:
+        path = chosen(learned, after)
+        shared = SharedNetwork.from_payload(load(path), build=models.ARCHITECTURES["lenet5"], source=path)
+        with torch.no_grad():
+            return shared.as_task(TASKS[task - 1])(inputs)
+
+    assert torch.equal(seen_as(1, after=2), seen_as(1, after=1))
+    assert torch.equal(seen_as(1, after=3), seen_as(1, after=1))
+    assert torch.equal(seen_as(2, after=3), seen_as(2, after=2))
+    assert not torch.equal(seen_as(3, after=3), seen_as(2, after=3))
+
+
+def test_a_task_is_pruned_among_its_own_and_free_weights_alone(learned: Fleet) -> None:
+    before, after = load(chosen(learned, 2)), load(chosen(learned, 3))
+    for name, owner in after["masks"].items():
+        earlier = before["masks"][name]
+        assert torch.equal(owner[earlier > 0], earlier[earlier > 0])
+        kept = (earlier == 1) | (earlier == 2)
+        weight = f"{name}.weight"
+        assert same(after["model_state_dict"][weight][kept], before["model_state_dict"][weight][kept])
+        open_to_third = (owner == 0) | (owner == 3)
+        assert (owner == 0).sum() == round(0.8 * open_to_third.sum().item())
+
+
+def test_finished_tasks_keep_what_they_pick_as_bits(learned: Fleet) -> None:
+    info = load(chosen(learned, 3))["shared_layer_info"]
+    assert not info["zero_one"]["piggymask"]
+    assert {mask.dtype for mask in info["two_three"]["piggymask"].values()} == {torch.bool}
+    assert {mask.dtype for mask in info["four_five"]["piggymask"].values()} == {torch.float32}
+
+
+def test_the_table_shows_what_each_task_reached_then_and_at_the_end(
+    learned: Fleet, capsys: pytest.CaptureFixture
+) -> None:
+    path = learned.paths.in_sequence_report("digits")
+    rows = read_csv(path, columns=("task", "learned", "end", "ratio", "width", "owned"), remedy="")
+    assert [row["task"] for row in rows] == list(TASKS)
+    assert all(row["learned"] == row["end"] for row in rows)
+    assert [row["width"] for row in rows] == ["1.0", "1.5", "1.5"]
+    owners = load(chosen(learned, 3))["masks"].values()
+    total = sum(owner.numel() for owner in owners)
+    for number, row in enumerate(rows, 1):
+        owned = sum((owner == number).sum().item() for owner in owners)
+        assert float(row["owned"]) == pytest.approx(owned / total)
+
+    before = snapshot(learned.root)
+    cpg_script.main(flags(learned))
+    output = capsys.readouterr()
+    assert output.err.count("is finished: skipped") == 3
+    assert "four_five" in output.out and str(path) in output.out
+    unchanged = {name: value[1] for name, value in snapshot(learned.root).items()}
+    assert unchanged == {name: value[1] for name, value in before.items()}
+
+
+def test_only_the_chosen_networks_stay(learned: Fleet) -> None:
+    networks = [path.relative_to(learned.checkpoints) for path in learned.checkpoints.rglob("*.pth.tar")]
+    assert len(networks) == 3 and all(path.parent.name == "gradual_prune" for path in networks)
+    assert (width_folder(folder(learned, 2) / "scratch", 1.5) / "train.csv").exists()
+
+
+@pytest.mark.parametrize("save", [1, 4, 5])
+def test_a_killed_sequence_goes_on_to_the_same_bytes(
+    save: int, learned: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the first task's training, between the second's widths, and when it is chosen."""
+    finish, finished = utils.runs.Output.finish, []
+
+    def dying(self: utils.runs.Output, *args: object, **figures: object) -> dict:
+        finished.append(self.folder)
+        if len(finished) == save:
+            raise Killed
+        return finish(self, *args, **figures)
+
+    two = ("--dataset", "1,2")
+    with monkeypatch.context() as patched:
+        patched.setattr(utils.runs.Output, "finish", dying)
+        with pytest.raises(Killed):
+            cpg_script.main(flags(fresh, *two))
+    cpg_script.main(flags(fresh, *two))
+    assert_same_checkpoint(chosen(fresh, 2), chosen(learned, 2))
+
+
+def test_other_arguments_are_refused_by_name(learned: Fleet) -> None:
+    assert "lr_mask (0.0001 there, 0.5 asked)" in refusal(cpg_script.main, flags(learned, "--lr_mask", "0.5"))
+    # With more tasks to come, the second would have been pruned further.
+    more = refusal(cpg_script.main, flags(learned, "--total_num_tasks", "5"))
+    assert "forced_ratio (0.5 there, 0.8 asked)" in more
+    swapped = refusal(cpg_script.main, flags(learned, "--dataset", "1,3,2"))
+    assert "baselines.json" not in swapped and "parent" in swapped
+
+
+def test_a_sequence_in_which_no_ratio_was_forced_can_be_continued(
+    fresh: Fleet, capsys: pytest.CaptureFixture
+) -> None:
+    cpg_script.main(flags(fresh, "--dataset", "1", "--total_num_tasks", "1", "--keep_checkpoints"))
+    assert checkpoint_in(folder(fresh, 1) / "gradual_prune" / "0.4", remedy="")
+    cpg_script.main(flags(fresh, "--dataset", "1,3", "--total_num_tasks", "2"))
+    assert capsys.readouterr().err.count("is finished: skipped") == 1
+    assert load(fresh.paths.in_sequence("digits", 2, "four_five") / "gradual_prune/checkpoint-1.pth.tar")[
+        "dataset_history"
+    ] == ["zero_one", "four_five"]
+
+
+def test_a_missing_baseline_and_too_many_tasks_are_told_before_any_work(fresh: Fleet) -> None:
+    argv = flags(fresh)
+    (fresh.root / "baselines.json").write_text(json.dumps({"zero_one": "0.5"}))
+    assert "has no entry for task two_three" in refusal(cpg_script.main, argv)
+    message = refusal(cpg_script.main, flags(fresh, "--total_num_tasks", "2"))
+    assert "--total_num_tasks 2: --dataset names 3 tasks" in message
+    assert not fresh.checkpoints.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (("--mode", "finetune"), "--mode finetune prune"),
+        (("--backbone", "2"), "leave out --backbone"),
+        (("--initial_sparsity", "0.1"), "leave out"),
+        (("--network_width_multiplier", "from_target"), "from_target"),
+        (("--total_num_tasks", "0"), "--total_num_tasks"),
+    ],
+)
+def test_flags_that_contradict_a_sequence_are_wrong_usage(
+    wrong: tuple, named: str, fresh: Fleet, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cpg_script.main(flags(fresh, *wrong))
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_ratio_for_room() -> None:
+    assert [ratio_for_room(remaining) for remaining in (0, 1, 2, 3, 9, 19, 50)] == [
+        *(0.0, 0.5, 0.7, 0.8, 0.9, 0.9, 0.95)
+    ]
+
+
+class Scripted:
+    """A task's run whose accuracies are given, by sparsity."""
+
+    def __init__(self, accuracies: dict[float, float], root: Path, *, early: bool) -> None:
+        self.accuracies = accuracies
+        self.args = Namespace(
+            total_num_tasks=4,
+            target_sparsity=[0.2, 0.5, 0.8],
+            allow_acc_loss=0.001,
+            stop_pruning_early=early,
+        )
+        self.task, self.table = Namespace(name="red"), Namespace(name="colours")
+        self.paths = Namespace(in_sequence=lambda *_: root)
+
+    def baseline(self) -> float:
+        return 0.7
+
+    def prune_from(self, parent: dict, *, final: float, **_: object) -> dict:
+        return {"metrics": {"validation_accuracy": self.accuracies[final]}}
+
+
+@pytest.mark.parametrize(
+    ("early", "forced", "tried"),
+    [
+        (False, None, [0.0, 0.2, 0.5, 0.8]),
+        (True, None, [0.0, 0.2, 0.5]),
+        (True, 0.7, [0.0, 0.2, 0.5, 0.7]),
+        (False, 0.0, [0.0]),
+    ],
+)
+def test_pruning_stops_early_only_if_asked_to(
+    early: bool, forced: float | None, tried: list, tmp_path: Path
+) -> None:
+    accuracies = {0.2: 0.7, 0.5: 0.6, 0.7: 0.6, 0.8: 0.7}
+    step = TaskInSequence(Scripted(accuracies, tmp_path, early=early), number=1)
+    parent = {"masks": {"features.0": torch.ones(2, dtype=torch.uint8)}}
+    record = step.prune(parent, accuracy=0.9, width=1.0, forced=forced)
+    assert list(record) == tried
+    nothing = {"masks": {"features.0": torch.full((2,), 2, dtype=torch.uint8)}}
+    assert list(step.prune(nothing, accuracy=0.9, width=1.0, forced=forced)) == [0.0]
+
+
+def test_the_stage_trains_missing_baselines_and_ends_with_the_table(fresh: Fleet) -> None:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    roots = {
+        "DATA_ROOT": fresh.data,
+        "CHECKPOINTS_ROOT": fresh.checkpoints,
+        "LOGS_ROOT": fresh.root / "logs",
+    }
+    tiny = {"EPOCHS": "1", "PRUNE_EPOCHS": "1", "SPARSITIES": "0.5", "MAX_WIDTH": "1.0", "THREADS": "1"}
+    environment = kept | {name: str(path) for name, path in roots.items()} | tiny
+    ended = subprocess.run(
+        ["bash", REPOSITORY / "run_pickaback" / "cpg_sequence.sh", "digits", "2,1"],
+        env=environment | {"PYTHON": sys.executable, "DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert set(json.loads(fresh.paths.baseline_file("digits").read_text())) == {"zero_one", "two_three"}
+    rows = read_csv(fresh.paths.in_sequence_report("digits"), columns=("task", "scratch"), remedy="")
+    assert [row["task"] for row in rows] == ["two_three", "zero_one"]
+    assert all(float(row["scratch"]) > 0 for row in rows)
+    assert "gain: end minus scratch" in ended.stdout and "CPG sequence finished" in ended.stdout
