@@ -52,7 +52,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--total_num_tasks",
         type=arguments.positive_int,
         help="Learn the tasks of --dataset in turn in one network that is to hold so many in the end: each "
-        "is trained, pruned, and its ratio chosen, before the next (with --mode finetune prune).",
+        "is trained, pruned, and its ratio chosen, before the next; with --mode finetune prune "
+        "(default: a network for each task).",
     )
     arguments.add_allowed_loss(group)
     group.add_argument(

@@ -122,7 +122,9 @@ _SIZES: dict[str, tuple[Callable, str]] = {
 
 def _add_sizes(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--size", default=argparse.SUPPRESS, help="Preset of an architecture's sizes, such as tiny or base."
+        "--size",
+        default=argparse.SUPPRESS,
+        help="Preset of sizes, such as tiny or base (default: the architecture's).",
     )
     for name, (kind, text) in _SIZES.items():
         group.add_argument(
