@@ -3,12 +3,25 @@
 from collections.abc import Callable
 from functools import partial
 
+from models import imagenet
+from models.alexnet import alexnet
 from models.layers import SHARABLE
 from models.lenet5 import lenet5
 from models.network import Network, Sized
 from models.perceiver_io import PRESETS, SIZES, perceiver_io
 
+# Those that are the same in both kinds of layers.
+BUILDERS: dict[str, Callable[..., Network]] = {
+    "alexnet": alexnet,
+    "vgg16_bn": partial(imagenet.vgg, "vgg16_bn"),
+    "vgg16_bn_cifar100": partial(imagenet.vgg_cifar100, "vgg16_bn"),
+    **{f"resnet{depth}": partial(imagenet.resnet, f"resnet{depth}") for depth in (18, 34, 50, 101, 152)},
+    "mobilenetv2": partial(imagenet.mobile, "mobilenet_v2"),
+    **{f"efficientnetb{step}": partial(imagenet.mobile, f"efficientnet_b{step}") for step in range(8)},
+}
+
 ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "lenet5": partial(lenet5, layers=SHARABLE, batch_norm=True),
     "perceiver_io": Sized(partial(perceiver_io, layers=SHARABLE, dropout=0.1), sizes=SIZES, presets=PRESETS),
+    **{name: partial(build, layers=SHARABLE) for name, build in BUILDERS.items()},
 }

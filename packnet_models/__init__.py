@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from models import BUILDERS
 from models.layers import PLAIN
 from models.lenet5 import lenet5
 from models.network import Network, Sized
@@ -11,4 +12,5 @@ from models.perceiver_io import PRESETS, SIZES, perceiver_io
 ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "lenet5": partial(lenet5, layers=PLAIN, batch_norm=False),
     "perceiver_io": Sized(partial(perceiver_io, layers=PLAIN, dropout=0.0), sizes=SIZES, presets=PRESETS),
+    **{name: partial(build, layers=PLAIN) for name, build in BUILDERS.items()},
 }
