@@ -8,7 +8,8 @@ from models.alexnet import alexnet
 from models.layers import SHARABLE
 from models.lenet5 import lenet5
 from models.network import Network, Sized
-from models.perceiver_io import PRESETS, SIZES, perceiver_io
+from models.perceiver import PERCEIVER_PRESETS, PERCEIVER_SIZES, perceiver
+from models.perceiver_io import PERCEIVER_IO_SIZES, perceiver_io
 
 # Those that are the same in both kinds of layers.
 BUILDERS: dict[str, Callable[..., Network]] = {
@@ -22,6 +23,15 @@ BUILDERS: dict[str, Callable[..., Network]] = {
 
 ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "lenet5": partial(lenet5, layers=SHARABLE, batch_norm=True),
-    "perceiver_io": Sized(partial(perceiver_io, layers=SHARABLE, dropout=0.1), sizes=SIZES, presets=PRESETS),
+    "perceiver": Sized(
+        partial(perceiver, layers=SHARABLE, dropout=0.1),
+        sizes=PERCEIVER_SIZES,
+        presets=PERCEIVER_PRESETS,
+    ),
+    "perceiver_io": Sized(
+        partial(perceiver_io, layers=SHARABLE, dropout=0.1),
+        sizes=PERCEIVER_IO_SIZES,
+        presets=PERCEIVER_PRESETS,
+    ),
     **{name: partial(build, layers=SHARABLE) for name, build in BUILDERS.items()},
 }

@@ -1,6 +1,5 @@
 """The blocks that Perceivers are made of, with layer norm before each (Jaegle et al. 2021)."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
@@ -94,6 +93,34 @@ class FeedForward(nn.Module):
         return self.down(self.drop(values * gelu(gates)))
 
 
-def latent_vectors(count: int, width: int) -> nn.Parameter:
-    """Learned vectors (count, width), from a normal of deviation 0.02 cut off at 2, as the paper has it."""
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(count, width), std=0.02, a=-2.0, b=2.0))
+class CrossBlock(nn.Module):
+    """Cross-attention and a feed-forward, each added to what it sees.
+
+    Args:
+        layers: the layer types to build from.
+        width, hidden: of the latents, and within the feed-forward.
+        heads, head_width: of the attention.
+        dropout: of attention weights and of hidden units.
+    """
+
+    attention_type: type[CrossAttention] = CrossAttention
+
+    def __init__(
+        self, *, layers: Layers, width: int, hidden: int, heads: int, head_width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention = self.attention_type(
+            layers=layers, width=width, heads=heads, head_width=head_width, dropout=dropout
+        )
+        self.feed_forward = FeedForward(layers=layers, width=width, hidden=hidden, dropout=dropout)
+
+    def forward(self, latents: Tensor, *seen: Tensor | None) -> Tensor:
+        """Latents (B, M, width), or (1, M, width), that have looked at keys and values under a mask."""
+        latents = latents + self.attention(latents, *seen)
+        return latents + self.feed_forward(latents)
+
+
+class SelfBlock(CrossBlock):
+    """Self-attention and a feed-forward; the arguments are those of `CrossBlock`."""
+
+    attention_type = SelfAttention

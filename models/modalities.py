@@ -48,9 +48,9 @@ class Encoding:
         max_text_length: elements of a sequence that have a position.
     """
 
-    num_freq_bands: int
-    max_freq: float
-    max_text_length: int
+    num_freq_bands: int = 6
+    max_freq: float = 10.0
+    max_text_length: int = 512
 
 
 def fourier_positions(grid: Sequence[int], *, num_freq_bands: int, max_freq: float) -> Tensor:

@@ -7,10 +7,20 @@ from models import BUILDERS
 from models.layers import PLAIN
 from models.lenet5 import lenet5
 from models.network import Network, Sized
-from models.perceiver_io import PRESETS, SIZES, perceiver_io
+from models.perceiver import PERCEIVER_PRESETS, PERCEIVER_SIZES, perceiver
+from models.perceiver_io import PERCEIVER_IO_SIZES, perceiver_io
 
 ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "lenet5": partial(lenet5, layers=PLAIN, batch_norm=False),
-    "perceiver_io": Sized(partial(perceiver_io, layers=PLAIN, dropout=0.0), sizes=SIZES, presets=PRESETS),
+    "perceiver": Sized(
+        partial(perceiver, layers=PLAIN, dropout=0.0),
+        sizes=PERCEIVER_SIZES,
+        presets=PERCEIVER_PRESETS,
+    ),
+    "perceiver_io": Sized(
+        partial(perceiver_io, layers=PLAIN, dropout=0.0),
+        sizes=PERCEIVER_IO_SIZES,
+        presets=PERCEIVER_PRESETS,
+    ),
     **{name: partial(build, layers=PLAIN) for name, build in BUILDERS.items()},
 }

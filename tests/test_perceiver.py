@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from methods.ownership import SharedNetwork
 from models.layers import PLAIN, SHARABLE, PrivateLinear
 from models.network import Network
+from models.perceiver import perceiver
 from models.perceiver_io import perceiver_io
 from utils.errors import UserError
 
@@ -142,13 +143,16 @@ def keys_and_values(sample: Tensor, features: nn.Module, modality: str) -> list[
 
 
 def reference_latents(sample: Tensor, features: nn.Module, modality: str) -> list[Tensor]:
-    kv = keys_and_values(sample, features, modality)
+    pairs = keys_and_values(sample, features, modality)
     latents = list(features.latents)
-    latents = added(latents, cross_attended(latents, kv, features.cross_attention))
-    latents = added(latents, [fed_forward(latent, features.cross_feed_forward) for latent in latents])
-    for block in features.blocks:
-        latents = added(latents, self_attended(latents, block["attention"]))
-        latents = added(latents, [fed_forward(latent, block["feed_forward"]) for latent in latents])
+    width = 2 * SMALL["cross_heads"] * SMALL["cross_dim_head"]
+    for number, (read, blocks) in enumerate(zip(features.reads, features.blocks, strict=True)):
+        kv = [pair[number * width : (number + 1) * width] for pair in pairs]
+        latents = added(latents, cross_attended(latents, kv, read.attention))
+        latents = added(latents, [fed_forward(latent, read.feed_forward) for latent in latents])
+        for block in blocks:
+            latents = added(latents, self_attended(latents, block.attention))
+            latents = added(latents, [fed_forward(latent, block.feed_forward) for latent in latents])
     return latents
 
 
@@ -183,6 +187,16 @@ def test_forward_and_backward_pass_are_those_of_the_papers_equations(double, mod
     made.modality = modality
     batch = images() if modality == "image" else texts()
     assert_same_function(made(batch), reference_logits(made, batch, modality), made)
+
+
+def test_a_perceiver_that_reads_twice_does_as_its_papers_equations(double):
+    torch.manual_seed(0)
+    sizes = {name: value for name, value in SMALL.items() if name != "queries_dim"}
+    made = perceiver(layers=PLAIN, dropout=0.0, size=SIDE, **sizes | {"self_per_cross_attn": 2})
+    made.add_head(4)
+    made.modality = "text"
+    batch = texts((3, 1), longest=3)
+    assert_same_function(made(batch), reference_logits(made, batch, "text"), made)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["common", "of each sample"])
@@ -279,11 +293,11 @@ def test_growth_keeps_each_half_of_a_gated_unit_in_its_place():
     torch.manual_seed(0)
     shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE))
     shared.begin_task("first", num_classes=3)
-    before = shared.network.features.cross_feed_forward.up
+    before = shared.network.features.reads[0].feed_forward.up
     weight, bias = before.weight.detach().clone(), before.bias.detach().clone()
     assert weight.shape == (96, 12)
     shared.begin_task("second", num_classes=3, width=1.5)
-    up = shared.network.features.cross_feed_forward.up
+    up = shared.network.features.reads[0].feed_forward.up
     assert up.weight.shape == (144, 18)
     assert torch.equal(up.weight[:48, :12], weight[:48])
     assert torch.equal(up.weight[72:120, :12], weight[48:])
@@ -293,7 +307,7 @@ def test_growth_keeps_each_half_of_a_gated_unit_in_its_place():
     owner[:48, :12] = owner[72:120, :12] = 1
     assert torch.equal(up.owner, owner)
     assert torch.equal(up.earlier, owner == 1)
-    attention = shared.network.features.blocks[0]["attention"]
+    attention = shared.network.features.blocks[0][0].attention
     assert attention.q.weight.shape == (15, 18) and attention.kv.weight.shape == (30, 18)
 
 

@@ -26,17 +26,24 @@ def test_sizes_are_the_defaults_changed_by_the_preset_changed_by_flags():
     changed = {name: value for name, value in tiny.items() if value != base[name]}
     assert changed == {"num_latents": 32, "latent_dim": 128, "depth": 4, "latent_heads": 4}
     features = builder("perceiver_io", size="tiny", depth=4)(width=1.0).features
-    assert len(features.blocks) == 4 and features.latents.shape == (32, 128)
+    assert len(features.blocks[0]) == 4 and features.latents.shape == (32, 128)
 
 
 def test_width_scales_latents_feed_forward_and_features_and_no_attention_width():
     with torch.device("meta"):
         features = builder("perceiver_io")(width=1.5**0.5).features
     assert features.latents.shape == (256, 627)
-    assert features.blocks[2]["feed_forward"].down.weight.shape == (627, 2508)
+    assert features.blocks[0][2].feed_forward.down.weight.shape == (627, 2508)
     assert features.readout.weight.shape == (102, 627)
-    assert features.blocks[0]["attention"].q.weight.shape == (512, 627)
+    assert features.blocks[0][0].attention.q.weight.shape == (512, 627)
     assert features.inputs["text"].kv.weight.shape == (128, 768)
+
+
+def test_a_perceiver_reads_in_every_layer():
+    with torch.device("meta"):
+        features = builder("perceiver", self_per_cross_attn=2)(width=1.0).features
+    assert len(features.reads) == 5 and [len(blocks) for blocks in features.blocks] == [2] * 5
+    assert features.inputs["image"].kv.weight.shape == (5 * 128, 29)
 
 
 @pytest.mark.parametrize(
