@@ -1,31 +1,83 @@
 """The blocks that Perceivers are made of, with layer norm before each (Jaegle et al. 2021)."""
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from models.layers import Layers
 
 
-def attend(
-    queries: Tensor, kv: Tensor, *, heads: int, mask: Tensor | None = None, dropout: float = 0.0
-) -> Tensor:
-    """Multi-head attention, softmax(q kᵀ / √d) v in each head of width d (Vaswani et al. 2017, eq. 1).
+@dataclass(frozen=True)
+class Projected:
+    """What attention looks at, as keys and values.
 
-    Args:
-        queries: (B, M, heads · d).
-        kv: (B, N, 2 · heads · d), keys and values side by side.
+    Attributes:
+        kv: (B, N, 2 · inner), keys and values side by side.
         mask: bool (B, N), True for what is attended to; None: all of it.
-        dropout: probability of dropping an attention weight.
-
-    Returns:
-        (B, M, heads · d). Zeros where a sample attends to nothing.
     """
-    q, k, v = (
-        tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (queries, *kv.chunk(2, dim=-1))
-    )
-    over_heads = None if mask is None else mask[:, None, None, :]
-    mixed = scaled_dot_product_attention(q, k, v, attn_mask=over_heads, dropout_p=dropout)
-    return mixed.transpose(1, 2).flatten(2)
+
+    kv: Tensor
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.kv)
+
+    def attend(self, queries: Tensor, *, heads: int, dropout: float) -> Tensor:
+        """Multi-head attention, softmax(q kᵀ / √d) v in each head of width d (Vaswani et al. 2017, eq. 1).
+
+        Args:
+            queries: (B, M, heads · d).
+            dropout: probability of dropping an attention weight.
+
+        Returns:
+            (B, M, heads · d). Zeros where a sample attends to nothing.
+        """
+        q, k, v = (_heads(tensor, heads) for tensor in (queries, *self.kv.chunk(2, dim=-1)))
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=_over_heads(self.mask), dropout_p=dropout)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class Unprojected:
+    """What attention looks at, before the projection to keys and values.
+
+    As q · (K x) = (Kᵀ q) · x and Σ a (V x) = V Σ a x, the queries can look at the elements x themselves,
+    and no keys and values are ever made. That is less work where elements are narrower than a head.
+
+    Attributes:
+        elements: (B, N, width).
+        weight: (2 · inner, width), K over V.
+        mask: bool (B, N), True for what is attended to; None: all of it.
+    """
+
+    elements: Tensor
+    weight: Tensor
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def attend(self, queries: Tensor, *, heads: int, dropout: float) -> Tensor:
+        """The same as with keys and values; see `Projected`."""
+        to_keys, to_values = self.weight.unflatten(0, (2, heads, -1))
+        q = _heads(queries, heads)
+        scale = q.shape[-1] ** -0.5
+        elements = self.elements[:, None].expand(-1, heads, -1, -1)
+        mixed = scaled_dot_product_attention(
+            q @ to_keys, elements, elements, attn_mask=_over_heads(self.mask), dropout_p=dropout, scale=scale
+        )
+        return (mixed @ to_values.transpose(1, 2)).transpose(1, 2).flatten(2)
+
+
+def _heads(tensor: Tensor, heads: int) -> Tensor:
+    """(B, N, heads · d) to (B, heads, N, d)."""
+    return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _over_heads(mask: Tensor | None) -> Tensor | None:
+    """(B, N) to (B, 1, 1, N), the same for every head and query."""
+    return None if mask is None else mask[:, None, None, :]
 
 
 class CrossAttention(nn.Module):
@@ -45,14 +97,13 @@ class CrossAttention(nn.Module):
         self.q = layers.linear(width, heads * head_width, bias=False)
         self.out = layers.linear(heads * head_width, width)
 
-    def forward(self, inputs: Tensor, kv: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, seen: Projected | Unprojected) -> Tensor:
         """(B, M, width), or (1, M, width) for the same queries in every sample, to (B, M, width)."""
-        queries = self.q(self.norm(inputs)).expand(len(kv), -1, -1)
-        return self.out(self._attend(queries, kv, mask))
+        queries = self.q(self.norm(inputs)).expand(len(seen), -1, -1)
+        return self.out(self._attend(queries, seen))
 
-    def _attend(self, queries: Tensor, kv: Tensor, mask: Tensor | None = None) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        return attend(queries, kv, heads=self.heads, mask=mask, dropout=dropout)
+    def _attend(self, queries: Tensor, seen: Projected | Unprojected) -> Tensor:
+        return seen.attend(queries, heads=self.heads, dropout=self.dropout if self.training else 0.0)
 
 
 class SelfAttention(CrossAttention):
@@ -66,7 +117,7 @@ class SelfAttention(CrossAttention):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, M, width) to the same."""
         normed = self.norm(inputs)
-        return self.out(self._attend(self.q(normed), self.kv(normed)))
+        return self.out(self._attend(self.q(normed), Projected(self.kv(normed))))
 
 
 class FeedForward(nn.Module):
@@ -114,8 +165,8 @@ class CrossBlock(nn.Module):
         )
         self.feed_forward = FeedForward(layers=layers, width=width, hidden=hidden, dropout=dropout)
 
-    def forward(self, latents: Tensor, *seen: Tensor | None) -> Tensor:
-        """Latents (B, M, width), or (1, M, width), that have looked at keys and values under a mask."""
+    def forward(self, latents: Tensor, *seen: Projected | Unprojected) -> Tensor:
+        """Latents (B, M, width), or (1, M, width), that have looked at what is there to be seen."""
         latents = latents + self.attention(latents, *seen)
         return latents + self.feed_forward(latents)
 

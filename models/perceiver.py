@@ -1,11 +1,12 @@
 """Perceiver (Jaegle et al. 2021) with an input for every modality."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from models.attention import CrossBlock, SelfBlock
+from models.attention import CrossBlock, Projected, SelfBlock, Unprojected
 from models.layers import Layers
 from models.modalities import Encoding, modality_inputs
 from models.network import MultimodalNetwork
@@ -118,7 +119,7 @@ class PerceiverFeatures(nn.Module):
         latent, features = int(sizes.latent_dim * width), int(sizes.feature_width * width)
         if min(latent, features) < 1:
             raise ValueError(f"a Perceiver at width {width:.3g} has nothing left of its latents")
-        self.latent_dim = latent
+        self.latent_dim, self.head_width = latent, sizes.cross_dim_head
         hidden = int(FEED_FORWARD_FACTOR * sizes.latent_dim * width)
         common = {"layers": layers, "width": latent, "hidden": hidden, "dropout": dropout}
         self.inputs = modality_inputs(
@@ -145,7 +146,17 @@ class PerceiverFeatures(nn.Module):
 
     def forward(self, inputs: Tensor, *, modality: str = "image") -> Tensor:
         """Features (B, feature_width) of a batch of `modality` (shapes: see `models.modalities`)."""
-        return self.trunk(*self.project(inputs, modality))
+        return self.pooled(self.latents_of(inputs, modality))
+
+    def latents_of(self, inputs: Tensor, modality: str) -> Tensor:
+        """Latents (B, num_latents, latent_dim) that have read a batch of `modality`."""
+        read = self.inputs[modality]
+        elements, mask = read.elements(inputs)
+        # On a CPU a step of a tiny network on images is a quarter shorter without keys and values.
+        if elements.device.type == "cpu" and elements.shape[-1] < self.head_width:
+            weights = read.kv.weight.chunk(len(self.reads))
+            return self.encoded([Unprojected(elements, weight, mask) for weight in weights])
+        return self.encoded(self._split(read.kv(elements), mask))
 
     def project(self, inputs: Tensor, modality: str) -> tuple[Tensor, Tensor | None]:
         """Keys and values of every reading, side by side, and which of them are to be seen.
@@ -156,16 +167,22 @@ class PerceiverFeatures(nn.Module):
         return self.inputs[modality](inputs)
 
     def trunk(self, kv: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features (B, feature_width) from keys and values."""
-        return self.readout(self.encoded(kv, mask).mean(dim=1))
+        """Features (B, feature_width) from keys and values and their mask, as `project` returns them."""
+        return self.pooled(self.encoded(self._split(kv, mask)))
 
-    def encoded(self, kv: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Latents (B, num_latents, latent_dim) that have read the inputs and each other."""
+    def encoded(self, seen: Sequence[Projected | Unprojected]) -> Tensor:
+        """Latents (B, num_latents, latent_dim) that have read what is `seen` in each reading."""
         latents = self.latents[None]
-        for read, blocks, seen in zip(
-            self.reads, self.blocks, kv.chunk(len(self.reads), dim=-1), strict=True
-        ):
-            latents = read(latents, seen, mask)
+        for read, blocks, part in zip(self.reads, self.blocks, seen, strict=True):
+            latents = read(latents, part)
             for block in blocks:
                 latents = block(latents)
         return latents
+
+    def pooled(self, latents: Tensor) -> Tensor:
+        """Features (B, feature_width): the mean of the latents, through a linear."""
+        return self.readout(latents.mean(dim=1))
+
+    def _split(self, kv: Tensor, mask: Tensor | None) -> list[Projected]:
+        """Keys and values of each reading."""
+        return [Projected(part, mask) for part in kv.chunk(len(self.reads), dim=-1)]

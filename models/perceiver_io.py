@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
-from models.attention import CrossAttention
+from models.attention import CrossAttention, Projected
 from models.layers import Layers, PrivateLinear
 from models.network import MultimodalNetwork
 from models.perceiver import PerceiverFeatures, TrunkSizes
@@ -66,8 +66,7 @@ class PerceiverIO(MultimodalNetwork):
         """
         if queries is None:
             return super().forward(inputs)
-        features = self.features
-        return features.decoder(queries, features.encoded(*features.project(inputs, self.modality)))
+        return self.features.decoder(queries, self.features.latents_of(inputs, self.modality))
 
 
 class PerceiverIOFeatures(PerceiverFeatures):
@@ -120,4 +119,4 @@ class Decoder(CrossAttention):
         """Queries (M, width) or (B, M, width), and latents (B, N, latent_dim), to answers (B, M, width)."""
         if queries.dim() == 2:
             queries = queries[None]
-        return super().forward(queries, self.kv(self.latent_norm(latents)))
+        return super().forward(queries, Projected(self.kv(self.latent_norm(latents))))

@@ -189,6 +189,18 @@ def test_forward_and_backward_pass_are_those_of_the_papers_equations(double, mod
     assert_same_function(made(batch), reference_logits(made, batch, modality), made)
 
 
+@pytest.mark.parametrize("modality", ["image", "text"])
+@pytest.mark.parametrize("head_width", [4, 20], ids=["narrow heads", "wide heads"])
+def test_features_are_the_trunks_of_the_projection(double, modality, head_width):
+    made = network(cross_dim_head=head_width)
+    batch = images() if modality == "image" else texts()
+    features = made.features
+    kv, mask = features.project(batch, modality)
+    assert kv.shape == (3, 25 if modality == "image" else 7, 4 * head_width)
+    assert mask is None or mask.tolist() == (batch != 0).any(-1).tolist()
+    assert_same_function(features(batch, modality=modality), features.trunk(kv, mask), features)
+
+
 def test_a_perceiver_that_reads_twice_does_as_its_papers_equations(double):
     torch.manual_seed(0)
     sizes = {name: value for name, value in SMALL.items() if name != "queries_dim"}
