@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from methods.ownership import SharedNetwork
 from models.layers import PLAIN, SHARABLE, PrivateLinear
+from models.modalities import MODALITIES, Modality
 from models.network import Network
 from models.perceiver import perceiver
 from models.perceiver_io import perceiver_io
@@ -248,6 +249,14 @@ def test_dropout_is_for_training_alone():
     assert torch.equal(certain(batch), certain(batch))
     assert not torch.equal(dropping(batch), dropping(batch))
     assert torch.equal(dropping.eval()(batch), certain.eval()(batch))
+
+
+def test_a_third_modality_is_one_entry(monkeypatch):
+    monkeypatch.setitem(MODALITIES, "audio", Modality(channels=2, axes=1, encoding="fourier", size=8))
+    shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE))
+    shared.begin_task("words", num_classes=3, modality="audio")
+    assert shared.as_task("words")(torch.randn(4, 2, 8)).shape == (4, 3)
+    assert shared.network.features.inputs["audio"].kv.weight.shape == (16, 2 + 7)
 
 
 # Ownership.
