@@ -20,7 +20,7 @@ FORMAT = 1
 _COMMON_KEYS = {"format", "labels", "classes", "signature", "fingerprint"}
 _KEYS = {
     "image": _COMMON_KEYS | {"images", "mean", "std"},
-    "text": _COMMON_KEYS | {"tokens", "encoder", "counts"},
+    "text": _COMMON_KEYS | {"tokens", "encoder", "counts", "edition"},
 }
 
 
@@ -57,6 +57,7 @@ def write_texts(
     signature: str,
     encoder: str,
     counts: Mapping[str, int],
+    edition: str = "",
 ) -> None:
     """Write a cache file of texts.
 
@@ -65,9 +66,10 @@ def write_texts(
         labels: int64 (N,), indices into `classes`.
         signature: what the texts were read from.
         encoder: identity of the encoder that the ids are of.
-        counts: how many texts were left out, cut or repaired, and why.
+        counts: how many texts were left out, cut or repaired.
+        edition: which edition of the collection the texts are of, where there are several.
     """
-    more = {"encoder": encoder, "counts": dict(counts)}
+    more = {"encoder": encoder, "counts": dict(counts), "edition": edition}
     _save(path, labels, classes, signature, inputs={"tokens": tokens}, more=more)
 
 

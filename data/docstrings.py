@@ -5,7 +5,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from data.splits import in_test
@@ -28,13 +28,14 @@ def raw_texts(task: Task, split: str) -> RawTexts:
 def _read(task: Task, split: str) -> Iterator[Text]:
     """The docstrings of one split: four of five are for training, by a hash of the text."""
     for label, package in enumerate(task.classes):
-        for name, text in docstrings_of(package):
+        for text, name in docstrings_of(package).items():
             if in_test(text) == (split == "test"):
                 yield Text(name, label, text)
 
 
-def docstrings_of(package: str) -> Iterator[tuple[str, str]]:
-    """The docstrings in a package's source files, which are parsed, not imported: name and text.
+@cache
+def docstrings_of(package: str) -> dict[str, str]:
+    """The docstrings in a package's source files, which are parsed, not imported: text → where it stands.
 
     File by file, each text once; tests are left out.
 
@@ -49,7 +50,7 @@ def docstrings_of(package: str) -> Iterator[tuple[str, str]]:
             f"{library / package} not found: this Python comes without the sources of its standard library, "
             "which are the texts: use one that has them"
         )
-    seen: set[str] = set()
+    found: dict[str, str] = {}
     for path in files:
         if {"test", "tests"} & set(path.relative_to(library).parts):
             continue
@@ -57,6 +58,6 @@ def docstrings_of(package: str) -> Iterator[tuple[str, str]]:
             if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             text = ast.get_docstring(node) or ""
-            if len(re.findall(r"\w+", text)) >= _MIN_WORDS and text not in seen:
-                seen.add(text)
-                yield f"{path}:{getattr(node, 'name', package)}", text
+            if len(re.findall(r"\w+", text)) >= _MIN_WORDS:
+                found.setdefault(text, f"{path}:{getattr(node, 'name', package)}")
+    return found

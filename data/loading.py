@@ -1,6 +1,7 @@
 """A task's images or texts as tensors, and batches of network inputs, on the device that trains."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,6 +110,8 @@ def load_task(
         std = task.std or train_record["std"]
         preprocessing = (list(mean), list(std), table.augment)
     else:
+        if train_record["edition"]:
+            logging.info("%s: %s", task.name, train_record["edition"])
         mean = std = ()
         preprocessing = (encoder.identity, MAX_TOKENS)
     fingerprint = hashlib.sha256(repr((*contents, *preprocessing)).encode())

@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,10 +23,10 @@ from typing import Any, BinaryIO
 import numpy
 import torch
 
-from data import cache, prepare_sequences, safe_pickle, text
+from data import cache, newsgroups, prepare_sequences, safe_pickle, text
+from data.archives import open_zip, zipped_file
 from data.images import RawSplit, cached, decode_files, folder_split
 from data.loading import load_split
-from data.raw_files import RawFile
 from data.tables import MODALITIES, Table, Task, load_table
 from data.text import RawTexts
 from data.text_encoders import HASH, load_encoder
@@ -153,6 +153,30 @@ def prepare_cifar100(table: Table, source: Path | None, fill: Filler) -> None:
         _from_tree_or_zip(table, source, fill)
 
 
+@preparer("cifar_newsgroups")
+def prepare_cifar_newsgroups(table: Table, source: Path | None, fill: Filler) -> None:
+    """Fill the cache from CIFAR-100 and 20 Newsgroups: `source` holds both archives, or the latter."""
+    _prepare_cifar_images(table, source, fill)
+    with ExitStack() as stack:
+        fill.from_raw(table, newsgroups.find(source, fill.data_root, stack))
+
+
+def _prepare_cifar_images(table: Table, source: Path | None, fill: Filler) -> None:
+    """Fill CIFAR-100's cache for those of its tasks that `table` has, unless they are there."""
+    tasks = [task for task in table.tasks if task.origin is not None]
+    origin = tasks[0].origin
+    part = replace(origin, tasks=tuple(replace(task, origin=None) for task in tasks))
+    forms = (origin.root, f"{origin.root}.zip", "cifar-100-python", "cifar-100-python.tar.gz")
+    found = [source / form for form in forms if source is not None and (source / form).exists()]
+    paths = [
+        cache.path_of(fill.data_root, origin.name, task.name, split)
+        for task in tasks
+        for split in cache.SPLITS
+    ]
+    if found or not all(path.exists() for path in paths):
+        prepare_cifar100(part, found[0] if found else None, fill)
+
+
 def _prepare_archive(table: Table, source: Path | None, fill: Filler) -> None:
     """Fill the cache from a raw layout of its own (`data/prepare_sequences.py`)."""
     prepare = prepare_sequences.ARCHIVES[table.name]
@@ -186,12 +210,8 @@ def _from_tree_or_zip(table: Table, source: Path, fill: Filler) -> None:
 
 def _from_zip(table: Table, archive: Path, fill: Filler) -> None:
     """Decode straight from the zip, whose files need not be extracted."""
-    try:
-        opened = zipfile.ZipFile(archive)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{archive} is truncated or no zip file ({error}): download it again") from error
     logging.info("reading %s", archive)
-    with opened:
+    with open_zip(archive) as opened:
         members: dict[tuple[bool, str, str, str], list[zipfile.ZipInfo]] = {}
         for member in opened.infolist():
             *_, split, task, class_name, name = ("", "", "", *member.filename.split("/"))
@@ -210,9 +230,7 @@ def _from_zip(table: Table, archive: Path, fill: Filler) -> None:
                     raise UserError(f"{where} not found: give a complete archive of {table.name}")
                 for member in sorted(found, key=lambda member: member.filename):
                     digest.update(f"{member.filename}\0{member.file_size}\0{member.CRC}\n".encode())
-                    files.append(
-                        RawFile(f"{archive}/{member.filename}", label, _member_reader(opened, member))
-                    )
+                    files.append(zipped_file(opened, member, label))
             if task.modality == "text":
                 return RawTexts(digest.hexdigest(), partial(text.texts_of, files))
             return RawSplit(
@@ -220,17 +238,6 @@ def _from_zip(table: Table, archive: Path, fill: Filler) -> None:
             )
 
         fill.from_raw(table, split_of)
-
-
-def _member_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
-    def read() -> bytes:
-        try:
-            return archive.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            name = f"{archive.filename}/{member.filename}"
-            raise UserError(f"{name} cannot be read ({error}): download the archive again") from error
-
-    return read
 
 
 def _download_cifar100(data_root: Path) -> Path:

@@ -41,10 +41,12 @@ class RawTexts:
     Args:
         signature: changes whenever the raw files do.
         read: yields the texts.
+        edition: which edition of the collection this is, where there are several that differ.
     """
 
     signature: str
     read: Callable[[], Iterable[Text]]
+    edition: str = ""
 
 
 def load_split(
@@ -54,7 +56,8 @@ def load_split(
 
     Returns:
         A dict: `tokens` int32 (N, MAX_TOKENS) memory-mapped, 0 where padded, `labels` int64 (N,),
-        `classes`, `signature`, `encoder`, `counts` (see `COUNTED`), `fingerprint` (sha256 of the content).
+        `classes`, `signature`, `encoder`, `counts` (see `COUNTED`), `edition` (of the collection, or empty),
+        `fingerprint` (sha256 of the content).
 
     Raises:
         UserError: naming the file or folder that is missing or empty, and the remedy.
@@ -140,6 +143,7 @@ def cached(
             signature=raw.signature,
             encoder=encoder.identity,
             counts=counts,
+            edition=raw.edition,
         )
 
     return cache.made(path, kind="text", fits=fits, make=make)

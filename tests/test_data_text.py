@@ -296,11 +296,11 @@ def test_digits_docs_has_images_of_digits_and_texts_of_packages(tmp_path, caplog
 
 
 def test_docstrings_are_those_of_the_source_files():
-    found = dict(docstrings.docstrings_of("textwrap"))
-    (dedent,) = (content for name, content in found.items() if name.endswith("textwrap.py:dedent"))
+    found = docstrings.docstrings_of("textwrap")
+    (dedent,) = (content for content, name in found.items() if name.endswith("textwrap.py:dedent"))
     assert dedent == inspect.cleandoc(textwrap.dedent.__doc__)
     with pytest.raises(UserError, match="nowhere not found"):
-        list(docstrings.docstrings_of("nowhere"))
+        docstrings.docstrings_of("nowhere")
 
 
 def test_an_unknown_encoding_is_decoded_with_replacement():

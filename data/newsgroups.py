@@ -1,0 +1,144 @@
+"""The 20 Newsgroups collection: posts without what names their group, in either of two editions."""
+
+import hashlib
+import logging
+import urllib.error
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from data.archives import open_zip, zipped_file
+from data.raw_files import RawFile
+from data.splits import in_test
+from data.tables import Task
+from data.text import RawTexts, Text
+from utils.errors import UserError
+
+# Folder, or zip file, that holds every post as <group>/<number>.
+ARCHIVE = "20_newsgroups"
+
+# Raised when what is made of a post, or the split, changes.
+_VERSION = 1
+
+_ARCHIVE_EDITION = (
+    "20 Newsgroups, the archive of 19997 posts; a fifth, by a hash of <group>/<number>, is for testing"
+)
+_SKLEARN_EDITION = (
+    "20 Newsgroups, scikit-learn's edition with its own split by date: figures are not comparable with the "
+    "archive's"
+)
+
+# What yields the posts of a task, whose classes are groups, in one split.
+Splits = Callable[[Task, str], RawTexts]
+
+# The posts of a group: <group>/<number>, what changes with the content, the file.
+_Posts = Callable[[str, int], list[tuple[str, str, RawFile]]]
+
+
+def find(source: Path | None, data_root: Path, stack: ExitStack) -> Splits:
+    """The edition at hand: the archive, below `source` or `data_root`, or else scikit-learn's download.
+
+    Args:
+        source: a folder that holds the archive (zip or extracted), or the archive itself.
+        stack: closes what is opened.
+
+    Raises:
+        UserError: if `source` is given and is no such archive, nor holds one.
+    """
+    where = source or data_root
+    for folder in (where / ARCHIVE, where):
+        if folder.is_dir() and folder.name == ARCHIVE:
+            logging.info("reading %s", folder)
+            return partial(_archive_split, partial(_extracted, folder))
+    archive = where / f"{ARCHIVE}.zip" if where.is_dir() else where
+    if archive.is_file():
+        logging.info("reading %s", archive)
+        return partial(_archive_split, _zipped(archive, stack))
+    if source is not None:
+        raise UserError(f"{source} holds no {ARCHIVE}.zip and no folder {ARCHIVE}: give the folder that does")
+    logging.info("%s not found: scikit-learn's download is used", archive)
+    return partial(_sklearn_split, data_root)
+
+
+def strip(post: str) -> str:
+    """A post without headers, footers and quotes, as scikit-learn's `remove` takes them away."""
+    from sklearn.datasets import _twenty_newsgroups as newsgroups
+
+    post = newsgroups.strip_newsgroup_header(post)
+    post = newsgroups.strip_newsgroup_footer(post)
+    return newsgroups.strip_newsgroup_quoting(post)
+
+
+def _archive_split(posts_of: _Posts, task: Task, split: str) -> RawTexts:
+    digest = hashlib.sha256()
+    files = []
+    for label, group in enumerate(task.classes):
+        for name, stamp, file in posts_of(group, label):
+            digest.update(f"{name}\0{stamp}\n".encode())
+            if in_test(name) == (split == "test"):
+                files.append(file)
+    signature = f"20 newsgroups, version {_VERSION}, {digest.hexdigest()}"
+    return RawTexts(signature, partial(_stripped, files), edition=_ARCHIVE_EDITION)
+
+
+def _stripped(files: Iterable[RawFile]) -> Iterator[Text]:
+    for file in files:
+        # In this encoding, which is scikit-learn's choice, every byte is a character.
+        yield Text(file.name, file.label, strip(file.read().decode("latin-1")))
+
+
+def _extracted(folder: Path, group: str, label: int) -> list[tuple[str, str, RawFile]]:
+    where = folder / group
+    if not where.is_dir():
+        raise UserError(f"{where} not found: give the complete archive of 20 Newsgroups")
+    posts = []
+    for path in sorted(path for path in where.iterdir() if not path.name.startswith(".")):
+        status = path.stat()
+        stamp = f"{status.st_size} {status.st_mtime_ns}"
+        posts.append((f"{group}/{path.name}", stamp, RawFile(str(path), label, path.read_bytes)))
+    return posts
+
+
+def _zipped(archive: Path, stack: ExitStack) -> _Posts:
+    opened = stack.enter_context(open_zip(archive))
+    groups: dict[str, list] = {}
+    for member in sorted(opened.infolist(), key=lambda member: member.filename):
+        *_, group, number = ("", *member.filename.split("/"))
+        if number and not number.startswith("."):
+            groups.setdefault(group, []).append((f"{group}/{number}", f"{member.CRC}", member))
+
+    def posts_of(group: str, label: int) -> list[tuple[str, str, RawFile]]:
+        if group not in groups:
+            raise UserError(
+                f"{archive}/{ARCHIVE}/{group} not found: give the complete archive of 20 Newsgroups"
+            )
+        return [(name, stamp, zipped_file(opened, member, label)) for name, stamp, member in groups[group]]
+
+    return posts_of
+
+
+def _sklearn_split(data_root: Path, task: Task, split: str) -> RawTexts:
+    signature = f"20 newsgroups of scikit-learn, version {_VERSION}"
+    return RawTexts(signature, partial(_fetched, data_root, task, split), edition=_SKLEARN_EDITION)
+
+
+def _fetched(data_root: Path, task: Task, split: str) -> Iterator[Text]:
+    from sklearn.datasets import fetch_20newsgroups
+
+    try:
+        bunch = fetch_20newsgroups(
+            data_home=str(data_root),
+            subset=split,
+            categories=list(task.classes),
+            shuffle=False,
+            remove=("headers", "footers", "quotes"),
+        )
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise UserError(
+            f"20 Newsgroups could not be downloaded by scikit-learn ({error}): put {ARCHIVE}.zip into "
+            f"{data_root}, or give its folder with --source"
+        ) from error
+    # Its labels count the sorted categories, as a task's do its sorted classes.
+    for name, label, post in zip(bunch.filenames, bunch.target, bunch.data, strict=True):
+        yield Text(str(name), int(label), post)
