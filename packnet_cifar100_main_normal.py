@@ -93,6 +93,7 @@ class PackNetRun(TaskRun):
             learner=learner,
             lr=self.args.lr,
             width_multiplier=self.multiplier,
+            pretrained=self.origin,
         )
         accuracy = payload["metrics"]["validation_accuracy"]
         logging.info("Scratch accuracy of %s: %.4f", self.task.name, accuracy)

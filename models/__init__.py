@@ -7,6 +7,7 @@ from models import imagenet
 from models.alexnet import alexnet
 from models.layers import SHARABLE
 from models.lenet5 import lenet5
+from models.mobilenetv1 import mobilenetv1
 from models.network import Network, Sized
 from models.perceiver import PERCEIVER_PRESETS, PERCEIVER_SIZES, perceiver
 from models.perceiver_io import PERCEIVER_IO_SIZES, perceiver_io
@@ -17,6 +18,7 @@ BUILDERS: dict[str, Callable[..., Network]] = {
     "vgg16_bn": partial(imagenet.vgg, "vgg16_bn"),
     "vgg16_bn_cifar100": partial(imagenet.vgg_cifar100, "vgg16_bn"),
     **{f"resnet{depth}": partial(imagenet.resnet, f"resnet{depth}") for depth in (18, 34, 50, 101, 152)},
+    "mobilenetv1": mobilenetv1,
     "mobilenetv2": partial(imagenet.mobile, "mobilenet_v2"),
     **{f"efficientnetb{step}": partial(imagenet.mobile, f"efficientnet_b{step}") for step in range(8)},
 }

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.layers import Layers
-from models.network import init_conv, init_linear
+from models.network import init_layers
 
 
 def convert(model: nn.Module, *, layers: Layers, width: float, in_channels: int) -> nn.Module:
@@ -19,8 +19,8 @@ def convert(model: nn.Module, *, layers: Layers, width: float, in_channels: int)
     width they had. In both, as in the rest, an old weight's place is the leading region of the wider one.
 
     Args:
-        model: layers in the order in which data passes them, images first; best on the meta device, as its
-            weights are not looked at.
+        model: layers in the order in which data passes them, images first. Its weights are not looked at, so
+            that it may be on the meta device.
         layers: the layer types to build from.
         width: √(width multiplier).
         in_channels: of the input images; they do not scale.
@@ -34,7 +34,6 @@ def convert(model: nn.Module, *, layers: Layers, width: float, in_channels: int)
     """
     scale = _scale(model, width)
     device = torch.get_default_device()
-    made = []
     before = None  # channels that the layer before gave
     for name, layer in list(model.named_modules()):
         # On the meta device, since each layer's own initialisation would be for nothing.
@@ -52,11 +51,9 @@ def convert(model: nn.Module, *, layers: Layers, width: float, in_channels: int)
                 raise ValueError(f"{name} is a {type(layer).__name__}, which cannot be made wider")
             else:
                 continue
-        made.append(new)
         model.set_submodule(name, new)
     if device.type != "meta":
-        for layer in made:
-            _initialise(layer.to_empty(device=device))
+        init_layers(model.to_empty(device=device))
     return model
 
 
@@ -100,12 +97,3 @@ def _linear(layer: nn.Linear, *, layers: Layers, scale: Callable[[int], int], be
     if rest:
         raise ValueError(f"a linear layer of {layer.in_features} inputs follows {before} channels")
     return layers.linear(scale(before) * pixels, scale(layer.out_features), bias=layer.bias is not None)
-
-
-def _initialise(layer: nn.Module) -> None:
-    if isinstance(layer, nn.Conv2d):
-        init_conv(layer)
-    elif isinstance(layer, nn.Linear):
-        init_linear(layer)
-    else:
-        layer.reset_parameters()

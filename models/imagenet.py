@@ -23,7 +23,7 @@ def vgg(name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 3, 
     The arguments are those of `resnet`. Smaller images have no version of their own: adaptive pooling makes
     7×7 pixels of what the convolutions leave.
     """
-    _check_size(size, smallest=32)
+    check_size(size, smallest=32)
     model = _blueprint(name)
     return _network(model, head="classifier.6", layers=layers, width=width, in_channels=in_channels)
 
@@ -35,7 +35,7 @@ def vgg_cifar100(
 
     The arguments are those of `resnet`. The five poolings leave one of 32 pixels.
     """
-    _check_size(size, smallest=32)
+    check_size(size, smallest=32)
     with device("meta"):
         model = nn.Sequential(
             *_blueprint(name).features,
@@ -61,7 +61,7 @@ def resnet(name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 
     Raises:
         ValueError: for images that it leaves no 2×2 pixels of, or a width that leaves no channel.
     """
-    _check_size(size, smallest=16)
+    check_size(size, smallest=16)
     model = _blueprint(name)
     if size < SMALL:
         with device("meta"):
@@ -72,14 +72,19 @@ def resnet(name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 
 
 def mobile(name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 3, size: int = 64) -> Network:
     """MobileNetV2 (Sandler et al. 2018) and EfficientNet (Tan & Le 2019); the arguments are `resnet`'s."""
-    _check_size(size, smallest=32)
+    check_size(size, smallest=32)
     model = _blueprint(name)
     if size < SMALL:
         model.features[0][0].stride = (1, 1)
     return _network(model, head="classifier.1", layers=layers, width=width, in_channels=in_channels)
 
 
-def _check_size(size: int, *, smallest: int) -> None:
+def check_size(size: int, *, smallest: int) -> None:
+    """Refuse images that an architecture leaves too few pixels of.
+
+    Raises:
+        ValueError: for a `size` below the `smallest`.
+    """
     if size < smallest:
         raise ValueError(f"images of {size} pixels are too small: it takes {smallest} or more")
 

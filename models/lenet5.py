@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from models.layers import Layers, effective_weight
-from models.network import Network, init_conv, init_linear
+from models.network import Network, init_layers
 from models.pooling import ReluAvgPool2d, conv2d_by_windows
 
 
@@ -44,11 +44,7 @@ def lenet5(
         layers.linear(third, fourth),
         nn.ReLU(inplace=True),
     )
-    for layer in features:
-        if isinstance(layer, nn.Conv2d):
-            init_conv(layer)
-        elif isinstance(layer, nn.Linear):
-            init_linear(layer)
+    init_layers(features)
     return Network(features=features, feature_width=fourth)
 
 

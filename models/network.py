@@ -84,6 +84,17 @@ class Sized:
         return self.build(**arguments)
 
 
+def init_layers(features: nn.Module) -> None:
+    """Start the weights of convolutions and linears, in their order, and of batch norms (1 and 0)."""
+    for layer in features.modules():
+        if isinstance(layer, nn.Conv2d):
+            init_conv(layer)
+        elif isinstance(layer, nn.Linear):
+            init_linear(layer)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
+
+
 def init_conv(layer: nn.Conv2d) -> None:
     """Kaiming-normal over the fan-out, zero bias."""
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -201,7 +201,9 @@ def test_the_smallest_image_leaves_enough_for_a_batch_of_one(arch, size):
         packnet_models.ARCHITECTURES[arch](size=size - 1)
 
 
-@pytest.mark.parametrize(("arch", "size"), [("resnet18", 63), ("mobilenetv2", 63), ("efficientnetb0", 63)])
+@pytest.mark.parametrize(
+    ("arch", "size"), [("resnet18", 63), ("mobilenetv1", 63), ("mobilenetv2", 63), ("efficientnetb0", 63)]
+)
 def test_small_images_keep_their_resolution(arch, size):
     seen = {}
     for pixels in (size, size + 1):

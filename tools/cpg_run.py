@@ -185,6 +185,7 @@ class CPGRun(TaskRun):
             learner=self.learner,
             lr=self.args.lr,
             width_multiplier=self.multiplier,
+            pretrained=self.origin,
         )
         accuracy = payload["metrics"]["validation_accuracy"]
         in_layout = self.folder == self.paths.single_scratch(self.table.name, self.task.name)

@@ -181,6 +181,7 @@ class TaskInSequence:
             baseline=self.baseline,
             data=self.run.data.fingerprint,
             parent=None if before is None else fingerprint(before),
+            pretrained=self.run.origin if before is None else None,
         )
 
     def finished(self, recipe: dict) -> dict | None:

@@ -12,6 +12,7 @@ from data.text_encoders import MAX_TOKENS
 from methods.learning import Learner, evaluate_folder, learn
 from methods.ownership import SharedNetwork
 from models.network import Network
+from tools.pretrained import start_of
 from utils import arguments, logs
 from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
@@ -57,6 +58,7 @@ class TaskRun:
         )
         self.architecture = self.build.entry(layers)
         self.device = resolve_device(args.device)
+        self.start = start_of(args)
         arguments.check_num_classes(args.num_classes, task=task.name, num_classes=task.num_classes)
 
     @property
@@ -67,6 +69,11 @@ class TaskRun:
     def run(self) -> None:
         """Do what the flags ask for."""
         raise NotImplementedError
+
+    @cached_property
+    def origin(self) -> str | None:
+        """What a first task's weights start from; None: at random."""
+        return None if self.start is None else self.start.origin
 
     @cached_property
     def data(self) -> TaskData:
@@ -96,8 +103,10 @@ class TaskRun:
         return read_baseline(path, task=self.task.name)
 
     def new_network(self, *, width: float) -> SharedNetwork:
-        """A network that has just begun the task, with nothing learned before."""
+        """A network that has just begun the task, with nothing learned before but what it starts from."""
         shared = SharedNetwork(build=self.build, width=width)
+        if self.start is not None:
+            self.start.put_into(shared.network, build=self.build)
         shared.begin_task(self.task.name, num_classes=self.task.num_classes, modality=self.task.modality)
         return shared
 

@@ -204,6 +204,15 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--load_folder", type=Path, help="Folder of the checkpoint to start from (default: by the layout)."
     )
     group.add_argument("--save_folder", type=Path, help="Folder to write to (default: by the layout).")
+    group.add_argument(
+        "--use_imagenet_pretrained",
+        action="store_true",
+        help="Start a network's first task from torchvision's ImageNet weights, which torchvision downloads; "
+        "on a backbone they are the backbone's affair.",
+    )
+    group.add_argument(
+        "--pretrained_file", type=Path, help="The same from this file, a state dict of torchvision's model."
+    )
     group.add_argument("--log_path", type=Path, help="Folder of the log file (default: the save folder).")
     group.add_argument("--logfile", default="train.log", help="Name of the log file.")
     group.add_argument(
