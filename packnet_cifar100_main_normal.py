@@ -30,6 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments.parser(__doc__)
     arguments.add_common(parser)
     arguments.add_training(parser)
+    arguments.add_report(parser)
     group = parser.add_argument_group("PackNet")
     group.add_argument(
         "--mode",
@@ -46,6 +47,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     arguments.add_width(group)
     args = parser.parse_args(argv)
+    arguments.check_report(parser, args)
     if args.load_folder and args.mode == "finetune":
         parser.error("--load_folder: --mode finetune starts from scratch")
     return args
@@ -75,7 +77,7 @@ class PackNetRun(TaskRun):
             for sparsity in self.args.target_sparsity:
                 self.prune(sparsity)
         else:
-            self.evaluate(self.args.load_folder or self.layout)
+            self.look_at(self.args.load_folder or self.layout)
 
     def finetune(self) -> None:
         def learner(shared: SharedNetwork) -> Learner:

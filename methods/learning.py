@@ -174,18 +174,16 @@ def evaluate_as(
     return result
 
 
-def evaluate_folder(
+def open_folder(
     folder: Path,
     *,
     load: Callable[[Path], dict],
     build: Callable[..., Network],
     task: str,
     num_classes: int,
-    batches: Iterable[Batch],
     device: torch.device,
-    precision: str,
-) -> Evaluation:
-    """Evaluate the checkpoint in `folder` as `task` and log the validation line.
+) -> tuple[SharedNetwork, int]:
+    """The network of the checkpoint in `folder`, to be looked at as `task`, and its epoch.
 
     Args:
         load: reads a checkpoint, and refuses one of another architecture.
@@ -203,7 +201,7 @@ def evaluate_folder(
     if found != num_classes:
         raise UserError(f"{path} has {found} classes for task {task}, its table {num_classes}")
     epoch = payload.get("epoch", int(path.name.split("-")[1].split(".")[0]))
-    return evaluate_as(shared, task, batches=batches, precision=precision, epoch=epoch)
+    return shared, epoch
 
 
 def validation_row(result: Evaluation, shares: Shares) -> dict:

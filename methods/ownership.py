@@ -259,16 +259,23 @@ class SharedNetwork:
         seen.load_state_dict(state)
         return seen.eval()
 
+    def owners_as(self, task: str) -> dict[str, Tensor]:
+        """Layer name → uint8 owner of every weight that is there at the width of `task`."""
+        record = self.tasks[self.index_of(task) - 1]
+        layers = self.layers()
+        sized = layers if record.width == self.width else _owned_layers(_blueprint(self.build, record.width))
+        return {
+            name: layer.owner[_region(layer.owner, sized[name].weight, layer=layer)]
+            for name, layer in layers.items()
+        }
+
     def shares(self, task: str) -> Shares:
         """How the weights are shared out, as `task` sees them at its own width."""
         self.snapshot()
         index = self.index_of(task)
         record = self.tasks[index - 1]
-        layers = self.layers()
-        sized = layers if record.width == self.width else _owned_layers(_blueprint(self.build, record.width))
         total = free = owned = earlier = picked = 0
-        for name, layer in layers.items():
-            owner = layer.owner[_region(layer.owner, sized[name].weight, layer=layer)]
+        for name, owner in self.owners_as(task).items():
             total += owner.numel()
             free += (owner == 0).sum().item()
             owned += (owner == index).sum().item()

@@ -44,6 +44,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser = arguments.parser(description)
     arguments.add_common(parser)
     arguments.add_training(parser)
+    arguments.add_report(parser)
     group = parser.add_argument_group("CPG")
     group.add_argument(
         "--mode",
@@ -102,6 +103,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags in `argv`; impossible combinations end with the usage."""
     args = parser.parse_args(argv)
+    arguments.check_report(parser, args)
     if args.target_sparsity != sorted(set(args.target_sparsity)) or (
         args.target_sparsity[0] <= args.initial_sparsity
     ):
@@ -154,7 +156,7 @@ class CPGRun(TaskRun):
 
     def run(self) -> None:
         if self.args.mode == ["inference"]:
-            self.evaluate(self.args.load_folder or self.folder)
+            self.look_at(self.args.load_folder or self.folder)
             return
         if "finetune" in self.args.mode:
             if self.backbone is None:

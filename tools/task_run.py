@@ -1,6 +1,7 @@
 """What the training scripts share: one task with its data, its network's making and its outputs."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -9,19 +10,19 @@ from pathlib import Path
 from data.loading import Batches, TaskData, load_task
 from data.tables import Table, Task, load_table
 from data.text_encoders import MAX_TOKENS
-from methods.learning import Learner, evaluate_folder, learn
+from methods import footprint
+from methods.learning import Learner, evaluate_as, learn, open_folder
 from methods.ownership import SharedNetwork
 from models.network import Network
 from tools.pretrained import start_of
 from utils import arguments, logs
 from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
-from utils.files import read_csv, read_json
+from utils.files import json_text, read_csv, read_json, write_atomically
 from utils.paths import Paths, widths_file
 from utils.runs import Output, deciding
 from utils.runtime import resolve_device, set_threads
 from utils.seeds import derive_seed
-from utils.training import Evaluation
 
 
 class TaskRun:
@@ -194,18 +195,28 @@ class TaskRun:
             return nullcontext()
         return logs.to_file(folder / self.args.logfile)
 
-    def evaluate(self, folder: Path) -> Evaluation:
-        """Evaluate the checkpoint in `folder` as the task, on the test samples."""
-        return evaluate_folder(
+    def look_at(self, folder: Path) -> None:
+        """Evaluate the checkpoint in `folder` as the task on the test samples, and report what it takes."""
+        shared, epoch = open_folder(
             folder,
             load=self.load,
             build=self.build,
             task=self.task.name,
             num_classes=self.task.num_classes,
-            batches=self.batches.test(),
             device=self.device,
-            precision=self.args.precision,
         )
+        batches = self.batches.test()
+        evaluate_as(shared, self.task.name, batches=batches, precision=self.args.precision, epoch=epoch)
+        if self.args.compute_report:
+            self.report_footprint(shared)
+
+    def report_footprint(self, shared: SharedNetwork) -> None:
+        """Print what the network takes, and write it as JSON where `--report_file` says."""
+        inputs, _ = next(iter(self.batches.test()))
+        figures = footprint.footprint(shared, self.task.name, inputs=inputs[:1])
+        sys.stdout.write(footprint.as_text(figures) + "\n")
+        if self.args.report_file:
+            write_atomically(self.args.report_file, json_text(figures | {"architecture": self.architecture}))
 
 
 def run_tasks(

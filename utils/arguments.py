@@ -220,6 +220,28 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """The flags of looking at a checkpoint."""
+    group = parser.add_argument_group("looking at a checkpoint")
+    group.add_argument(
+        "--compute_report",
+        action="store_true",
+        help="With --mode inference: print parameters, bytes of weights and masks, multiply-adds of a "
+        "forward pass and the share that each task owns (default: only the accuracy).",
+    )
+    group.add_argument(
+        "--report_file", type=Path, help="JSON file to write these to, too (default: only print them)."
+    )
+
+
+def check_report(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with the usage for a report of no checkpoint."""
+    if args.compute_report and "inference" not in args.mode:
+        parser.error("--compute_report: give --mode inference with it")
+    if args.report_file and not args.compute_report:
+        parser.error("--report_file: give --compute_report with it")
+
+
 def width_multiplier(text: str) -> float | str:
     """A number greater than 0, or `from_target`."""
     return FROM_TARGET if text == FROM_TARGET else positive_float(text)
@@ -327,7 +349,7 @@ def _resolved(builder: Callable, name: str, given: Mapping[str, Any]) -> dict[st
 
 
 # Flags that name something of one task.
-_OF_ONE_TASK = ("load_folder", "save_folder", "pruning_ratio_to_acc_record_file")
+_OF_ONE_TASK = ("load_folder", "save_folder", "pruning_ratio_to_acc_record_file", "report_file")
 
 
 def check_of_one_task(args: argparse.Namespace, tasks: Sequence) -> None:
