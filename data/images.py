@@ -95,8 +95,13 @@ def folder_split(root: Path, table: Table, task: Task, split: str) -> RawSplit:
     return RawSplit(signature, lambda: decode_files(files, size=table.size, channels=table.channels))
 
 
-def decode_files(files: Sequence[RawFile], *, size: int, channels: int) -> tuple[Tensor, Tensor]:
+def decode_files(
+    files: Sequence[RawFile], *, size: int, channels: int, prepare: Callable[[Any], Any] | None = None
+) -> tuple[Tensor, Tensor]:
     """Decode `files`, in order, with a few threads.
+
+    Args:
+        prepare: applied to every Pillow image before it is resized.
 
     Returns:
         Images uint8 (N, channels, size, size) and labels int64 (N,).
@@ -108,8 +113,10 @@ def decode_files(files: Sequence[RawFile], *, size: int, channels: int) -> tuple
 
     def decode_some(start: int) -> None:
         for index in range(start, min(start + 64, len(files))):
-            content = files[index].read()
-            pixels[index] = decode_image(content, name=files[index].name, size=size, channels=channels)
+            file = files[index]
+            pixels[index] = decode_image(
+                file.read(), name=file.name, size=size, channels=channels, prepare=prepare
+            )
 
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
         # `list` brings a thread's exception here, the earliest file's first.
@@ -118,7 +125,14 @@ def decode_files(files: Sequence[RawFile], *, size: int, channels: int) -> tuple
     return images, torch.tensor([file.label for file in files], dtype=torch.int64)
 
 
-def decode_image(content: bytes, *, name: str, size: int, channels: int) -> numpy.ndarray:
+def decode_image(
+    content: bytes,
+    *,
+    name: str,
+    size: int,
+    channels: int,
+    prepare: Callable[[Any], Any] | None = None,
+) -> numpy.ndarray:
     """Decode one image file and bring it to uint8 (size, size, channels).
 
     Grey, palette and RGBA images are converted; another size is resized bicubically.
@@ -142,6 +156,8 @@ def decode_image(content: bytes, *, name: str, size: int, channels: int) -> nump
         Image.DecompressionBombError,
     ) as error:
         raise UserError(f"{name} is no readable image ({error}): replace or delete it") from error
+    if prepare is not None:
+        image = prepare(image)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return numpy.asarray(image).reshape(size, size, channels)

@@ -23,13 +23,13 @@ from typing import Any, BinaryIO
 import numpy
 import torch
 
-from data import cache, newsgroups, prepare_sequences, safe_pickle, text
+from data import cache, captioned, newsgroups, prepare_sequences, safe_pickle, text
 from data.archives import open_zip, zipped_file
 from data.images import RawSplit, cached, decode_files, folder_split
 from data.loading import load_split
 from data.tables import MODALITIES, Table, Task, load_table
 from data.text import RawTexts
-from data.text_encoders import HASH, load_encoder
+from data.text_encoders import HASH, download_encoder, load_encoder
 from utils import logs
 from utils.errors import UserError, run
 from utils.paths import default_root
@@ -185,6 +185,15 @@ def _prepare_archive(table: Table, source: Path | None, fill: Filler) -> None:
 
 for _name in prepare_sequences.ARCHIVES:
     preparer(_name)(_prepare_archive)
+
+
+def _prepare_captioned(table: Table, source: Path | None, fill: Filler) -> None:
+    """Fill the cache from pictures and their captions (`data/captioned.py`)."""
+    captioned.ARCHIVES[table.name](table, source or fill.data_root / table.root, fill.from_raw)
+
+
+for _name in captioned.ARCHIVES:
+    preparer(_name)(_prepare_captioned)
 
 
 def _from_tree_or_zip(table: Table, source: Path, fill: Filler) -> None:
@@ -364,8 +373,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="encoder that texts are tokenised for: hash, a model such as bert-base-uncased, or a local "
         "folder in the Hugging Face format (default: %(default)s)",
     )
+    parser.add_argument(
+        "--download_encoder",
+        action="store_true",
+        help="fetch the model that --text_encoder names from huggingface.co, once; nothing else does",
+    )
     args = parser.parse_args(argv)
     logs.to_terminal()
+    if args.download_encoder:
+        download_encoder(args.text_encoder)
 
     table = load_table(args.table, data_root=args.data_root)
     prepare = PREPARERS.get(table.name, prepare_folders)

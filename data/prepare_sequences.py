@@ -1,6 +1,5 @@
 """Preparers of the raw downloads that SPG's sequences are made of, in the layouts their authors document."""
 
-import hashlib
 import json
 import logging
 import re
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from data import cache, safe_pickle
 from data.images import RawSplit, decode_files
-from data.raw_files import RawFile
+from data.raw_files import RawFile, signature_of
 from data.tables import Table, Task, subfolders
 from utils.errors import UserError
 from utils.files import read_json, write_atomically
@@ -104,7 +103,7 @@ def imagenet32(table: Table, root: Path, data_root: Path, build: Build) -> None:
     for path in (path for paths in batches.values() for path in paths):
         if not path.is_file():
             raise UserError(f"{path} not found: it is part of {_IMAGENET32}")
-    signature = _signature([path for paths in batches.values() for path in paths], root)
+    signature = signature_of([path for paths in batches.values() for path in paths], root)
     stamp = cache.folder_of(data_root, table.name) / "prepared.json"
     if stamp.exists() and read_json(stamp, remedy="delete it").get("signature") == signature:
         logging.info("%s is up to date", stamp.parent)
@@ -225,7 +224,7 @@ def femnist(table: Table, root: Path, data_root: Path, build: Build) -> None:
 
     def raw(task: Task, split: str) -> RawSplit:
         path = files[split][by_name[task.name]]
-        return RawSplit(_signature([path], root), lambda: _femnist_images(path, table))
+        return RawSplit(signature_of([path], root), lambda: _femnist_images(path, table))
 
     build(_with_tasks(table, list(by_name), classes), raw)
 
@@ -306,19 +305,9 @@ def _task(table: Table, number: int, name: str, classes: tuple[str, ...]) -> Tas
 def _raw_files(paths: Sequence[Path], labels: Sequence[int], table: Table) -> RawSplit:
     files = [RawFile(str(path), label, path.read_bytes) for path, label in zip(paths, labels, strict=True)]
     return RawSplit(
-        _signature(paths, None, labels),
+        signature_of(paths, None, labels),
         lambda: decode_files(files, size=table.size, channels=table.channels),
     )
-
-
-def _signature(paths: Sequence[Path], root: Path | None, labels: Sequence[int] = ()) -> str:
-    """Changes whenever one of the files does."""
-    digest = hashlib.sha256(repr(list(labels)).encode())
-    for path in paths:
-        status = path.stat()
-        name = path.name if root is None else path.relative_to(root)
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 ARCHIVES = {

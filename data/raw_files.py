@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,3 +57,13 @@ def incomplete_remedy(table: Table, root: Path, *, what: str = "images", suffix:
     if table.download:
         return f"complete the tree, or move {root} away and run `python -m data.prepare {table.name}`"
     return f"put the {what} there (the tree is {root}/<split>/<task>/<class>/*{suffix})"
+
+
+def signature_of(paths: Sequence[Path], root: Path | None, labels: Sequence[int] = ()) -> str:
+    """A text that changes whenever one of the files does (its size or time), or its name below `root`."""
+    digest = hashlib.sha256(repr(list(labels)).encode())
+    for path in paths:
+        status = path.stat()
+        name = path.name if root is None else path.relative_to(root)
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 from data import cache
 from utils.errors import UserError
 
-_TABLES_FILE = Path(__file__).with_name("tables.toml")
+_TABLES_FILES = tuple(Path(__file__).with_name(name) for name in ("tables.toml", "captioned.toml"))
 
 MODALITIES = ("image", "text")
 # "archive": a raw layout of its own, which only data/prepare.py reads; tasks and classes are the cache's.
@@ -21,7 +21,7 @@ _TABLE_KEYS = {
     *("modality", "size", "channels", "augment", "source", "root", "text_root", "download", "mean", "std"),
     "tasks",
 }
-_TASK_KEYS = {"name", "classes", "mean", "std", "modality", "folder"}
+_TASK_KEYS = {"name", "classes", "mean", "std", "modality", "folder", "twin"}
 _BORROWED_KEYS = {"name", "table"}
 _ROOT_KEYS = {"image": "root", "text": "text_root"}
 _AUGMENT_KEYS = {"crop_padding", "flip"}
@@ -134,8 +134,8 @@ class Table:
 
 
 def known_tables() -> tuple[str, ...]:
-    """Names of the tables in data/tables.toml."""
-    return tuple(_read_toml(_TABLES_FILE))
+    """Names of the tables in data/tables.toml and data/captioned.toml."""
+    return tuple(_known())
 
 
 def load_table(config: str, *, data_root: Path) -> Table:
@@ -150,15 +150,13 @@ def load_table(config: str, *, data_root: Path) -> Table:
     """
     config = str(config)
     if not config.endswith(".toml"):
-        entries = _read_toml(_TABLES_FILE)
+        entries = _known()
         if config not in entries:
             raise UserError(
                 f"unknown task table {config!r}: choose from {', '.join(entries)}, "
                 "or give the path of a .toml file"
             )
-        return _parse(
-            config, entries[config], where=f"data/tables.toml [{config}]", data_root=Path(data_root)
-        )
+        return _parse(config, entries[config], where=f"table {config}", data_root=Path(data_root))
 
     path = Path(config)
     if not path.is_file():
@@ -168,8 +166,12 @@ def load_table(config: str, *, data_root: Path) -> Table:
         raise UserError(f"{path} holds {len(entries)} tables ({', '.join(entries)}): leave one")
     (name, entry), *_ = entries.items()
     if name in known_tables():
-        raise UserError(f"{path}: {name} is the name of a table in data/tables.toml: choose another")
+        raise UserError(f"{path}: {name} is the name of a table in data/: choose another")
     return _parse(name, entry, where=f"{path} [{name}]", data_root=Path(data_root))
+
+
+def _known() -> dict[str, Any]:
+    return {name: entry for path in _TABLES_FILES for name, entry in _read_toml(path).items()}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -238,6 +240,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
             tasks.append(_borrowed(task_entry, number, table, where=task_where, data_root=data_root))
         else:
             usual = {"modality": modality, "statistics": statistics}
+            task_entry = _completed(task_entry, tasks, where=task_where)
             tasks.append(_own(task_entry, number, table, folders, where=where, usual=usual))
     return replace(table, tasks=tuple(tasks))
 
@@ -279,6 +282,17 @@ def _own(
     if modality == "image" and mean is None:
         mean, std = usual["statistics"]
     return Task(number, name, tuple(sorted(classes)), mean, std, modality, raw_folder)
+
+
+def _completed(entry: Mapping, earlier: Sequence[Task], *, where: str) -> Mapping:
+    """An entry with the classes and the raw folder of its twin, an earlier task of the other modality."""
+    if "twin" not in entry:
+        return entry
+    twins = [task for task in earlier if task.name == entry["twin"]]
+    if not twins:
+        raise UserError(f"{where}: twin is {entry['twin']!r}: name a task that stands before it")
+    (twin,) = twins
+    return {"classes": list(twin.classes), "folder": twin.folder} | entry
 
 
 def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_root: Path) -> Task:

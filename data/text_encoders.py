@@ -9,6 +9,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 # Word pieces of a text that are kept.
 MAX_TOKENS = 128
 # Width of an embedding: that of BERT's base models.
@@ -105,6 +107,15 @@ def load_encoder(name: str, *, device: torch.device | str = "cpu") -> TextEncode
         UserError: if the folder, its tokenizer or the package that reads it is missing.
     """
     return _loaded(name, str(device))
+
+
+def download_encoder(name: str) -> None:
+    """Fetch a model into the cache of the `transformers` package, where `load_encoder` finds it."""
+    if name == HASH:
+        raise UserError(f"the text encoder {HASH} needs no download: name a model such as bert-base-uncased")
+    from data.hugging_face import HuggingFaceEncoder
+
+    HuggingFaceEncoder.load(name, download=True)
 
 
 @cache

@@ -1,0 +1,134 @@
+"""A text encoder from a model in the Hugging Face format: its tokenizer and its embedding layer."""
+
+import copy
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.text_encoders import MAX_TOKENS, WIDTH, TextEncoder
+from utils.errors import UserError
+
+# One of these holds the vocabulary of every tokenizer.
+_VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"),
+    "tokenizer.model",
+)
+# Tokenised to tell tokenizers with the same vocabulary apart (lower case, accents, digits).
+_PROBE = "The Café's 12,5 naïve WORDS: don't_stop! 東京"
+
+
+class HuggingFaceEncoder(TextEncoder):
+    """BERT's input: the sum of word, position and segment embeddings, layer-normed, without dropout.
+
+    Args:
+        name: of the model or its folder.
+        tokenizer: of the `transformers` package.
+        embeddings: the model's embedding layer; it takes `input_ids` (B, L) and gives (B, L, WIDTH).
+    """
+
+    def __init__(self, name: str, tokenizer: Any, embeddings: nn.Module) -> None:
+        self._tokenizer = tokenizer
+        self._embeddings = embeddings.eval().requires_grad_(False)
+        short = re.sub(r"[^\w.-]", "_", Path(name).name)
+        digest = self._digest()
+        self.identity = f"{short} {digest}"
+        self.cache_name = f"{short}-{digest}"
+
+    @classmethod
+    def load(cls, name: str, *, download: bool = False) -> "HuggingFaceEncoder":
+        """Read a local folder, or a model of this name that the package has downloaded before.
+
+        Args:
+            download: fetch a model that is not there.
+
+        Raises:
+            UserError: if the package, the folder, its tokenizer or an embedding layer of BERT's kind is
+                missing.
+        """
+        folder = Path(name)
+        if folder.is_dir():
+            _check_folder(folder)
+        try:
+            from transformers import AutoModel, AutoTokenizer
+        except ImportError as error:
+            raise UserError(
+                f"text encoder {name!r} needs the package transformers ({error}): install the extra `text` "
+                "(`pip install -e '.[text]'`), or take the encoder hash"
+            ) from error
+        with _reading(name):
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not download)
+            model = AutoModel.from_pretrained(name, local_files_only=not download)
+        embeddings = getattr(model, "embeddings", None)
+        width = getattr(model.config, "hidden_size", None)
+        if embeddings is None or width != WIDTH:
+            raise UserError(
+                f"text encoder {name!r} has embeddings of width {width}, not a layer of BERT's kind of width "
+                f"{WIDTH}: take a model such as bert-base-uncased"
+            )
+        return cls(name, tokenizer, embeddings)
+
+    def tokenise(self, text: str) -> tuple[list[int], bool]:
+        # Ids are stored from 1 on, so that 0 is padding whatever the vocabulary has there.
+        pieces = self._tokenizer(text, verbose=False)["input_ids"]
+        cut = len(pieces) > MAX_TOKENS
+        if cut:
+            pieces = self._tokenizer(text, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        special = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        return ([] if special.issuperset(pieces) else [piece + 1 for piece in pieces]), cut
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor) -> Tensor:
+        real = tokens != 0
+        embedded = self._embeddings(input_ids=(tokens.long() - 1).clamp_(min=0))
+        return embedded.float() * real[..., None]
+
+    def to(self, device: torch.device | str) -> "HuggingFaceEncoder":
+        moved = copy.copy(self)
+        moved._embeddings = copy.deepcopy(self._embeddings).to(torch.device(device))
+        return moved
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(repr(sorted(self._tokenizer.get_vocab().items())).encode())
+        digest.update(repr(self._tokenizer(_PROBE)["input_ids"]).encode())
+        for name, tensor in sorted(self._embeddings.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy())
+        return digest.hexdigest()[:12]
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that lacks a part, by the part's name; the package's own errors do not."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} holds no config.json: give the folder of a model in the Hugging Face format"
+        )
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        listed = ", ".join(_VOCABULARIES)
+        raise UserError(f"{folder} holds no tokenizer (one of {listed}): save the model's own there")
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn whatever the package raises for a model that it cannot read into one line."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    # It reports every unused weight of the pooler and the like.
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # damaged files make it raise nearly anything
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        download = f"`python -m data.prepare digits_docs --text_encoder {name} --download_encoder`"
+        remedy = "save it anew" if Path(name).is_dir() else f"give its local folder, or run {download} once"
+        raise UserError(f"text encoder {name!r} is no readable model at hand ({first}): {remedy}") from error
+    finally:
+        logger.setLevel(level)
