@@ -1,4 +1,4 @@
-"""Task tables: which tasks there are, in which order, with which classes. Read from data/tables.toml."""
+"""Task tables: which tasks there are, in which order, with which classes. Read from two TOML files here."""
 
 import re
 import tomllib
@@ -142,7 +142,7 @@ def load_table(config: str, *, data_root: Path) -> Table:
     """Read a task table.
 
     Args:
-        config: a name in data/tables.toml, or the path of a .toml file that holds one table.
+        config: a known name (see `known_tables`), or the path of a .toml file that holds one table.
         data_root: folder of the raw files; looked at only for tasks and classes that the entry omits.
 
     Raises:
@@ -296,7 +296,7 @@ def _completed(entry: Mapping, earlier: Sequence[Task], *, where: str) -> Mappin
 
 
 def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_root: Path) -> Task:
-    """A task of another table of data/tables.toml: its classes, normalisation, raw files and cache."""
+    """A task of another known table: its classes, normalisation, raw files and cache."""
     if entry["table"] not in known_tables() or entry["table"] == table.name:
         known = ", ".join(known_tables())
         raise UserError(f"{where}: table is {entry['table']!r}: choose another of {known}")

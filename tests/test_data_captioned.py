@@ -61,7 +61,7 @@ def test_the_tables_are_the_published_ones(tmp_path):
 
 @pytest.fixture
 def oxford(tmp_path):
-    """(The first group of Oxford Flowers in two tasks, its raw files): ten pictures a class, two captions each."""
+    """(The first group of Oxford Flowers, its raw files): ten pictures a class, two captions each."""
     table = part_of("oxford", "group1", "group7", root=tmp_path)
     rows = []
     for label, name in enumerate(table.tasks[0].classes):
@@ -154,7 +154,7 @@ def test_n24news_is_read_from_its_two_trees(tmp_path):
 
 @pytest.fixture
 def coco(tmp_path):
-    """(Two tasks of one group of MS-COCO, its raw files): two pictures a class and split, and a distractor."""
+    """(One group of MS-COCO, its raw files): two pictures a class and split, and a distractor."""
     table = part_of("mscoco", "Indoor", "Indoor_captions", root=tmp_path)
     names = ["person", "book", "clock", "vase", "teddy bear"]
     raw = tmp_path / "raw"
