@@ -1,11 +1,13 @@
 """Perceivers against the papers' equations, and what is tied to a modality."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from methods.cpg import CPG, piggymask_optimizer, piggymasks_of, weight_optimizer
 from methods.ownership import SharedNetwork
 from models.layers import PLAIN, SHARABLE, PrivateLinear
 from models.modalities import MODALITIES, Modality
@@ -13,6 +15,7 @@ from models.network import Network
 from models.perceiver import perceiver
 from models.perceiver_io import perceiver_io
 from utils.errors import UserError
+from utils.training import train_step
 
 SMALL = {
     "num_latents": 6,
@@ -308,6 +311,51 @@ def test_earlier_tasks_keep_their_logits_to_the_bit_through_growth_and_other_mod
     for name, (_, modality) in widths.items():
         assert torch.equal(restored.as_task(name)(inputs[modality]), before[name]), name
     assert restored.network.modality == "text"
+
+
+def train(shared: SharedNetwork, inputs: Tensor, *, steps: int = 3) -> None:
+    """A few steps of CPG that are large enough for a leak to show."""
+    optimizers = [weight_optimizer(shared)]
+    if piggymasks_of(shared):
+        optimizers.append(piggymask_optimizer(shared))
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = 0.05
+    method = CPG(shared=shared, weight_decay=0.1, freeze_after=steps)
+    method.before_task()
+    shared.network.train()
+    labels = torch.arange(len(inputs)) % 3
+    for _ in range(steps):
+        train_step(
+            network=shared.network,
+            method=method,
+            optimizers=optimizers,
+            inputs=inputs,
+            labels=labels,
+            autocast=nullcontext(),
+        )
+
+
+def test_training_changes_what_the_task_owns_and_its_own_modality_alone():
+    torch.manual_seed(0)
+    shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE, dropout=0.1))
+    shared.begin_task("first", num_classes=3)
+    train(shared, images(8))
+    release_some(shared)
+    shared.begin_task("second", num_classes=3, width=1.5, modality="text")
+    before = {name: value.clone() for name, value in shared.network.state_dict().items()}
+    owners = {name: owner.clone() for name, owner in shared.owners().items()}
+    train(shared, texts())
+    for name, value in shared.network.state_dict().items():
+        changed = value != before[name]
+        layer, _, kind = name.rpartition(".")
+        if layer in owners and kind == "weight":
+            assert not changed[owners[layer] == 1].any() and changed[owners[layer] == 2].any(), name
+        elif name.startswith(("features.inputs.image.", "features.decoder.", "classifiers.0.")):
+            assert not changed.any(), name
+        elif layer in owners and kind == "piggymask":
+            assert not changed[owners[layer] == 2].any() and changed[owners[layer] == 1].any(), name
+        else:
+            assert changed.any(), name
 
 
 def test_growth_keeps_each_half_of_a_gated_unit_in_its_place():
