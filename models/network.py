@@ -36,10 +36,14 @@ class Network(nn.Module):
         """Features (B, feature_width) of a batch of the current modality."""
         return self.features(inputs)
 
-    def add_head(self, num_classes: int, *, in_features: int | None = None) -> nn.Linear:
-        """Append a head, N(0, 0.01) with zero bias, and make it the active one."""
-        head = nn.Linear(in_features or self.feature_width, num_classes)
+    def init_head(self, head: nn.Linear) -> None:
+        """Give a new head its first values."""
         init_linear(head)
+
+    def add_head(self, num_classes: int, *, in_features: int | None = None) -> nn.Linear:
+        """Append a head and make it the active one."""
+        head = nn.Linear(in_features or self.feature_width, num_classes)
+        self.init_head(head)
         self.classifiers.append(head)
         self.active = len(self.classifiers) - 1
         return head
@@ -61,6 +65,9 @@ class MultimodalNetwork(Network):
     @property
     def modalities(self) -> tuple[str, ...]:
         return tuple(self.features.inputs)
+
+    def init_head(self, head: nn.Linear) -> None:
+        init_unit(head)
 
     def encode(self, inputs: Tensor) -> Tensor:
         return self.features(inputs, modality=self.modality)
@@ -105,5 +112,12 @@ def init_conv(layer: nn.Conv2d) -> None:
 def init_linear(layer: nn.Linear) -> None:
     """N(0, 0.01), zero bias."""
     nn.init.normal_(layer.weight, std=0.01)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def init_unit(layer: nn.Linear) -> None:
+    """N(0, 1 / inputs), zero bias: inputs of variance 1 give outputs of variance 1."""
+    nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

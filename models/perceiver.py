@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.attention import CrossBlock, Projected, SelfBlock, Unprojected
 from models.layers import Layers
 from models.modalities import Encoding, modality_inputs
-from models.network import MultimodalNetwork
+from models.network import MultimodalNetwork, init_unit
 
 FEED_FORWARD_FACTOR = 4
 
@@ -88,6 +88,7 @@ def perceiver(
         blocks=asked.self_per_cross_attn,
         sizes=asked,
     )
+    features.init_linears()
     return MultimodalNetwork(features=features, feature_width=features.readout.out_features)
 
 
@@ -143,6 +144,16 @@ class PerceiverFeatures(nn.Module):
             for _ in range(reads)
         )
         self.readout = layers.linear(latent, features)
+
+    def init_linears(self) -> None:
+        """First values of all linears, of a scale at which plain SGD starts to learn within an epoch.
+
+        With those of torch's linears, or with LeNet-5's N(0, 0.01), attention starts out so even, and
+        gradients so small, that a Perceiver has learned nothing after ten.
+        """
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                init_unit(layer)
 
     def forward(self, inputs: Tensor, *, modality: str = "image") -> Tensor:
         """Features (B, feature_width) of a batch of `modality` (shapes: see `models.modalities`)."""

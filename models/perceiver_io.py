@@ -51,6 +51,7 @@ def perceiver_io(
     features = PerceiverIOFeatures(
         layers=layers, dropout=dropout, width=width, channels=in_channels, size=size, sizes=Sizes(**sizes)
     )
+    features.init_linears()
     return PerceiverIO(features=features, feature_width=features.readout.out_features)
 
 

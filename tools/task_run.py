@@ -78,8 +78,12 @@ class TaskRun:
 
     @cached_property
     def data(self) -> TaskData:
-        """The task's samples, on the device."""
-        return load_task(
+        """The task's samples, on the device.
+
+        Raises:
+            UserError: if a text is longer than the network has positions.
+        """
+        data = load_task(
             self.table,
             self.task,
             data_root=self.args.data_root,
@@ -88,6 +92,15 @@ class TaskRun:
             device=self.device,
             text_encoder=self.args.text_encoder,
         )
+        if data.encoder is not None:
+            longest = max(samples.inputs.shape[1] for samples in (data.train, data.validation, data.test))
+            positions = self.build.sizes.get("max_text_length", longest)
+            if longest > positions:
+                raise UserError(
+                    f"--max_text_length {positions}: task {self.task.name} has texts of {longest} tokens: "
+                    f"give {longest} or more"
+                )
+        return data
 
     @cached_property
     def batches(self) -> Batches:
