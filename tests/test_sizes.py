@@ -1,14 +1,15 @@
 """The size flags: which architecture takes them, and checkpoints of another size."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from helpers import Fleet, refusal
+from helpers import Fleet, load, refusal
 
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import packnet_models
 from utils import arguments
-from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
 
 REGISTRY = packnet_models.ARCHITECTURES
@@ -80,7 +81,7 @@ def test_a_checkpoint_says_its_sizes_and_one_of_another_size_is_refused_by_name(
     fresh = Fleet(root=fresh.root, data=fresh.data, run="perceiver_io/seed1")
     fresh.baseline("zero_one", *few)
     path = fresh.paths.baselines("digits") / "zero_one" / "checkpoint-1.pth.tar"
-    payload = load_checkpoint(path, architecture="perceiver_io", layers="plain")
+    payload = load(path)
     assert payload["architecture"]["sizes"]["latent_dim"] == 16
 
     argv = fresh.baseline_flags("zero_one", *few, "--latent_dim", "24", "--depth", "2")
@@ -90,3 +91,25 @@ def test_a_checkpoint_says_its_sizes_and_one_of_another_size_is_refused_by_name(
     assert "is a network of another size" in message and "latent_dim (16 there, 24 asked)" in message
     message = refusal(cpg_script.main, fresh.own_flags("zero_one", "--size", "tiny"))
     assert "--arch lenet5 has no --size" in message
+
+
+def test_texts_are_learned_by_perceivers_and_refused_by_other_networks_and_too_few_positions(
+    tmp_path: Path, make_table
+):
+    for split, count in (("train", 6), ("test", 2)):
+        for word in ("love", "hate"):
+            folder = tmp_path / "data" / "letters" / split / "mail" / word
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"{number}.txt").write_text(f"I {word} you" + ", truly" * number)
+    table = make_table('[letters]\ntext_root = "letters"\n')
+    fleet = Fleet(root=tmp_path / "fleet", data=tmp_path / "data", run="mail")
+    argv = fleet.flags("--dataset_config", table, "--dataset", "mail", "--run", "mail", "--epochs", 1)
+    assert "task mail has text inputs, and the network reads image" in refusal(packnet_script.main, argv)
+
+    argv += ["--arch", "perceiver", *TINIEST]
+    message = refusal(packnet_script.main, [*argv, "--max_text_length", "5"])
+    assert "--max_text_length 5: task mail has texts of 13 tokens: give 13 or more" in message
+    packnet_script.main(argv)
+    payload = load(fleet.paths.baselines("letters") / "mail" / "checkpoint-1.pth.tar")
+    assert payload["shared_layer_info"]["mail"]["modality"] == "text"

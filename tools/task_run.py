@@ -92,9 +92,10 @@ class TaskRun:
             device=self.device,
             text_encoder=self.args.text_encoder,
         )
-        if data.encoder is not None:
-            longest = max(samples.inputs.shape[1] for samples in (data.train, data.validation, data.test))
-            positions = self.build.sizes.get("max_text_length", longest)
+        positions = self.build.sizes.get("max_text_length")
+        if data.encoder is not None and positions is not None:
+            splits = data.train, data.validation, data.test
+            longest = max(int((samples.inputs != 0).sum(dim=1).max()) for samples in splits)
             if longest > positions:
                 raise UserError(
                     f"--max_text_length {positions}: task {self.task.name} has texts of {longest} tokens: "
