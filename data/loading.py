@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -164,7 +165,7 @@ def _held_out(labels: Tensor, task: Task, *, seed: int) -> Tensor:
         of_class = (labels == label).nonzero().squeeze(1)
         if len(of_class) < 2:
             raise UserError(
-                f"task {task.name}, class {name} has {len(of_class)} training image: "
+                f"task {task.name}, class {name} has {len(of_class)} training {task.modality}: "
                 "the held-out protocol needs two or more"
             )
         count = max(1, round(len(of_class) / 10))
@@ -172,11 +173,19 @@ def _held_out(labels: Tensor, task: Task, *, seed: int) -> Tensor:
     return drawn
 
 
-# Stored samples of a batch → float32 network inputs, on the samples' device.
-ToInputs = Callable[[Tensor], Tensor]
+class ToInputs(ABC):
+    """Turns stored samples (B, …) into float32 network inputs (B, …), on the samples' device."""
+
+    @abstractmethod
+    def __call__(self, stored: Tensor) -> Tensor:
+        """The inputs of one batch."""
+
+    def batches(self, stored: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """The inputs of several batches."""
+        return map(self, stored.split(batch_size))
 
 
-class Normaliser:
+class Normaliser(ToInputs):
     """(images / 255 - mean) / std, to 1e-6: uint8 (B, C, H, W) → float32 of the same shape.
 
     Args:
@@ -187,19 +196,26 @@ class Normaliser:
         self._scale = (1 / (255 * std.double())).float()[:, None, None]
         self._shift = (-mean.double() / std.double()).float()[:, None, None]
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.float().mul_(self._scale).add_(self._shift)
+    def __call__(self, stored: Tensor) -> Tensor:
+        return stored.float().mul_(self._scale).add_(self._shift)
 
 
-class Embedder:
+class Embedder(ToInputs):
     """The frozen embeddings of token ids, cut to the longest text: int32 (B, L') → float32 (B, L, width)."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        longest = int((tokens != 0).sum(1).max())
-        return self._encoder.embed(tokens[:, :longest])
+    def __call__(self, stored: Tensor) -> Tensor:
+        (inputs,) = self.batches(stored, len(stored))
+        return inputs
+
+    def batches(self, stored: Tensor, batch_size: int) -> Iterator[Tensor]:
+        lengths = (stored != 0).sum(1).split(batch_size)
+        # Read for all batches at once: each time, a GPU would have to finish what it was told before.
+        longest = torch.stack([length.max() for length in lengths]).tolist()
+        for part, length in zip(stored.split(batch_size), longest, strict=True):
+            yield self._encoder.embed(part[:, :length])
 
 
 class Batches:
@@ -274,9 +290,8 @@ class Batches:
             cuts = None if draws is None else draws[part]
             chunk = self._samples.inputs[index] if cuts is None else self._augmenter.take(index, cuts)
             labels = self._samples.labels[index]
-            for at in range(0, len(labels), self._batch_size):
-                batch = slice(at, at + self._batch_size)
-                yield to_inputs(chunk[batch]), labels[batch]
+            inputs = to_inputs.batches(chunk, self._batch_size)
+            yield from zip(inputs, labels.split(self._batch_size), strict=True)
 
 
 def evaluation_batches(

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import refusal
 
+import packnet_cifar100_main_normal as packnet_script
 from data import cache, docstrings, prepare, text
 from data.loading import Batches, load_split, load_task
 from data.splits import in_test
@@ -160,6 +162,17 @@ def test_without_the_tree_the_cache_serves(load, letters, make_table):
     assert load().fingerprint == data.fingerprint
     make_table(ENTRY)
     assert load().task.classes == ("hate", "love")
+
+
+def test_an_output_made_with_another_encoder_is_refused_by_name(letters, table_of, tmp_path, monkeypatch):
+    flags = ["--arch", "perceiver_io", "--num_latents", "2", "--latent_dim", "8", "--depth", "1"]
+    flags += ["--dataset_config", str(tmp_path / "table.toml"), "--epochs", "1", "--device", "cpu"]
+    for name, root in (("data", letters), ("checkpoints", tmp_path / "c"), ("logs", tmp_path / "l")):
+        flags += [f"--{name}_root", str(root)]
+    packnet_script.main(flags)
+    monkeypatch.setattr(HashEncoder, "identity", "hash 2")
+    message = refusal(packnet_script.main, flags)
+    assert "text_encoder (hash 1 there, hash 2 asked)" in message
 
 
 # Bad input.

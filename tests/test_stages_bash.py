@@ -202,6 +202,7 @@ def test_variables_of_the_environment_reach_the_command(bash: Bash) -> None:
         **{"ARCH": "resnet50", "SEED": "7", "EPOCHS": "3", "BATCH_SIZE": "8", "LR": "0.5", "DEVICE": "cpu"},
         **{"PRECISION": "bf16", "PROTOCOL": "heldout", "RUN": "mine", "OVERWRITE": "1", "JOBS": "1"},
         **{"CHECKPOINTS_ROOT": "kept", "LOGS_ROOT": "/logs", "EXTRA_ARGS": "--weight_decay 0\n --lr_mask *"},
+        TEXT_ENCODER="bert-base-uncased",
     )
     succeeded(result)
     command = bash.commands()[0]
@@ -211,6 +212,7 @@ def test_variables_of_the_environment_reach_the_command(bash: Bash) -> None:
         **{"--data_root": "data", "--logs_root": "/logs", "--run": "mine", "--precision": "bf16"},
         # A relative path in the environment counts from where the user is.
         **{"--checkpoints_root": str(bash.folder / "kept"), "--device": "cpu", "--mode": "finetune"},
+        "--text_encoder": "bert-base-uncased",
         **{"--epochs": "3", "--batch_size": "8", "--lr": "0.5", "--weight_decay": "0", "--lr_mask": "*"},
     }
     assert {flag: value(command, flag) for flag in expected} == expected
