@@ -146,10 +146,10 @@ class PerceiverFeatures(nn.Module):
         self.readout = layers.linear(latent, features)
 
     def init_linears(self) -> None:
-        """First values of all linears, of a scale at which plain SGD starts to learn within an epoch.
+        """First values of all linears, of a scale at which plain SGD learns within a few epochs.
 
-        With those of torch's linears, or with LeNet-5's N(0, 0.01), attention starts out so even, and
-        gradients so small, that a Perceiver has learned nothing after ten.
+        With those of torch's linears attention starts out so even, and gradients so small, that a Perceiver
+        has learned nothing of two digits after ten.
         """
         for layer in self.modules():
             if isinstance(layer, nn.Linear):

@@ -9,6 +9,7 @@ from helpers import Fleet, load, refusal
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import packnet_models
+from tools import select_pruning_ratio as select_script
 from utils import arguments
 from utils.errors import UserError
 
@@ -91,6 +92,9 @@ def test_a_checkpoint_says_its_sizes_and_one_of_another_size_is_refused_by_name(
     assert "is a network of another size" in message and "latent_dim (16 there, 24 asked)" in message
     message = refusal(cpg_script.main, fresh.own_flags("zero_one", "--size", "tiny"))
     assert "--arch lenet5 has no --size" in message
+    assert "--arch lenet5 has no --depth" in refusal(
+        select_script.main, fresh.select_flags("1", "--depth", 2)
+    )
 
 
 def test_texts_are_learned_by_perceivers_and_refused_by_other_networks_and_too_few_positions(

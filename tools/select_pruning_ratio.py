@@ -2,11 +2,13 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from data.tables import Table, Task, load_table
 from methods.cpg import choose_ratio
+from models import ARCHITECTURES
 from tools.task_run import read_baseline
 from utils import arguments, errors, logs
 from utils.checkpoints import fingerprint, load_checkpoint, save_checkpoint
@@ -39,15 +41,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = table.select(args.dataset)
     arguments.check_of_one_task(args, tasks)
     paths = arguments.paths_of(args)
+    load = partial(
+        load_checkpoint,
+        architecture=args.arch,
+        layers=LAYERS,
+        sizes=arguments.resolved_sizes(ARCHITECTURES, args.arch, arguments.given_sizes(args)),
+    )
     with logs.to_file(paths.stage_log(table.name, "select_pruning_ratio")):
         logs.configuration(vars(args))
         logs.protocol(args.protocol)
         for task in tasks:
-            select(args, paths=paths, table=table, task=task)
+            select(args, paths=paths, table=table, task=task, load=load)
 
 
-def select(args: argparse.Namespace, *, paths: Paths, table: Table, task: Task) -> None:
-    """Choose one task's ratio and copy its checkpoint beside the pruned networks."""
+def select(
+    args: argparse.Namespace, *, paths: Paths, table: Table, task: Task, load: Callable[[Path], dict]
+) -> None:
+    """Choose one task's ratio and copy its checkpoint beside the pruned networks.
+
+    Args:
+        load: reads a checkpoint, and refuses one of another architecture or size.
+    """
     folder = paths.pruned(table.name, task.name)
     record = read_record(
         args.pruning_ratio_to_acc_record_file or record_file(folder), ratios=args.target_sparsity
@@ -60,7 +74,7 @@ def select(args: argparse.Namespace, *, paths: Paths, table: Table, task: Task) 
         paths.single_scratch(table.name, task.name),
         *(sparsity_folder(folder, step) for step in args.target_sparsity),
     ]
-    networks = read_networks(folders, sparsities=list(record), arch=args.arch)
+    networks = read_networks(folders, sparsities=list(record), load=load)
     pruned = checkpoint_in(folders[-1], remedy=REMEDY)
     payload = networks[ratio]
     selection = {
@@ -74,7 +88,7 @@ def select(args: argparse.Namespace, *, paths: Paths, table: Table, task: Task) 
     earlier = list(checkpoints_in(folder).values())
     for path in earlier:
         if not args.overwrite:
-            existing = load_checkpoint(path, architecture=args.arch, layers=LAYERS)
+            existing = load(path)
             require_same(existing.get("selection", {}), selection, where=path)
             logging.info("%s is in place: skipped (--overwrite redoes it)", path)
             return
@@ -93,7 +107,9 @@ def log_choice(ratio: float, *, task: str, accuracy: float, baseline: float) -> 
         logging.info("We select scratch: no pruned network of %s reaches the baseline", task)
 
 
-def read_networks(folders: Sequence[Path], *, sparsities: Sequence[float], arch: str) -> dict[float, dict]:
+def read_networks(
+    folders: Sequence[Path], *, sparsities: Sequence[float], load: Callable[[Path], dict]
+) -> dict[float, dict]:
     """Sparsity → checkpoint payload, for `sparsities` in turn.
 
     Raises:
@@ -104,7 +120,7 @@ def read_networks(folders: Sequence[Path], *, sparsities: Sequence[float], arch:
     before = None
     for folder, sparsity in zip(folders, sparsities, strict=True):
         path = checkpoint_in(folder, remedy=REMEDY)
-        payload = load_checkpoint(path, architecture=arch, layers=LAYERS)
+        payload = load(path)
         parent = payload.get("arguments", {}).get("parent")
         if before is not None and parent not in (None, fingerprint(before)):
             raise UserError(

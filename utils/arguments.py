@@ -328,16 +328,20 @@ def architecture(
         UserError: listing the known ones; naming sizes that it does not have; the builder raises it for a
             size or width that it cannot take.
     """
-    if name not in registry:
-        raise UserError(f"--arch {name} is unknown: choose one of {', '.join(sorted(registry))}")
-    resolved = _resolved(registry[name], name, sizes or {})
+    resolved = resolved_sizes(registry, name, sizes or {})
     return Builder(name, resolved, partial(registry[name], in_channels=in_channels, size=size))
 
 
-def _resolved(builder: Callable, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All sizes of an architecture: its defaults, changed by the preset, changed by what was given."""
-    defaults = getattr(builder, "sizes", {})
-    presets = getattr(builder, "presets", {})
+def resolved_sizes(registry: Mapping[str, Callable], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All sizes of architecture `name`: its defaults, changed by the preset, changed by what was given.
+
+    Raises:
+        UserError: for an unknown architecture, or naming sizes that it does not have.
+    """
+    if name not in registry:
+        raise UserError(f"--arch {name} is unknown: choose one of {', '.join(sorted(registry))}")
+    defaults = getattr(registry[name], "sizes", {})
+    presets = getattr(registry[name], "presets", {})
     given = dict(given)
     unknown = [f"--{flag}" for flag in given if flag not in defaults and not (flag == "size" and presets)]
     if unknown:
