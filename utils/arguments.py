@@ -211,7 +211,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "on a backbone they are the backbone's affair.",
     )
     group.add_argument(
-        "--pretrained_file", type=Path, help="The same from this file, a state dict of torchvision's model."
+        "--pretrained_file",
+        type=Path,
+        help="The same from this file, a state dict of torchvision's model (default: downloaded).",
     )
     group.add_argument("--log_path", type=Path, help="Folder of the log file (default: the save folder).")
     group.add_argument("--logfile", default="train.log", help="Name of the log file.")
