@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Stage 3-1: choose the backbone of every target by comparing scratch networks (ModelDiff)."""
+"""Stage 3-1: choose the backbone of every target by comparing scratch networks (ModelDiff).
+
+Images against images, and, with an architecture that reads several modalities, any against any.
+"""
 
 import argparse
 import logging
@@ -14,6 +17,7 @@ from data.tables import Table, Task, load_table
 from methods.modeldiff import RULES, Distance, Model, choose, compare
 from methods.ownership import SharedNetwork
 from packnet_models import ARCHITECTURES
+from tools.task_run import named_backbone
 from utils import arguments, errors, logs
 from utils.checkpoints import fingerprint, load_checkpoint
 from utils.errors import UserError
@@ -24,6 +28,7 @@ from utils.runtime import autocast, resolve_device, set_threads
 from utils.seeds import derive_seed
 
 LAYERS = "plain"
+MUTATIONS = 100
 RESULT_COLUMNS = ("target_id", "task_id")
 TABLE_COLUMNS = ("target_id", "task_id", "ddv_cos", "ddv_euc")
 
@@ -46,7 +51,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments.add_common(parser)
     group = parser.add_argument_group("search")
     group.add_argument("--target_id", help="The targets: ids, names or ranges (default: --dataset).")
-    group.add_argument("--candidates", default="all", help="Tasks that may become the backbone.")
+    arguments.add_candidates(
+        group,
+        help="Tasks that may become the backbone: names, ids, ranges or all; `same` or `other` among them "
+        "narrows them to those of the same modality as the target's, or of the other, and the choice goes "
+        "into files of its own.",
+    )
     group.add_argument(
         "--baseline_folder",
         type=Path,
@@ -55,8 +65,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--max_iterations",
         type=arguments.non_negative_int,
-        default=100,
-        help="Mutations of the probes; 0 means none.",
+        help=f"Mutations of the probes; 0 means none (default: {MUTATIONS}, but none where networks are "
+        "compared by keys and values).",
     )
     group.add_argument("--epsilon", type=arguments.positive_float, default=0.1, help="Size of a mutation.")
     group.add_argument(
@@ -90,13 +100,13 @@ class Search:
             sizes=arguments.given_sizes(args),
         )
         self.device = resolve_device(args.device)
-        self.candidates = table.select(args.candidates)
-        self.result = args.csv_path or self.paths.result_csv(table.name)
+        self.candidates = table.select(args.candidates.tasks)
+        self.result = args.csv_path or self.paths.result_csv(table.name, among=args.candidates.among)
         self._models: dict[int, tuple[Model, str]] = {}
 
     def find(self, target: Task) -> None:
         """Measure all distances to `target`, choose, and enter both in the CSV files."""
-        candidates = [task for task in self.candidates if task != target]
+        candidates = [task for task in self.candidates if self.may_back(task, target)]
         if not candidates:
             raise UserError(f"--candidates {self.args.candidates} leaves none for target {target.name}")
         asked = self.deciders(target, candidates)
@@ -115,6 +125,24 @@ class Search:
         label = "euc" if rule in ("farthest", "nearest") else rule
         logging.info("Selected backbone for target %d = (%s) %d", target.id, label, chosen)
 
+    def may_back(self, task: Task, target: Task) -> bool:
+        """Whether --candidates lets `task` become the backbone of `target`."""
+        same = task.modality == target.modality
+        return task != target and {"all": True, "same": same, "other": not same}[self.args.candidates.among]
+
+    def mutations(self, target: Task) -> int:
+        """How often the probes are mutated."""
+        asked = self.args.max_iterations
+        model, _ = self.model(target)
+        if not model.reads_keys_and_values:
+            return MUTATIONS if asked is None else asked
+        if asked:
+            raise UserError(
+                f"--max_iterations {asked}: networks of --arch {self.args.arch} are compared by keys and "
+                "values, which are not mutated: leave it out"
+            )
+        return 0
+
     def measure(self, target: Task, candidates: Sequence[Task]) -> list[Distance]:
         """The distances of `candidates` from `target`, on as many probes from each as both have."""
         model, _ = self.model(target)
@@ -131,7 +159,7 @@ class Search:
                 distances += compare(
                     models,
                     replace(model, probes=model.probes[:count]),
-                    iterations=self.args.max_iterations,
+                    iterations=self.mutations(target),
                     epsilon=self.args.epsilon,
                     seeds=seeds,
                 )
@@ -139,10 +167,7 @@ class Search:
 
     def given(self, target: Task) -> Task:
         """The task that --backbone names."""
-        backbone = self.table.task(self.args.backbone)
-        if backbone == target:
-            raise UserError(f"--backbone {self.args.backbone} is the target itself: choose another task")
-        return backbone
+        return named_backbone(self.args.backbone, table=self.table, target=target)
 
     def deciders(self, target: Task, candidates: Sequence[Task]) -> dict:
         """What the choice depends on."""
@@ -150,7 +175,7 @@ class Search:
         return {
             "candidates": [task.id for task in candidates],
             "networks": [self.model(task)[1] for task in (target, *candidates)],
-            "max_iterations": args.max_iterations,
+            "max_iterations": self.mutations(target),
             "epsilon": args.epsilon,
             "val_batch_size": args.val_batch_size,
             "seed": args.seed,
@@ -187,7 +212,8 @@ class Search:
             }
             for item in distances
         ]
-        update_csv(self.paths.table_csv(self.table.name), rows, columns=TABLE_COLUMNS, replace=replace)
+        table = self.paths.table_csv(self.table.name, among=self.args.candidates.among)
+        update_csv(table, rows, columns=TABLE_COLUMNS, replace=replace)
         row = {"target_id": target.id, "task_id": chosen}
         # An earlier row goes first: killed in between, it must not stand beside the new arguments.
         update_csv(self.result, [], columns=RESULT_COLUMNS, replace=replace)

@@ -3,6 +3,10 @@
 Two networks are compared on the same probes, half of them from each one's task. A network's decision
 distance vector (DDV) holds the distance between its outputs for probe i and probe i + n/2; two networks
 are as far apart as the cosine distance between their DDVs.
+
+Networks that can read several modalities are compared where modality no longer matters: their probes are
+the keys and values that each one's own projection makes of its own task's samples, and their outputs are
+the features that their trunks make of these (MM-Pick-a-back).
 """
 
 from collections.abc import Sequence
@@ -12,7 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from models.network import MultimodalNetwork
+
 RULES = ("farthest", "nearest", "random")
+
+# Samples projected at once: the keys and values of large images take much room.
+_CHUNK = 10
 
 
 @dataclass(frozen=True)
@@ -22,12 +31,17 @@ class Model:
     Attributes:
         id: of its task.
         network: in evaluation mode.
-        probes: (n/2, …), its task's share of the probes, normalised as its task normalises.
+        probes: (n/2, …), its task's share of the probes, as the network takes them.
     """
 
     id: int
     network: nn.Module
     probes: Tensor
+
+    @property
+    def reads_keys_and_values(self) -> bool:
+        """Whether it is compared by what its trunk makes of keys and values."""
+        return isinstance(self.network, MultimodalNetwork)
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,17 @@ def compare(
     Args:
         iterations, epsilon: of `mutate`; 0 iterations leave the probes as they are.
         seeds: one a candidate, so that a distance does not depend on what else is compared.
+
+    Raises:
+        ValueError: for more than 0 iterations on keys and values, which differ in length between modalities.
     """
+    if target.reads_keys_and_values:
+        if iterations:
+            raise ValueError("keys and values are not mutated")
+        return [
+            distance(candidate.id, *features_on_keys_and_values(candidate, target))
+            for candidate in candidates
+        ]
     probe_sets = [torch.cat((candidate.probes, target.probes)) for candidate in candidates]
     if iterations:
         networks = [candidate.network for candidate in candidates]
@@ -62,21 +86,36 @@ def compare(
             probe_sets, networks, target.network, iterations=iterations, epsilon=epsilon, seeds=seeds
         )
     return [
-        distance(candidate, target, probes=probes)
+        distance(candidate.id, candidate.network(probes), target.network(probes))
         for candidate, probes in zip(candidates, probe_sets, strict=True)
     ]
 
 
-@torch.no_grad()
-def distance(candidate: Model, target: Model, *, probes: Tensor) -> Distance:
-    """Compare two networks on `probes` (n, …), the candidate's first."""
-    candidate_ddvs = decision_distances(candidate.network(probes))
-    target_ddvs = decision_distances(target.network(probes))
+def distance(candidate: int, candidate_outputs: Tensor, target_outputs: Tensor) -> Distance:
+    """Compare two networks by their outputs (n, …) for the same probes, the candidate's probes first."""
     cos, euc = (
         1.0 - cosine_similarity(a.double(), b.double(), dim=0).item()
-        for a, b in zip(candidate_ddvs, target_ddvs, strict=True)
+        for a, b in zip(
+            decision_distances(candidate_outputs), decision_distances(target_outputs), strict=True
+        )
     )
-    return Distance(candidate=candidate.id, cos=cos, euc=euc)
+    return Distance(candidate=candidate, cos=cos, euc=euc)
+
+
+@torch.no_grad()
+def features_on_keys_and_values(candidate: Model, target: Model) -> tuple[Tensor, Tensor]:
+    """The features (n, W) that either trunk makes of the keys and values of both tasks' probes.
+
+    Each probe is projected by the network of its own task; a few at a time, since modalities differ in the
+    length of their sequences.
+    """
+    features: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for owner in (candidate, target):
+        for samples in owner.probes.split(_CHUNK):
+            kv, mask = owner.network.features.project(samples, owner.network.modality)
+            for model, found in zip((candidate, target), features, strict=True):
+                found.append(model.network.features.trunk(kv, mask))
+    return torch.cat(features[0]), torch.cat(features[1])
 
 
 @torch.no_grad()

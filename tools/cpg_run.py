@@ -18,7 +18,7 @@ from methods.cpg import (
 from methods.gradual_pruning import GradualPruning
 from methods.learning import Learner
 from methods.ownership import SharedNetwork
-from tools.task_run import TaskRun, chosen_backbone, final_width, read_widths
+from tools.task_run import TaskRun, backbone_of, final_width, read_widths
 from utils import arguments
 from utils.checkpoints import fingerprint
 from utils.errors import UserError
@@ -36,7 +36,7 @@ from utils.paths import (
 from utils.training import StepSchedule
 
 LAYERS = "sharable"
-FROM_CSV = "from_csv"
+BACKBONE_REMEDY = "run wo_backbone.sh and select_pruning_ratio_of_backbone.sh for the backbone first"
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         help="Train on this task's pruned network: a name, an id, or from_csv for the one that stage 3-1 "
         "chose (default: train from scratch).",
     )
-    group.add_argument("--csv_path", type=Path, help="CSV of the chosen backbones (default: by the layout).")
+    arguments.add_chosen_pairs(group)
     group.add_argument(
         "--lr_mask", type=arguments.positive_float, default=1e-4, help="Learning rate of piggymasks."
     )
@@ -127,18 +127,27 @@ class CPGRun(TaskRun):
         """The backbone's name; None to train from scratch."""
         if self.args.backbone is None:
             return None
-        if self.args.backbone == FROM_CSV:
-            path = self.args.csv_path or self.paths.result_csv(self.table.name)
-            return chosen_backbone(path, table=self.table, target=self.task).name
-        backbone = self.table.task(self.args.backbone).name
-        if backbone == self.task.name:
-            raise UserError(f"--backbone {backbone} is the target itself: choose another task")
-        return backbone
+        return backbone_of(self.task, asked=self.args.backbone, table=self.table, pairs=self.pairs_file).name
+
+    @property
+    def pairs_file(self) -> Path:
+        """CSV of the chosen backbones."""
+        return self.args.csv_path or self.paths.result_csv(self.table.name, among=self.args.candidates.among)
+
+    @property
+    def target_folder(self) -> Path:
+        """Folder of the task on its backbone."""
+        return self.paths.target(self.table.name, self.backbone, self.task.name)
+
+    def backbone_file(self) -> Path:
+        """The checkpoint of the backbone that the task starts from."""
+        folder = self.args.load_folder or self.paths.pruned(self.table.name, self.backbone)
+        return checkpoint_in(folder, remedy=BACKBONE_REMEDY)
 
     @cached_property
     def multiplier(self) -> float:
         if self.args.network_width_multiplier == arguments.FROM_TARGET:
-            return final_width(self.paths, table=self.table, target=self.task, csv_path=self.args.csv_path)
+            return final_width(self.paths, table=self.table, target=self.task, csv_path=self.pairs_file)
         return self.args.network_width_multiplier
 
     @cached_property
@@ -149,7 +158,7 @@ class CPGRun(TaskRun):
         if self.args.mode == ["prune"]:
             return self.paths.pruned(config, task)
         if self.backbone is not None:
-            return self.paths.target(config, self.backbone, task)
+            return self.target_folder
         if self.multiplier != 1.0:
             return self.paths.control(config, task, width_multiplier=self.multiplier)
         return self.paths.single_scratch(config, task)
@@ -272,10 +281,7 @@ class CPGRun(TaskRun):
 
     def learn_on_backbone(self) -> None:
         """Stage 3-2: the target on its backbone's pruned network, wider and wider as need be."""
-        folder = self.args.load_folder or self.paths.pruned(self.table.name, self.backbone)
-        source = checkpoint_in(
-            folder, remedy="run wo_backbone.sh and select_pruning_ratio_of_backbone.sh for the backbone first"
-        )
+        source = self.backbone_file()
         backbone = self.load(source)
         held = SharedNetwork.from_payload(backbone, build=self.build, source=source)
         try:

@@ -24,6 +24,8 @@ from utils.runs import Output, deciding
 from utils.runtime import resolve_device, set_threads
 from utils.seeds import derive_seed
 
+FROM_CSV = "from_csv"
+
 
 class TaskRun:
     """One task of a table under one set of flags.
@@ -239,12 +241,19 @@ def run_tasks(
     script: type[TaskRun],
     registry: Mapping[str, Callable[..., Network]],
     layers: str,
+    modality: str | None = None,
 ) -> None:
-    """Run a script's work for every task that `--dataset` names, in turn, each with its log file."""
+    """Run a script's work for every task that `--dataset` names, in turn, each with its log file.
+
+    Args:
+        modality: leaves out the tasks of any other.
+    """
     logs.to_terminal()
     set_threads(args.threads)
     table = load_table(args.dataset_config, data_root=args.data_root)
-    tasks = table.select(args.dataset)
+    tasks = [task for task in table.select(args.dataset) if modality in (None, task.modality)]
+    if not tasks:
+        raise UserError(f"--modality {modality} leaves none of the tasks {args.dataset}: leave it out")
     arguments.check_of_one_task(args, tasks)
     for task in tasks:
         run = script(args, table=table, task=task, registry=registry, layers=layers)
@@ -301,6 +310,32 @@ def chosen_backbone(path: Path, *, table: Table, target: Task) -> Task:
                 raise UserError(f"{path} pairs task {target.name} with itself: {remedy}")
             return backbone
     raise UserError(f"{path} has no row for target {target.id} ({target.name}): {remedy}")
+
+
+def backbone_of(target: Task, *, asked: str, table: Table, pairs: Path) -> Task:
+    """The backbone of `target`: the task `asked`, or, from_csv, the one that stage 3-1 chose.
+
+    Args:
+        pairs: CSV of the chosen backbones.
+
+    Raises:
+        UserError: if there is none, or if it is the target itself.
+    """
+    if asked == FROM_CSV:
+        return chosen_backbone(pairs, table=table, target=target)
+    return named_backbone(asked, table=table, target=target)
+
+
+def named_backbone(asked: str, *, table: Table, target: Task) -> Task:
+    """The task that --backbone names.
+
+    Raises:
+        UserError: if there is no such task, or if it is the target itself.
+    """
+    backbone = table.task(asked)
+    if backbone == target:
+        raise UserError(f"--backbone {asked} is the target itself: choose another task")
+    return backbone
 
 
 def final_width(paths: Paths, *, table: Table, target: Task, csv_path: Path | None = None) -> float:

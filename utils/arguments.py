@@ -260,6 +260,47 @@ def add_width(group: argparse._ArgumentGroup) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Which tasks may become a target's backbone.
+
+    Attributes:
+        tasks: names, ids and ranges, or all.
+        among: those of them of the "same" modality as the target's, of the "other", or "all".
+    """
+
+    tasks: str = "all"
+    among: str = "all"
+
+    def __str__(self) -> str:
+        return ",".join(dict.fromkeys((self.among, self.tasks))) if self.among != "all" else self.tasks
+
+
+def candidates(text: str) -> Candidates:
+    """Names, ids and ranges between commas; `same` or `other` among them narrows them by modality."""
+    parts = [part.strip() for part in text.split(",")]
+    among = {part for part in parts if part in ("same", "other")}
+    if len(among) > 1:
+        raise argparse.ArgumentTypeError(f"{text}: same and other exclude one another; all takes both")
+    tasks = ",".join(part for part in parts if part not in among)
+    return Candidates(tasks=tasks or "all", among=among.pop() if among else "all")
+
+
+def add_candidates(group: argparse._ArgumentGroup, *, help: str) -> None:
+    """The flag of the tasks that may become a backbone."""
+    group.add_argument("--candidates", type=candidates, default=Candidates(), help=help)
+
+
+def add_chosen_pairs(group: argparse._ArgumentGroup) -> None:
+    """The flags of the file of chosen backbones, for what comes after the choice."""
+    add_candidates(
+        group,
+        help="As in stage 3-1: which of its choices counts, the one among all candidates or among those of "
+        "the `same` or the `other` modality.",
+    )
+    group.add_argument("--csv_path", type=Path, help="CSV of the chosen backbones (default: by the layout).")
+
+
 def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The flag of the pruning ratios."""
     parser.add_argument(

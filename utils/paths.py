@@ -78,13 +78,14 @@ class Paths:
         """JSON {task: accuracy} of the scratch networks."""
         return self.logs / self.run / f"baseline_{config}_acc_scratch{_wide(width_multiplier)}.txt"
 
-    def result_csv(self, config: str) -> Path:
-        """CSV target_id,task_id: the chosen backbones."""
-        return self.logs / self.run / f"pickaback_{config}_result.csv"
+    def result_csv(self, config: str, *, among: str = "all") -> Path:
+        """CSV target_id,task_id: the backbones chosen among candidates of the "same" or the "other" modality
+        as the target's, or among "all"."""
+        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}.csv"
 
-    def table_csv(self, config: str) -> Path:
+    def table_csv(self, config: str, *, among: str = "all") -> Path:
         """CSV target_id,task_id,ddv_cos,ddv_euc: every distance measured."""
-        return self.logs / self.run / f"pickaback_{config}_table.csv"
+        return self.logs / self.run / f"pickaback_{config}_table{_among(among)}.csv"
 
     def stage_log(self, config: str, stage: str) -> Path:
         """Log of a stage that writes no checkpoint folder of its own."""
@@ -112,9 +113,14 @@ class Paths:
         """Folder of the pruned networks, of `record.txt` and of the chosen checkpoint."""
         return self.single(config, task) / "gradual_prune"
 
-    def target(self, config: str, backbone: str, target: str) -> Path:
-        """Folder of a target trained on a backbone (stage 3-2)."""
-        return self._stage("CPG_fromsingle_scratch_woexp_target", config) / backbone / target / "scratch"
+    def target(self, config: str, backbone: str, target: str, *, kv_transfer: bool = True) -> Path:
+        """Folder of a target trained on a backbone (stage 3-2).
+
+        Args:
+            kv_transfer: False for the control that leaves out the K/V transfer where there is one.
+        """
+        stage = "CPG_fromsingle_scratch_woexp_target" + ("" if kv_transfer else "_no_kv_transfer")
+        return self._stage(stage, config) / backbone / target / "scratch"
 
     def control(self, config: str, task: str, *, width_multiplier: float) -> Path:
         """Folder of the control: the target's network at a grown width, without a backbone."""
@@ -160,6 +166,11 @@ class Paths:
         return self.checkpoints / self.run / stage / config
 
 
+def kv_transfer_file(checkpoint: Path, target: str) -> Path:
+    """A backbone's checkpoint with the K/V projection of `target` in it, beside that checkpoint (3-1b)."""
+    return checkpoint.with_name(checkpoint.name.replace(".", f"_kv_transfer_{target}.", 1))
+
+
 def arguments_file(output: Path) -> Path:
     """JSON with the arguments that made the entries of a shared file."""
     return output.with_name(f"{output.name}.arguments.json")
@@ -183,6 +194,10 @@ def width_folder(folder: Path, width_multiplier: float) -> Path:
 def widths_file(folder: Path) -> Path:
     """JSON with the accuracy at every width tried, beside a target's checkpoint."""
     return folder / "widths.json"
+
+
+def _among(modality: str) -> str:
+    return "" if modality == "all" else f"_{modality}"
 
 
 def _wide(width_multiplier: float) -> str:
