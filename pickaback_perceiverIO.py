@@ -100,13 +100,13 @@ class Search:
             sizes=arguments.given_sizes(args),
         )
         self.device = resolve_device(args.device)
-        self.candidates = table.select(args.candidates.tasks)
         self.result = args.csv_path or self.paths.result_csv(table.name, among=args.candidates.among)
         self._models: dict[int, tuple[Model, str]] = {}
 
     def find(self, target: Task) -> None:
         """Measure all distances to `target`, choose, and enter both in the CSV files."""
-        candidates = [task for task in self.candidates if self.may_back(task, target)]
+        spec, among = self.args.candidates.tasks, self.args.candidates.among
+        candidates = self.table.candidates(spec, target=target, among=among)
         if not candidates:
             raise UserError(f"--candidates {self.args.candidates} leaves none for target {target.name}")
         asked = self.deciders(target, candidates)
@@ -124,11 +124,6 @@ class Search:
         self.write(target, distances, chosen, asked)
         label = "euc" if rule in ("farthest", "nearest") else rule
         logging.info("Selected backbone for target %d = (%s) %d", target.id, label, chosen)
-
-    def may_back(self, task: Task, target: Task) -> bool:
-        """Whether --candidates lets `task` become the backbone of `target`."""
-        same = task.modality == target.modality
-        return task != target and {"all": True, "same": same, "other": not same}[self.args.candidates.among]
 
     def mutations(self, target: Task) -> int:
         """How often the probes are mutated."""

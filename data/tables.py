@@ -116,6 +116,19 @@ class Table:
                 chosen.setdefault(task.id, task)
         return tuple(chosen.values())
 
+    def candidates(self, spec: str, *, target: Task, among: str = "all") -> list[Task]:
+        """The tasks that `spec` names and that may become the backbone of `target`.
+
+        Args:
+            among: "same" or "other" leaves those of the target's modality or of others, "all" any.
+        """
+        fits = {"all": (True, False), "same": (True,), "other": (False,)}[among]
+        return [
+            task
+            for task in self.select(spec)
+            if task != target and (task.modality == target.modality) in fits
+        ]
+
     def _part(self, part: str, spec: str) -> Sequence[Task]:
         if not part:
             raise UserError(

@@ -1,11 +1,13 @@
 # Every variable of the stages, with its default. Set one here, or for one run in the environment:
 #     EPOCHS=10 JOBS=4 bash run_pickaback/baseline.sh cifar100
+# A table may have defaults of its own in config_<table>.sh, which come before these.
 # shellcheck shell=bash disable=SC2034
 
 # What is run
-: "${CONFIG:=digits}"            # task table: digits, cifar100 or a .toml file of yours (first argument of a stage)
+: "${CONFIG:=digits}"            # task table: digits, cifar100, digits_docs or a .toml file of yours (first argument of a stage)
 : "${TASKS:=all}"                # names, ids or ranges: 4  1-20  fish,14  all (second argument of a stage)
-: "${ARCH:=lenet5}"              # architecture
+: "${ARCH:=lenet5}"              # architecture; across modalities perceiver_io, which the scripts of name *_MM.sh take by default
+: "${SIZE:=}"                    # preset of a Perceiver's sizes: tiny or base; empty: base
 : "${TEXT_ENCODER:=hash}"        # of text tasks: hash, bert-base-uncased or a local folder in the Hugging Face format
 : "${SEED:=1}"                   # seed of initial weights, batch order, augmentation and mutations
 : "${PROTOCOL:=published}"       # published: decisions look at the test set; heldout: at a tenth of the training images
@@ -21,9 +23,11 @@
 # Decisions
 : "${ALLOW_ACC_LOSS:=0.001}"     # accuracy that a pruned network may lose against its scratch baseline (2-2, cpg_sequence.sh)
 : "${BACKBONE:=farthest}"        # stage 3-1: farthest (the published rule), nearest, random, or a task's name or id
-: "${CANDIDATES:=all}"           # stage 3-1: tasks that may become a backbone (run_all.sh: all means those it runs)
-: "${MAX_ITERATIONS:=100}"       # stage 3-1: mutations of the probes; 0 means none
+: "${CANDIDATES:=all}"           # stage 3-1: tasks that may become a backbone (run_all.sh: all means those it runs);
+                                 # same, other: those of the target's modality, of the other (also: other,1-20)
+: "${MAX_ITERATIONS:=}"          # stage 3-1: mutations of the probes; 0 means none; empty: 100, but none for Perceivers
 : "${EXTRA_SEARCH_ARGS:=}"       # stage 3-1: more flags for the search, e.g. "--epsilon 0.05"
+: "${KV_TRANSFER:=1}"            # w_backbone_MM.sh: 0 leaves the target's own K/V projection out (a control)
 : "${MAX_WIDTH:=2.0}"            # stage 3-2 and cpg_sequence.sh: the widest that a network may grow
 
 # All tasks in sequence in one network (cpg_sequence.sh; the variables above apply too)

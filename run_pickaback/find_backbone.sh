@@ -16,6 +16,7 @@ if backbone_is_a_task; then
     choice=(--backbone "$BACKBONE")
     leave_out "$BACKBONE"
 fi
+[[ -z $MAX_ITERATIONS ]] || choice+=(--max_iterations "$MAX_ITERATIONS")
 words "$EXTRA_SEARCH_ARGS"
 fan_out "$PYTHON_BIN" pickaback_perceiverIO.py "${COMMON_ARGS[@]}" "${choice[@]}" --candidates "$CANDIDATES" \
-    --max_iterations "$MAX_ITERATIONS" ${WORDS[@]+"${WORDS[@]}"}
+    ${WORDS[@]+"${WORDS[@]}"}

@@ -23,6 +23,14 @@ if [[ -d ${TEXT_ENCODER:-} && $TEXT_ENCODER != /* ]]; then
     TEXT_ENCODER=$PWD/$TEXT_ENCODER
 fi
 cd "$REPOSITORY"
+# The arguments are those of the script that sources this file. A table's own defaults come before the general ones.
+for _name in "$@" "${CONFIG:-}"; do
+    if [[ $_name =~ ^[a-z_0-9]+$ && -f run_pickaback/config_$_name.sh ]]; then
+        # shellcheck source=run_pickaback/config_digits_docs.sh
+        source "run_pickaback/config_$_name.sh"
+        break
+    fi
+done
 # shellcheck source=run_pickaback/config.sh
 source run_pickaback/config.sh
 
@@ -78,6 +86,39 @@ parse_arguments() { # [config] [tasks]
     if [[ $CONFIG == *.toml && $CONFIG != /* && -f $CALLED_FROM/$CONFIG ]]; then
         CONFIG=$CALLED_FROM/$CONFIG
     fi
+}
+
+parse_control() { # [config] [tasks] [--control]: CONTROL and the rest in REST
+    local argument
+    CONTROL=0 REST=()
+    for argument in "$@"; do
+        if [[ $argument == --control ]]; then CONTROL=1; else REST+=("$argument"); fi
+    done
+}
+
+parse_pair() { # [config] [targets], or [config] --backbone TASK --target TARGETS: PAIR_BACKBONE and the rest in REST
+    local target=''
+    PAIR_BACKBONE='' REST=()
+    while (($#)); do
+        case $1 in
+            --backbone)
+                need_value "$@"
+                PAIR_BACKBONE=$2
+                shift
+                ;;
+            --target)
+                need_value "$@"
+                target=$2
+                shift
+                ;;
+            *) REST+=("$1") ;;
+        esac
+        shift
+    done
+    [[ -n $PAIR_BACKBONE || -n $target ]] || return 0
+    [[ -n $PAIR_BACKBONE && -n $target ]] || usage_error "--backbone and --target go together"
+    ((${#REST[@]} < 2)) || usage_error "give the targets by --target or by position, not both"
+    REST=("${REST[0]:-$CONFIG}" "$target")
 }
 
 # ---------------------------------------------------------------------------------------------
@@ -219,6 +260,7 @@ check_variables() { # also settles JOBS and THREADS
         [[ $DEVICE == auto || $DEVICE == cuda ]] || die "GPUS=\"$GPUS\" and DEVICE=$DEVICE contradict: set one of them"
     fi
     [[ $OVERWRITE == [01] ]] || die "OVERWRITE=$OVERWRITE must be 0 or 1"
+    [[ $KV_TRANSFER == [01] ]] || die "KV_TRANSFER=$KV_TRANSFER must be 0 or 1"
     # nproc would obey an OMP_NUM_THREADS of the user's.
     cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
     if [[ -z $JOBS ]]; then
@@ -264,10 +306,31 @@ leave_out() { # TASK: take a task, by name or id, out of TASK_NAMES
     TASK_NAMES=(${kept[@]+"${kept[@]}"})
 }
 
+leave_out_backbone() { # the task that is the backbone of all is no target itself
+    if [[ -n ${PAIR_BACKBONE:-} ]]; then
+        leave_out "$PAIR_BACKBONE"
+    elif backbone_is_a_task; then
+        leave_out "$BACKBONE"
+    fi
+}
+
+candidates_of_this_run() { # only the tasks of this run are sure to have a scratch network to compare with
+    [[ $CANDIDATES == all ]] || return 0
+    ((${#TASK_NAMES[@]} > 1)) ||
+        die "a single task has no other to be its backbone: give two or more tasks, or set CANDIDATES"
+    export CANDIDATES=$TASKS
+}
+
+targets_with_candidates() { # prints those of TASK_NAMES for which CANDIDATES leaves a backbone, between commas
+    "$PYTHON_BIN" -m tools.list_tasks --dataset_config "$CONFIG" --data_root "$DATA_ROOT" \
+        --dataset "$(IFS=,; echo "${TASK_NAMES[*]}")" --candidates "$CANDIDATES" | paste -sd,
+}
+
 common_args() { # the flags that commands share; which task, device and threads is fan_out's to say
     FILE_ARGS=(--arch "$ARCH" --dataset_config "$CONFIG" --seed "$SEED" --protocol "$PROTOCOL"
         --data_root "$DATA_ROOT" --checkpoints_root "$CHECKPOINTS_ROOT" --logs_root "$LOGS_ROOT"
         --text_encoder "$TEXT_ENCODER")
+    [[ -z $SIZE ]] || FILE_ARGS+=(--size "$SIZE")
     [[ -z $RUN ]] || FILE_ARGS+=(--run "$RUN")
     WRITING_ARGS=("${FILE_ARGS[@]}")
     [[ $OVERWRITE == 0 ]] || WRITING_ARGS+=(--overwrite)

@@ -11,25 +11,14 @@
 # variable is in run_pickaback/config.sh and can be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-control=0 arguments=()
-for argument in "$@"; do
-    if [[ $argument == --control ]]; then control=1; else arguments+=("$argument"); fi
-done
-
-start_stage "all stages, from scratch baselines to targets on their backbones" ${arguments[@]+"${arguments[@]}"}
-if [[ $CANDIDATES == all ]] && ((${#TASK_NAMES[@]} < 2)); then
-    die "a single task has no other to be its backbone: give two or more tasks, or set CANDIDATES"
-fi
-# Only the tasks of this run are sure to have a scratch network to compare with.
-[[ $CANDIDATES != all ]] || export CANDIDATES=$TASKS
-
+parse_control "$@"
+start_stage "all stages, from scratch baselines to targets on their backbones" ${REST[@]+"${REST[@]}"}
+candidates_of_this_run
 for script in baseline wo_backbone select_pruning_ratio_of_backbone find_backbone w_backbone; do
     run_one bash "run_pickaback/$script.sh" "$CONFIG" "$TASKS"
 done
-if backbone_is_a_task; then
-    leave_out "$BACKBONE"
-fi
-if ((control)); then
+leave_out_backbone
+if ((CONTROL)); then
     echo "== controls: every target without a backbone at the width that it grew to"
     for script in packnet_cifar100_main_normal.py CPG_cifar100_main_normal.py; do
         fan_out "$PYTHON_BIN" "$script" "${TRAINING_ARGS[@]}" --mode finetune --network_width_multiplier from_target

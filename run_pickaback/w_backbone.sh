@@ -12,34 +12,8 @@
 # Every other variable is in run_pickaback/config.sh and can be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-backbone='' target='' arguments=()
-while (($#)); do
-    case $1 in
-        --backbone)
-            need_value "$@"
-            backbone=$2
-            shift
-            ;;
-        --target)
-            need_value "$@"
-            target=$2
-            shift
-            ;;
-        *) arguments+=("$1") ;;
-    esac
-    shift
-done
-if [[ -n $backbone || -n $target ]]; then
-    [[ -n $backbone && -n $target ]] || usage_error "--backbone and --target go together"
-    ((${#arguments[@]} < 2)) || usage_error "give the targets by --target or by position, not both"
-    arguments=("${arguments[0]:-$CONFIG}" "$target")
-fi
-
-start_stage "stage 3-2, train every target on its backbone" ${arguments[@]+"${arguments[@]}"}
-if [[ -n $backbone ]]; then
-    leave_out "$backbone"
-elif backbone_is_a_task; then
-    leave_out "$BACKBONE"
-fi
+parse_pair "$@"
+start_stage "stage 3-2, train every target on its backbone" ${REST[@]+"${REST[@]}"}
+leave_out_backbone
 fan_out "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune \
-    --backbone "${backbone:-from_csv}" --max_allowed_network_width_multiplier "$MAX_WIDTH"
+    --backbone "${PAIR_BACKBONE:-from_csv}" --max_allowed_network_width_multiplier "$MAX_WIDTH"

@@ -22,11 +22,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=default_root("data"),
         help="Folder of data; DATA_ROOT in the environment moves it too.",
     )
+    parser.add_argument(
+        "--candidates",
+        type=arguments.candidates,
+        help="Only the tasks for which this leaves a candidate to be their backbone; as in stage 3-1.",
+    )
     args = parser.parse_args(argv)
 
     table = load_table(args.dataset_config, data_root=args.data_root)
+    asked = args.candidates
     for task in table.select(args.dataset):
-        print(task.name)
+        if asked is None or table.candidates(asked.tasks, target=task, among=asked.among):
+            print(task.name)
 
 
 if __name__ == "__main__":

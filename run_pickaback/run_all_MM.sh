@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# All stages across modalities, from 1 to 3-2, then a table of what the backbones gained.
+#
+# usage: bash run_pickaback/run_all_MM.sh [config] [tasks] [--control]
+#
+#   config     task table: digits_docs (default), cifar_newsgroups or a .toml file of yours
+#   tasks      names, ids or ranges: 4  1-20  fish,14  all (default)
+#   --control  also train every target on the best backbone of its own modality, on the best one of the
+#              other, and on that one without the K/V transfer
+#
+# Finished work is skipped, so a run that was stopped goes on with the same command. Every other
+# variable is in run_pickaback/config.sh and can be set in the environment; ARCH is perceiver_io here
+# unless set.
+: "${CONFIG:=digits_docs}" "${ARCH:=perceiver_io}"
+export ARCH
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+parse_control "$@"
+start_stage "all stages across modalities, from scratch baselines to targets on their backbones" \
+    ${REST[@]+"${REST[@]}"}
+if ((CONTROL)); then
+    ! backbone_is_a_task || die "--control chooses backbones by their modality: leave BACKBONE=$BACKBONE out"
+    [[ ! $CANDIDATES =~ (^|,)(same|other)(,|$) ]] || die "--control runs all of same and other: leave them out of CANDIDATES"
+fi
+candidates_of_this_run
+for script in baseline wo_backbone select_pruning_ratio_of_backbone find_backbone transfer_kv w_backbone_MM; do
+    run_one bash "run_pickaback/$script.sh" "$CONFIG" "$TASKS"
+done
+leave_out_backbone
+if ((CONTROL)); then
+    pool=$CANDIDATES
+    for among in same other; do
+        export CANDIDATES=$among,$pool
+        targets=$(targets_with_candidates)
+        [[ -n $targets ]] || continue
+        echo "== controls: the best backbone of the $among modality"
+        for script in find_backbone transfer_kv w_backbone_MM; do
+            run_one bash "run_pickaback/$script.sh" "$CONFIG" "$targets"
+        done
+        if [[ $among == other ]]; then
+            echo "== controls: the same without the K/V transfer"
+            KV_TRANSFER=0 run_one bash run_pickaback/w_backbone_MM.sh "$CONFIG" "$targets"
+        fi
+    done
+fi
+run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --dataset "$(IFS=,; echo "${TASK_NAMES[*]}")"
