@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.tables import Table, Task, load_table
@@ -10,13 +11,17 @@ from tools.task_run import chosen_backbone, read_widths
 from utils import arguments, errors
 from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
-from utils.files import csv_text, write_atomically
-from utils.paths import Paths, checkpoint_in, checkpoints_in
+from utils.files import csv_text, read_csv, write_atomically
+from utils.paths import Paths, checkpoint_in, checkpoints_in, widths_file
 
 NOTES = """\
 Accuracies on the test set. gain: last width minus scratch. scratch@w and cpg@w: the task alone at the
 width that it ended at, with PackNet's layers and with CPG's (batch norm), by run_all.sh --control; gain@w
 and gain@w (cpg): last width minus those. ±: standard error of the mean over tasks."""
+MULTIMODAL_NOTES = """\
+its modality: the backbone's. after transfer: last width. same, other: last width on the best backbone of
+the target's own modality and of the other; untransferred: as other, but without the K/V transfer, by
+run_all_MM.sh --control."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_atomically(paths.report_file(table.name), csv_text(rows, columns))
     print(as_text(rows, columns))
     print(NOTES)
+    if is_multimodal(table):
+        print(MULTIMODAL_NOTES)
     if args.protocol == "published":
         print("Growth, pruning ratio and backbone were chosen on the test set (--protocol published).")
     print(f"The same table: {paths.report_file(table.name)}")
@@ -72,20 +79,62 @@ def task_row(task: Task, *, table: Table, paths: Paths, arch: str) -> dict:
         else paths.control(config, task.name, width_multiplier=last)
     )
     sharable = control(alone, arch=arch, layers="sharable")
+    same = on_choice(task, table=table, paths=paths, among="same")
+    other = on_choice(task, table=table, paths=paths, among="other")
+    untransferred = on_choice(task, table=table, paths=paths, among="other", kv_transfer=False)
     return {
         "id": task.id,
         "task": task.name,
+        "modality": task.modality if is_multimodal(table) else None,
         "scratch": scratch["metrics"]["test_accuracy"],
         "ratio": chosen["selection"]["ratio"],
         "pruned": chosen["metrics"]["test_accuracy"],
         "backbone": backbone.name,
+        "its modality": backbone.modality if is_multimodal(table) else None,
         "widths": {width: figures["test_accuracy"] for width, figures in widths.items()},
+        "after transfer": final if is_multimodal(table) else None,
         "gain": final - scratch["metrics"]["test_accuracy"],
         "scratch@w": plain,
         "gain@w": None if plain is None else final - plain,
         "cpg@w": sharable,
         "gain@w (cpg)": None if sharable is None else final - sharable,
+        "same": same.accuracy,
+        "best of same": same.backbone,
+        "other": other.accuracy,
+        "best of other": other.backbone,
+        "untransferred": untransferred.accuracy,
     }
+
+
+def is_multimodal(table: Table) -> bool:
+    """Whether its tasks are of several modalities."""
+    return len({task.modality for task in table.tasks}) > 1
+
+
+@dataclass(frozen=True)
+class OnBackbone:
+    """A target on a backbone: its test accuracy at the last width; None where that was not trained."""
+
+    backbone: str | None = None
+    accuracy: float | None = None
+
+
+def on_choice(
+    target: Task, *, table: Table, paths: Paths, among: str, kv_transfer: bool = True
+) -> OnBackbone:
+    """The target on the backbone that was chosen among those of the same or of the other modality."""
+    pairs = paths.result_csv(table.name, among=among)
+    if not pairs.exists():
+        return OnBackbone()
+    chosen = read_csv(pairs, columns=("target_id", "task_id"), remedy="run run_pickaback/find_backbone.sh")
+    if str(target.id) not in {row["target_id"] for row in chosen}:
+        return OnBackbone()
+    backbone = chosen_backbone(pairs, table=table, target=target).name
+    folder = paths.target(table.name, backbone, target.name, kv_transfer=kv_transfer)
+    if not widths_file(folder).exists():
+        return OnBackbone()
+    widths = read_widths(folder)
+    return OnBackbone(backbone, widths[max(widths)]["test_accuracy"])
 
 
 def finished(folder: Path, *, arch: str, layers: str, stage: str) -> dict:
@@ -117,7 +166,7 @@ def as_text(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
     cells = [list(columns)]
     cells += [[shown(name, row[name]) for name in columns] for row in [*rows, mean]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    names = {"task", "backbone"}
+    names = {name for name in columns if any(isinstance(row[name], str) for row in rows)}
     lines = [
         "  ".join(
             cell.ljust(width) if name in names else cell.rjust(width)
