@@ -7,7 +7,7 @@
 : "${CONFIG:=digits}"            # task table: digits, cifar100, digits_docs or a .toml file of yours (first argument of a stage)
 : "${TASKS:=all}"                # names, ids or ranges: 4  1-20  fish,14  all (second argument of a stage)
 : "${ARCH:=lenet5}"              # architecture; across modalities perceiver_io, which the scripts of name *_MM.sh take by default
-: "${SIZE:=}"                    # preset of a Perceiver's sizes: tiny or base; empty: base
+: "${SIZE:=}"                    # sizes of a Perceiver: tiny or base (also if empty), and flags, e.g. "tiny --depth 3"
 : "${TEXT_ENCODER:=hash}"        # of text tasks: hash, bert-base-uncased or a local folder in the Hugging Face format
 : "${SEED:=1}"                   # seed of initial weights, batch order, augmentation and mutations
 : "${PROTOCOL:=published}"       # published: decisions look at the test set; heldout: at a tenth of the training images

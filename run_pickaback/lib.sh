@@ -330,7 +330,11 @@ common_args() { # the flags that commands share; which task, device and threads 
     FILE_ARGS=(--arch "$ARCH" --dataset_config "$CONFIG" --seed "$SEED" --protocol "$PROTOCOL"
         --data_root "$DATA_ROOT" --checkpoints_root "$CHECKPOINTS_ROOT" --logs_root "$LOGS_ROOT"
         --text_encoder "$TEXT_ENCODER")
-    [[ -z $SIZE ]] || FILE_ARGS+=(--size "$SIZE")
+    words "$SIZE"
+    if ((${#WORDS[@]})); then
+        [[ $SIZE == -* ]] || FILE_ARGS+=(--size)
+        FILE_ARGS+=("${WORDS[@]}")
+    fi
     [[ -z $RUN ]] || FILE_ARGS+=(--run "$RUN")
     WRITING_ARGS=("${FILE_ARGS[@]}")
     [[ $OVERWRITE == 0 ]] || WRITING_ARGS+=(--overwrite)

@@ -1,0 +1,383 @@
+"""All stages across modalities, as users run them, on a few synthetic images and texts."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from helpers import load, refusal, same, snapshot
+from PIL import Image
+
+import CPG_cifar100_main_normal as cpg_script
+import CPG_MM_main_normal as mm_script
+import packnet_cifar100_main_normal as packnet_script
+import pickaback_perceiverIO as search_script
+import transfer_kv_perceiver_io as transfer_script
+from methods.ownership import SharedNetwork
+from models import ARCHITECTURES
+from tools import list_tasks, report
+from tools import select_pruning_ratio as select_script
+from utils import arguments
+from utils.paths import Paths, kv_transfer_file
+
+TABLE = """
+[mixed]
+root = "pictures"
+text_root = "stories"
+size = 4
+"""
+IMAGE_TASKS = {"pets": ("cat", "dog"), "shapes": ("ball", "cube", "rod")}
+TEXT_TASKS = {"mail": ("love", "hate"), "news": ("war", "peace")}
+SIZES = {
+    "num_latents": 3,
+    "latent_dim": 8,
+    "depth": 1,
+    "cross_dim_head": 4,
+    "latent_heads": 2,
+    "latent_dim_head": 3,
+    "num_freq_bands": 2,
+    "queries_dim": 4,
+    "feature_width": 6,
+}
+PRUNING = ("--target_sparsity", "0.5")
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A fleet of two image tasks (1 pets, 2 shapes) and two text tasks (3 mail, 4 news) under one root."""
+
+    root: Path
+
+    @property
+    def paths(self) -> Paths:
+        return Paths(
+            checkpoints=self.root / "checkpoints",
+            logs=self.root / "logs",
+            data=self.root / "data",
+            run="perceiver_io/seed1",
+        )
+
+    def files(self, task: str, *more: object, sizes: dict | None = None) -> list[str]:
+        flags = ["--arch", "perceiver_io", "--dataset_config", str(self.root / "mixed.toml")]
+        for name in ("data", "checkpoints", "logs"):
+            flags += [f"--{name}_root", str(self.root / name)]
+        for name, value in (SIZES if sizes is None else sizes).items():
+            flags += [f"--{name}", str(value)]
+        return [*flags, "--dataset", task, *map(str, more)]
+
+    def flags(self, task: str, *more: object) -> list[str]:
+        return self.files(task, "--device", "cpu", "--threads", 1, *more)
+
+    def target_flags(self, task: str, *more: object) -> list[str]:
+        return self.flags(
+            task,
+            *("--mode", "finetune", "--epochs", 1, "--backbone", "from_csv"),
+            *("--max_allowed_network_width_multiplier", 1.5),
+            *more,
+        )
+
+    def baseline(self, task: str, *more: object) -> None:
+        packnet_script.main(self.flags(task, "--epochs", 1, *more))
+
+    def own(self, task: str, *more: object) -> None:
+        flags = ("--mode", "finetune", "prune", "--epochs", 1, "--prune_epochs", 1, *PRUNING)
+        cpg_script.main(self.flags(task, *flags, *more))
+
+    def select(self, task: str) -> None:
+        select_script.main(self.files(task, *PRUNING, "--allow_acc_loss", 1))
+
+    def search(self, task: str, *more: object) -> None:
+        search_script.main(self.flags(task, *more))
+
+    def transfer(self, task: str, *more: object) -> None:
+        transfer_script.main(self.files(task, *more))
+
+    def target(self, task: str, *more: object) -> None:
+        mm_script.main(self.target_flags(task, *more))
+
+    def chosen(self, task: str) -> Path:
+        return self.paths.pruned("mixed", task) / "checkpoint-1.pth.tar"
+
+    def pairs(self, among: str = "all") -> dict[str, str]:
+        return {row["target_id"]: row["task_id"] for row in rows(self.paths.result_csv("mixed", among=among))}
+
+    def network(self, path: Path) -> SharedNetwork:
+        build = arguments.architecture(ARCHITECTURES, "perceiver_io", in_channels=3, size=4, sizes=SIZES | {})
+        return SharedNetwork.from_payload(load(path), build=build, source=path)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_samples(data: Path) -> None:
+    generator = numpy.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 3)):
+        for task, classes in IMAGE_TASKS.items():
+            for name in classes:
+                folder = data / "pictures" / split / task / name
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    pixels = generator.integers(0, 256, (4, 4, 3), dtype=numpy.uint8)
+                    Image.fromarray(pixels).save(folder / f"{number}.png")
+        for task, classes in TEXT_TASKS.items():
+            for name in classes:
+                folder = data / "stories" / split / task / name
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    (folder / f"{number}.txt").write_text(f"{name} " * (number + 1) + split)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Mixed:
+    """Stages 1 to 3-2 for all tasks; the text task mail has the image task pets as its backbone."""
+    mixed = Mixed(tmp_path_factory.mktemp("mixed"))
+    (mixed.root / "mixed.toml").write_text(TABLE)
+    write_samples(mixed.root / "data")
+    mixed.baseline("all")
+    mixed.own("all")
+    mixed.select("all")
+    mixed.search("all")
+    mixed.search("mail", "--backbone", "pets", "--overwrite")
+    mixed.transfer("all")
+    mixed.target("all")
+    return mixed
+
+
+@pytest.fixture
+def mixed(trained: Mixed, tmp_path: Path) -> Mixed:
+    """A copy, for tests that change it."""
+    shutil.copytree(trained.root, tmp_path / "mixed")
+    return Mixed(tmp_path / "mixed")
+
+
+def test_the_baseline_file_holds_images_and_texts_alike(trained: Mixed) -> None:
+    entries = json.loads(trained.paths.baseline_file("mixed").read_text())
+    assert list(entries) == ["pets", "shapes", "mail", "news"]
+
+
+# The search.
+
+
+def test_candidates_of_both_modalities_are_compared_by_default(trained: Mixed) -> None:
+    measured = {
+        (row["target_id"], row["task_id"]): float(row["ddv_euc"])
+        for row in rows(trained.paths.table_csv("mixed"))
+    }
+    assert len(measured) == 12
+    for (target, candidate), distance in measured.items():
+        assert distance == pytest.approx(measured[candidate, target], abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "among", "expected"),
+    [
+        ("same", "same", {"1": ["2"], "3": ["4"]}),
+        ("other", "other", {"1": ["3", "4"], "3": ["1", "2"]}),
+        ("other,2-3", "other", {"1": ["3"], "3": ["2"]}),
+    ],
+)
+def test_candidates_are_narrowed_by_modality_into_files_of_their_own(
+    asked: str, among: str, expected: dict, mixed: Mixed
+) -> None:
+    before = mixed.paths.result_csv("mixed").read_bytes()
+    mixed.search("pets,mail", "--candidates", asked)
+    found: dict[str, list[str]] = {}
+    for row in rows(mixed.paths.table_csv("mixed", among=among)):
+        found.setdefault(row["target_id"], []).append(row["task_id"])
+    assert found == expected
+    assert all(chosen in expected[target] for target, chosen in mixed.pairs(among).items())
+    assert mixed.paths.result_csv("mixed").read_bytes() == before
+
+
+def test_a_target_without_a_candidate_of_that_modality_is_refused(trained: Mixed) -> None:
+    flags = trained.flags("pets", "--candidates", "same,1,3-4")
+    assert "--candidates same,1,3-4 leaves none for target pets" in refusal(search_script.main, flags)
+
+
+def test_tasks_that_have_a_candidate_are_listed(trained: Mixed, capsys: pytest.CaptureFixture) -> None:
+    files = ["--dataset_config", str(trained.root / "mixed.toml"), "--data_root", str(trained.root / "data")]
+    for asked, expected in (
+        ("same,1-3", "pets shapes"),
+        ("other,3", "pets shapes"),
+        ("all", "pets shapes mail"),
+    ):
+        list_tasks.main([*files, "--dataset", "1-3", "--candidates", asked])
+        assert capsys.readouterr().out.split() == expected.split()
+
+
+def test_keys_and_values_are_not_mutated(trained: Mixed) -> None:
+    flags = trained.flags("pets", "--max_iterations", 5)
+    assert "compared by keys and values, which are not mutated" in refusal(search_script.main, flags)
+
+
+# The transfer.
+
+
+def test_the_transfer_moves_the_targets_own_projection_and_leaves_the_source_alone(mixed: Mixed) -> None:
+    source = mixed.chosen("pets")
+    kept = source.read_bytes()
+    transferred = kv_transfer_file(source, "mail")
+    assert transferred == source.with_name("checkpoint-1_kv_transfer_mail.pth.tar")
+    transferred.unlink()
+    mixed.transfer("mail")
+    assert source.read_bytes() == kept
+
+    payload = load(transferred)
+    own = load(mixed.paths.baselines("mixed") / "mail" / "checkpoint-1.pth.tar")["model_state_dict"]
+    prefix = "features.inputs.text."
+    expected = {name: value for name, value in own.items() if name.startswith(prefix)}
+    assert set(payload["arrivals"]) == {"mail"}
+    assert same(payload["arrivals"]["mail"], expected)
+    assert same(payload["model_state_dict"], load(source)["model_state_dict"])
+    assert same(payload["masks"], load(source)["masks"])
+
+
+def test_a_finished_transfer_is_skipped_and_one_from_other_networks_refused(mixed: Mixed) -> None:
+    before = snapshot(mixed.root / "checkpoints")
+    mixed.transfer("all")
+    assert snapshot(mixed.root / "checkpoints") == before
+    mixed.baseline("mail", "--seed", 2, "--run", "perceiver_io/seed1", "--overwrite")
+    message = refusal(transfer_script.main, mixed.files("mail"))
+    assert "checkpoint-1_kv_transfer_mail.pth.tar was made with other arguments: projection" in message
+    mixed.transfer("mail", "--overwrite")
+
+
+def test_a_target_starts_from_its_own_projection_and_the_backbone_keeps_its_own(trained: Mixed) -> None:
+    final = trained.paths.target("mixed", "pets", "mail") / "checkpoint-1.pth.tar"
+    shared = trained.network(final)
+    assert [(record.name, record.modality) for record in shared.tasks] == [
+        ("pets", "image"),
+        ("mail", "text"),
+    ]
+    chosen = trained.network(trained.chosen("pets"))
+    images = torch.randn(5, 3, 4, 4)
+    with torch.no_grad():
+        assert torch.equal(shared.as_task("pets")(images), chosen.as_task("pets")(images))
+
+
+def test_without_the_transfer_the_result_lies_elsewhere_and_differs(mixed: Mixed) -> None:
+    transferred = mixed.paths.target("mixed", "pets", "mail") / "checkpoint-1.pth.tar"
+    kept = transferred.read_bytes()
+    mixed.target("mail", "--no_kv_transfer")
+    control = mixed.paths.target("mixed", "pets", "mail", kv_transfer=False) / "checkpoint-1.pth.tar"
+    assert transferred.read_bytes() == kept
+    weights = [
+        load(path)["model_state_dict"]["features.inputs.text.kv.weight"] for path in (transferred, control)
+    ]
+    own = load(mixed.paths.baselines("mixed") / "mail" / "checkpoint-1.pth.tar")["model_state_dict"]
+    distances = [(weight - own["features.inputs.text.kv.weight"]).norm() for weight in weights]
+    assert distances[0] < distances[1] / 3
+
+
+def test_a_target_on_a_redone_backbone_is_refused_until_the_transfer_is_redone(mixed: Mixed) -> None:
+    path = mixed.chosen("pets")
+    payload = load(path)
+    payload["model_state_dict"]["features.readout.bias"] += 1
+    torch.save(payload, path)
+    message = refusal(mm_script.main, mixed.target_flags("mail"))
+    assert "was made from another network than" in message and "transfer_kv.sh" in message
+
+
+def test_a_target_without_its_transfer_names_the_stage(mixed: Mixed) -> None:
+    kv_transfer_file(mixed.chosen("pets"), "mail").unlink()
+    message = refusal(mm_script.main, mixed.target_flags("mail"))
+    assert "checkpoint-1_kv_transfer_mail.pth.tar not found: run run_pickaback/transfer_kv.sh" in message
+
+
+def test_only_the_tasks_of_a_modality_are_run(mixed: Mixed, caplog: pytest.LogCaptureFixture) -> None:
+    folders = {
+        task: mixed.paths.target("mixed", mixed_name(mixed, task), task)
+        for task in (*IMAGE_TASKS, *TEXT_TASKS)
+    }
+    for folder in folders.values():
+        shutil.rmtree(folder)
+    mixed.target("all", "--modality", "text")
+    assert {task for task, folder in folders.items() if folder.exists()} == set(TEXT_TASKS)
+    message = refusal(mm_script.main, mixed.target_flags("pets", "--modality", "text"))
+    assert "--modality text leaves none of the tasks pets" in message
+
+
+def mixed_name(mixed: Mixed, task: str) -> str:
+    """The backbone of a task."""
+    names = [*IMAGE_TASKS, *TEXT_TASKS]
+    return names[int(mixed.pairs()[str(names.index(task) + 1)]) - 1]
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("script", ["transfer", "target"])
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ("3,3", "pairs task mail with itself"),
+        ("3,9", "table mixed has no task '9'"),
+        ("4,1", "has no row for target 3 (mail)"),
+    ],
+)
+def test_a_result_csv_without_a_proper_pair_is_refused(
+    script: str, row: str, named: str, trained: Mixed, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(f"target_id,task_id\n{row}\n")
+    main, flags = {
+        "transfer": (transfer_script.main, trained.files),
+        "target": (mm_script.main, trained.target_flags),
+    }[script]
+    message = refusal(main, flags("mail", "--csv_path", pairs))
+    assert str(pairs) in message and named in message
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"latent_dim": 10}, "latent_dim (8 there, 10 asked)"),
+        ({"depth": 2, "num_latents": 5}, "num_latents (3 there, 5 asked), depth (1 there, 2 asked)"),
+    ],
+)
+def test_checkpoints_of_another_size_or_depth_are_refused_by_the_sizes(
+    sizes: dict, named: str, trained: Mixed
+) -> None:
+    main: Callable
+    for main, flags in (
+        (transfer_script.main, []),
+        (search_script.main, ["--device", "cpu", "--candidates", "1-2"]),
+        (mm_script.main, ["--device", "cpu", "--backbone", "pets", "--mode", "finetune"]),
+    ):
+        message = refusal(main, trained.files("mail", *flags, sizes=SIZES | sizes))
+        assert named in message and ".pth.tar" in message
+
+
+def test_missing_outputs_of_earlier_stages_name_the_stage(mixed: Mixed) -> None:
+    shutil.rmtree(mixed.paths.baselines("mixed") / "mail")
+    assert "run_pickaback/baseline.sh" in refusal(transfer_script.main, mixed.files("mail"))
+    shutil.rmtree(mixed.paths.pruned("mixed", "pets"))
+    assert "select_pruning_ratio_of_backbone.sh" in refusal(transfer_script.main, mixed.files("mail"))
+
+
+# The table.
+
+
+def test_the_report_tells_modalities_and_choices_apart(mixed: Mixed, capsys: pytest.CaptureFixture) -> None:
+    for among in ("same", "other"):
+        mixed.search("all", "--candidates", among)
+        mixed.transfer("all", "--candidates", among)
+        mixed.target("all", "--candidates", among)
+    mixed.target("mail", "--candidates", "other", "--no_kv_transfer")
+    report.main(mixed.files("all"))
+    table = {row["task"]: row for row in rows(mixed.paths.report_file("mixed"))}
+    assert "its modality" in capsys.readouterr().out
+    mail = table["mail"]
+    assert (mail["modality"], mail["backbone"], mail["its modality"]) == ("text", "pets", "image")
+    assert mail["best of same"] == "news" and mail["best of other"] in IMAGE_TASKS
+    folder = mixed.paths.target("mixed", mail["best of other"], "mail", kv_transfer=False)
+    widths = json.loads((folder / "widths.json").read_text())
+    assert float(mail["untransferred"]) == widths[max(widths)]["test_accuracy"]
+    assert table["news"]["untransferred"] == ""
