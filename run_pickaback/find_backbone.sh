@@ -16,7 +16,8 @@ if backbone_is_a_task; then
     choice=(--backbone "$BACKBONE")
     leave_out "$BACKBONE"
 fi
-[[ -z $MAX_ITERATIONS ]] || choice+=(--max_iterations "$MAX_ITERATIONS")
+mutations=()
+[[ -z $MAX_ITERATIONS ]] || mutations=(--max_iterations "$MAX_ITERATIONS")
 words "$EXTRA_SEARCH_ARGS"
 fan_out "$PYTHON_BIN" pickaback_perceiverIO.py "${COMMON_ARGS[@]}" "${choice[@]}" --candidates "$CANDIDATES" \
-    ${WORDS[@]+"${WORDS[@]}"}
+    ${mutations[@]+"${mutations[@]}"} ${WORDS[@]+"${WORDS[@]}"}

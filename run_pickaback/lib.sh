@@ -23,14 +23,25 @@ if [[ -d ${TEXT_ENCODER:-} && $TEXT_ENCODER != /* ]]; then
     TEXT_ENCODER=$PWD/$TEXT_ENCODER
 fi
 cd "$REPOSITORY"
-# The arguments are those of the script that sources this file. A table's own defaults come before the general ones.
-for _name in "$@" "${CONFIG:-}"; do
-    if [[ $_name =~ ^[a-z_0-9]+$ && -f run_pickaback/config_$_name.sh ]]; then
-        # shellcheck source=run_pickaback/config_digits_docs.sh
-        source "run_pickaback/config_$_name.sh"
-        break
-    fi
-done
+
+asked_config() { # ARGUMENTS…: prints the first that is neither an option nor an option's value, else CONFIG
+    while (($#)); do
+        case $1 in
+            --backbone | --target) shift ;;
+            -*) ;;
+            *) break ;;
+        esac
+        shift || break
+    done
+    echo "${1:-${CONFIG:-}}"
+}
+
+# A table's own defaults come before the general ones. (The arguments are those of the script that sources this.)
+_name=$(asked_config "$@")
+if [[ $_name =~ ^[a-z_0-9]+$ && -f run_pickaback/config_$_name.sh ]]; then
+    # shellcheck source=run_pickaback/config_digits_docs.sh
+    source "run_pickaback/config_$_name.sh"
+fi
 # shellcheck source=run_pickaback/config.sh
 source run_pickaback/config.sh
 

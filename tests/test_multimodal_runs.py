@@ -107,7 +107,7 @@ class Mixed:
         return {row["target_id"]: row["task_id"] for row in rows(self.paths.result_csv("mixed", among=among))}
 
     def network(self, path: Path) -> SharedNetwork:
-        build = arguments.architecture(ARCHITECTURES, "perceiver_io", in_channels=3, size=4, sizes=SIZES | {})
+        build = arguments.architecture(ARCHITECTURES, "perceiver_io", in_channels=3, size=4, sizes=SIZES)
         return SharedNetwork.from_payload(load(path), build=build, source=path)
 
 
@@ -203,13 +203,10 @@ def test_a_target_without_a_candidate_of_that_modality_is_refused(trained: Mixed
 
 def test_tasks_that_have_a_candidate_are_listed(trained: Mixed, capsys: pytest.CaptureFixture) -> None:
     files = ["--dataset_config", str(trained.root / "mixed.toml"), "--data_root", str(trained.root / "data")]
-    for asked, expected in (
-        ("same,1-3", "pets shapes"),
-        ("other,3", "pets shapes"),
-        ("all", "pets shapes mail"),
-    ):
+    images, everything = ["pets", "shapes"], ["pets", "shapes", "mail"]
+    for asked, expected in (("same,1-3", images), ("other,3", images), ("all", everything)):
         list_tasks.main([*files, "--dataset", "1-3", "--candidates", asked])
-        assert capsys.readouterr().out.split() == expected.split()
+        assert capsys.readouterr().out.split() == expected
 
 
 def test_keys_and_values_are_not_mutated(trained: Mixed) -> None:
@@ -252,10 +249,7 @@ def test_a_finished_transfer_is_skipped_and_one_from_other_networks_refused(mixe
 def test_a_target_starts_from_its_own_projection_and_the_backbone_keeps_its_own(trained: Mixed) -> None:
     final = trained.paths.target("mixed", "pets", "mail") / "checkpoint-1.pth.tar"
     shared = trained.network(final)
-    assert [(record.name, record.modality) for record in shared.tasks] == [
-        ("pets", "image"),
-        ("mail", "text"),
-    ]
+    assert {record.name: record.modality for record in shared.tasks} == {"pets": "image", "mail": "text"}
     chosen = trained.network(trained.chosen("pets"))
     images = torch.randn(5, 3, 4, 4)
     with torch.no_grad():
@@ -268,12 +262,12 @@ def test_without_the_transfer_the_result_lies_elsewhere_and_differs(mixed: Mixed
     mixed.target("mail", "--no_kv_transfer")
     control = mixed.paths.target("mixed", "pets", "mail", kv_transfer=False) / "checkpoint-1.pth.tar"
     assert transferred.read_bytes() == kept
-    weights = [
-        load(path)["model_state_dict"]["features.inputs.text.kv.weight"] for path in (transferred, control)
-    ]
-    own = load(mixed.paths.baselines("mixed") / "mail" / "checkpoint-1.pth.tar")["model_state_dict"]
-    distances = [(weight - own["features.inputs.text.kv.weight"]).norm() for weight in weights]
-    assert distances[0] < distances[1] / 3
+    own = mixed.paths.baselines("mixed") / "mail" / "checkpoint-1.pth.tar"
+    started, moved, left = (
+        load(path)["model_state_dict"]["features.inputs.text.kv.weight"]
+        for path in (own, transferred, control)
+    )
+    assert (moved - started).norm() < (left - started).norm() / 3
 
 
 def test_a_target_on_a_redone_backbone_is_refused_until_the_transfer_is_redone(mixed: Mixed) -> None:
@@ -292,22 +286,15 @@ def test_a_target_without_its_transfer_names_the_stage(mixed: Mixed) -> None:
 
 
 def test_only_the_tasks_of_a_modality_are_run(mixed: Mixed, caplog: pytest.LogCaptureFixture) -> None:
-    folders = {
-        task: mixed.paths.target("mixed", mixed_name(mixed, task), task)
-        for task in (*IMAGE_TASKS, *TEXT_TASKS)
-    }
+    names = [*IMAGE_TASKS, *TEXT_TASKS]
+    backbones = {names[int(target) - 1]: names[int(id) - 1] for target, id in mixed.pairs().items()}
+    folders = {task: mixed.paths.target("mixed", backbone, task) for task, backbone in backbones.items()}
     for folder in folders.values():
         shutil.rmtree(folder)
     mixed.target("all", "--modality", "text")
     assert {task for task, folder in folders.items() if folder.exists()} == set(TEXT_TASKS)
     message = refusal(mm_script.main, mixed.target_flags("pets", "--modality", "text"))
     assert "--modality text leaves none of the tasks pets" in message
-
-
-def mixed_name(mixed: Mixed, task: str) -> str:
-    """The backbone of a task."""
-    names = [*IMAGE_TASKS, *TEXT_TASKS]
-    return names[int(mixed.pairs()[str(names.index(task) + 1)]) - 1]
 
 
 # Bad input.

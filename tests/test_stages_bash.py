@@ -324,6 +324,79 @@ def test_the_sequence_follows_the_baselines_in_one_process(bash: Bash) -> None:
     assert value(sequence, "--device") == "cuda:2"
 
 
+# Across modalities.
+
+
+MM_STAGES = [
+    *("packnet_cifar100_main_normal.py", "CPG_cifar100_main_normal.py", "-m tools.select_pruning_ratio"),
+    *("pickaback_perceiverIO.py", "transfer_kv_perceiver_io.py", "CPG_MM_main_normal.py"),
+]
+
+
+def test_run_all_mm_runs_the_stages_in_order_then_reports(bash: Bash) -> None:
+    succeeded(bash.run("run_all_MM.sh", "cifar_newsgroups", "4,14", FAKE_TASKS="red green", JOBS="1"))
+    commands = [line for line in bash.commands() if " --dataset green " not in line]
+    assert [line.split(" --arch")[0] for line in commands] == [*MM_STAGES, "-m tools.report"]
+    assert {value(command, "--arch") for command in commands} == {"perceiver_io"}
+    assert not any(" --size " in command for command in commands)
+    assert " --candidates 4,14 --dataset red,green --backbone from_csv " in f"{commands[4]} "
+
+
+def test_run_all_mm_runs_digits_docs_small_unless_told_otherwise(bash: Bash) -> None:
+    succeeded(bash.run("run_all_MM.sh", EPOCHS="7", FAKE_TASKS="red green", JOBS="1"))
+    commands = bash.commands()
+    assert {value(command, "--dataset_config") for command in commands} == {"digits_docs"}
+    assert {value(command, "--size") for command in commands} == {"tiny"}
+    assert value(commands[0], "--epochs") == "7"
+    # A stage alone takes what the run took.
+    succeeded(bash.run("wo_backbone.sh", "digits_docs", EPOCHS="7", FAKE_TASKS="red", JOBS="1"))
+    assert bash.commands()[-1].split(" OMP=")[0] == commands[2].split(" OMP=")[0].replace("green", "red")
+
+
+def test_the_controls_choose_by_modality_and_leave_the_transfer_out(bash: Bash) -> None:
+    succeeded(bash.run("run_all_MM.sh", "--control", FAKE_TASKS="red green", JOBS="1"))
+    *_, report = commands = bash.commands()
+    assert report.startswith("-m tools.report ")
+    controls = [
+        (command.split()[0], value(command, "--candidates"), " --no_kv_transfer " in command)
+        for command in commands[len(commands) - 13 : -1]
+        if " --dataset green " not in command
+    ]
+    search, transfer, target = MM_STAGES[3:]
+    assert controls == [
+        *((script, "same,all", False) for script in (search, transfer, target)),
+        *((script, "other,all", False) for script in (search, transfer, target)),
+        (target, "other,all", True),
+    ]
+
+
+@pytest.mark.parametrize("variables", [{"BACKBONE": "2"}, {"CANDIDATES": "same,1-3"}])
+def test_controls_that_contradict_the_choice_are_refused(bash: Bash, variables: dict[str, str]) -> None:
+    result = bash.run("run_all_MM.sh", "--control", **variables)
+    assert result.returncode == 1 and result.stderr.startswith("error: --control ")
+    assert not bash.commands()
+
+
+def test_a_pair_is_transferred_and_trained_whatever_the_csv_says(bash: Bash) -> None:
+    pair = ("digits_docs", "--backbone", "4", "--target", "1")
+    names = {"FAKE_TASKS": "red", "FAKE_BACKBONE": "4", "FAKE_BACKBONE_NAME": "blue"}
+    succeeded(bash.run("transfer_kv.sh", *pair, **names))
+    succeeded(bash.run("w_backbone_MM.sh", *pair, **names, KV_TRANSFER="0"))
+    transfer, target = bash.commands()
+    assert [value(command, "--backbone") for command in (transfer, target)] == ["4", "4"]
+    assert [value(command, "--dataset") for command in (transfer, target)] == ["red", "red"]
+    assert " --no_kv_transfer " in target
+
+
+def test_sizes_may_be_a_preset_or_flags(bash: Bash) -> None:
+    for given, passed in (
+        ("tiny --depth 3", "--size tiny --depth 3"),
+        ("--latent_dim 64", "--latent_dim 64"),
+    ):
+        succeeded(bash.run("transfer_kv.sh", SIZE=given))
+        assert f" {passed} " in bash.commands()[-1]
+
+
 # Usage.
 
 
