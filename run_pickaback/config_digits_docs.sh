@@ -1,9 +1,10 @@
-# Defaults for the table digits_docs, small enough for two cores; the environment and config.sh say what each is.
+# Defaults for the table digits_docs: a network and epochs that fit two cores (see config.sh for each variable).
 # shellcheck shell=bash disable=SC2034
 
 : "${ARCH:=perceiver_io}"
-: "${SIZE:=tiny}"
-: "${EPOCHS:=8}"
-: "${PRUNE_EPOCHS:=2}"
+: "${SIZE:=tiny --num_latents 16 --latent_dim 64 --depth 1 --latent_heads 2 --latent_dim_head 32 --cross_dim_head 32}"
+: "${BATCH_SIZE:=8}"
+: "${EPOCHS:=16}"
+: "${PRUNE_EPOCHS:=4}"
 : "${SPARSITIES:=0.3 0.6 0.9}"
 : "${MAX_WIDTH:=1.5}"

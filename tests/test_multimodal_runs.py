@@ -1,5 +1,6 @@
 """All stages across modalities, as users run them, on a few synthetic images and texts."""
 
+import contextlib
 import csv
 import json
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from helpers import load, refusal, same, snapshot
+from helpers import assert_same_checkpoint, load, refusal, same, snapshot
 from PIL import Image
 
 import CPG_cifar100_main_normal as cpg_script
@@ -24,6 +25,7 @@ from tools import list_tasks, report
 from tools import select_pruning_ratio as select_script
 from utils import arguments
 from utils.paths import Paths, kv_transfer_file
+from utils.runs import Output
 
 TABLE = """
 [mixed]
@@ -295,6 +297,30 @@ def test_only_the_tasks_of_a_modality_are_run(mixed: Mixed, caplog: pytest.LogCa
     assert {task for task, folder in folders.items() if folder.exists()} == set(TEXT_TASKS)
     message = refusal(mm_script.main, mixed.target_flags("pets", "--modality", "text"))
     assert "--modality text leaves none of the tasks pets" in message
+
+
+def test_a_target_killed_after_every_epoch_ends_with_the_same_bits(
+    mixed: Mixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = mixed.paths.target("mixed", "pets", "mail")
+    shutil.rmtree(folder)
+    killed = Mixed(shutil.copytree(mixed.root, tmp_path / "killed"))
+    mixed.target("mail", "--epochs", 3)
+
+    save, deaths = Output.save_unfinished, 0
+
+    def dying(self: Output, *arguments: object) -> None:
+        nonlocal deaths
+        save(self, *arguments)
+        deaths += 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Output, "save_unfinished", dying)
+    while not (result := killed.paths.target("mixed", "pets", "mail") / "checkpoint-3.pth.tar").exists():
+        with contextlib.suppress(KeyboardInterrupt):
+            killed.target("mail", "--epochs", 3)
+    assert deaths in (2, 4)
+    assert_same_checkpoint(result, folder / "checkpoint-3.pth.tar")
 
 
 # Bad input.
