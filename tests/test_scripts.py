@@ -25,14 +25,26 @@ from helpers import (
 from PIL import Image
 
 import CPG_cifar100_main_normal as cpg_script
+import CPG_MM_main_normal as mm_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
+import transfer_kv_perceiver_io as transfer_script
 from data import prepare
 from tools import list_tasks, report
 from tools import select_pruning_ratio as select_script
 from utils.files import read_csv
 
-SCRIPTS = [packnet_script, cpg_script, search_script, select_script, report, list_tasks, prepare]
+SCRIPTS = [
+    packnet_script,
+    cpg_script,
+    search_script,
+    select_script,
+    report,
+    list_tasks,
+    prepare,
+    mm_script,
+    transfer_script,
+]
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - root - INFO - "
 MPL = r"\d+\.\d+"

@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--candidates",
         type=arguments.candidates,
-        help="Only the tasks for which this leaves a candidate to be their backbone; as in stage 3-1.",
+        help="Only the tasks for which this leaves a candidate to be their backbone, as in stage 3-1 "
+        "(default: also those without one).",
     )
     args = parser.parse_args(argv)
 
