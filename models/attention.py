@@ -20,8 +20,10 @@ class Projected:
     kv: Tensor
     mask: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.kv)
+    @property
+    def samples(self) -> int:
+        """How many samples there are; left open where a network is exported, unlike by `len`."""
+        return self.kv.shape[0]
 
     def attend(self, queries: Tensor, *, heads: int, dropout: float) -> Tensor:
         """Multi-head attention, softmax(q kᵀ / √d) v in each head of width d (Vaswani et al. 2017, eq. 1).
@@ -55,8 +57,10 @@ class Unprojected:
     weight: Tensor
     mask: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.elements)
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return self.elements.shape[0]
 
     def attend(self, queries: Tensor, *, heads: int, dropout: float) -> Tensor:
         """The same as with keys and values; see `Projected`."""
@@ -99,7 +103,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, inputs: Tensor, seen: Projected | Unprojected) -> Tensor:
         """(B, M, width), or (1, M, width) for the same queries in every sample, to (B, M, width)."""
-        queries = self.q(self.norm(inputs)).expand(len(seen), -1, -1)
+        queries = self.q(self.norm(inputs)).expand(seen.samples, -1, -1)
         return self.out(self._attend(queries, seen))
 
     def _attend(self, queries: Tensor, seen: Projected | Unprojected) -> Tensor:

@@ -1,5 +1,6 @@
 """LeNet-5 as Pick-a-back trains it."""
 
+import torch
 from torch import Tensor, nn
 
 from models.layers import Layers, effective_weight
@@ -55,7 +56,8 @@ class _Features(nn.Sequential):
     worthwhile = 16
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.device.type != "cpu" or len(inputs) < self.worthwhile:
+        # An exported network serves every device and number of images.
+        if torch.compiler.is_exporting() or inputs.device.type != "cpu" or len(inputs) < self.worthwhile:
             return super().forward(inputs)
         convolution, norm, *rest = self
         hidden = conv2d_by_windows(inputs, effective_weight(convolution))

@@ -106,7 +106,7 @@ class GridInput(_Input):
     def elements(self, inputs: Tensor) -> tuple[Tensor, None]:
         """Of inputs (B, channels, *grid); nothing is masked."""
         elements = inputs.flatten(2).transpose(1, 2)
-        positions = self.positions.to(inputs.dtype).expand(len(inputs), -1, -1)
+        positions = self.positions.to(inputs.dtype).expand(inputs.shape[0], -1, -1)
         return self.norm(torch.cat((elements, positions), dim=-1)), None
 
 

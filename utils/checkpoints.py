@@ -42,6 +42,29 @@ def load_checkpoint(
     Raises:
         UserError: if it is missing, truncated, no checkpoint, of a later format or another architecture.
     """
+    payload = read_checkpoint(path)
+    found = payload.get("architecture")
+    if found is None:
+        return payload
+    if (found["name"], found["layers"]) != (architecture, layers):
+        raise UserError(
+            f"{path} is a {found['name']} with {found['layers']} layers, "
+            f"not a {architecture} with {layers} layers: correct --arch or the folder"
+        )
+    there = found.get("sizes", {})
+    differing = [] if sizes is None else [name for name in sizes if sizes[name] != there.get(name)]
+    if differing:
+        named = ", ".join(f"{name} ({there.get(name)} there, {sizes[name]} asked)" for name in differing)
+        raise UserError(f"{path} is a network of another size: {named}: give the same sizes")
+    return payload
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Read a checkpoint of any architecture, ours or a published one, onto the CPU.
+
+    Raises:
+        UserError: if it is missing, truncated, no checkpoint or of a later format.
+    """
     if not Path(path).is_file():
         raise UserError(f"{path} not found: run the stage that writes it, or correct the path")
     try:
@@ -74,19 +97,6 @@ def load_checkpoint(
     version = payload.get("format_version", 0)
     if version > FORMAT_VERSION:
         raise UserError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}: update")
-    found = payload.get("architecture")
-    if found is None:
-        return payload
-    if (found["name"], found["layers"]) != (architecture, layers):
-        raise UserError(
-            f"{path} is a {found['name']} with {found['layers']} layers, "
-            f"not a {architecture} with {layers} layers: correct --arch or the folder"
-        )
-    there = found.get("sizes", {})
-    differing = [] if sizes is None else [name for name in sizes if sizes[name] != there.get(name)]
-    if differing:
-        named = ", ".join(f"{name} ({there.get(name)} there, {sizes[name]} asked)" for name in differing)
-        raise UserError(f"{path} is a network of another size: {named}: give the same sizes")
     return payload
 
 

@@ -1,0 +1,150 @@
+"""A task of a checkpoint as a network of its own: the same logits, without the rest of the project."""
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import Fleet, load, refusal
+from torch import Tensor
+
+import models
+from data.loading import Batches, load_task
+from data.tables import load_table
+from methods.ownership import SharedNetwork
+from models.layers import PLAIN
+from models.lenet5 import lenet5
+from tools import export_task
+from tools.export_task import as_onnx, read_exported
+
+
+def images(fleet: Fleet, task: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The task's test images, normalised, and its mean and standard deviation."""
+    table = load_table("digits", data_root=fleet.data)
+    data = load_task(
+        table, table.task(task), data_root=fleet.data, protocol="published", seed=1, device="cpu"
+    )
+    return next(iter(Batches(data, batch_size=32).test()))[0], data.mean, data.std
+
+
+def shared_logits(path: Path, task: str, inputs: Tensor) -> Tensor:
+    shared = SharedNetwork.from_payload(load(path), build=models.ARCHITECTURES["lenet5"], source=path)
+    with torch.no_grad():
+        return shared.as_task(task)(inputs)
+
+
+def export(fleet: Fleet, task: str, to: Path, *more: object) -> None:
+    argv = [str(fleet.target_folder()), task, "--to", str(to), "--data_root", str(fleet.data)]
+    export_task.main([*argv, *map(str, more)])
+
+
+@pytest.mark.parametrize(("task", "width"), [("four_five", 2.0**0.5), ("1", 1.0)])
+def test_a_state_dict_answers_as_the_shared_network_to_the_bit(
+    task: str, width: float, trained_fleet: Fleet, tmp_path: Path
+) -> None:
+    export(trained_fleet, task, tmp_path / "task.pt")
+    network, card = read_exported(tmp_path / "task.pt")
+    name = "zero_one" if task == "1" else task
+    inputs, mean, std = images(trained_fleet, name)
+    expected = shared_logits(trained_fleet.target_folder() / "checkpoint-4.pth.tar", name, inputs)
+    with torch.no_grad():
+        assert torch.equal(network(inputs), expected)
+    assert (card["task"], card["width"], len(card["classes"])) == (name, width, 2)
+    assert (card["mean"], card["std"]) == (mean.tolist(), std.tolist())
+
+    # The same in layers of torch alone.
+    plain = lenet5(layers=PLAIN, batch_norm=True, width=width, in_channels=card["in_channels"], size=32)
+    plain.add_head(2, in_features=card_head(tmp_path / "task.pt"))
+    plain.load_state_dict(load(tmp_path / "task.pt")["state_dict"])
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(inputs), expected)
+
+
+def card_head(path: Path) -> int:
+    return load(path)["state_dict"]["classifiers.0.weight"].shape[1]
+
+
+def test_a_scratch_network_can_be_exported_by_its_file(trained_fleet: Fleet, tmp_path: Path) -> None:
+    path = trained_fleet.baseline_checkpoint("two_three")
+    export_task.main([str(path), "two_three", "--to", str(tmp_path / "x.pt")])
+    network, card = read_exported(tmp_path / "x.pt")
+    assert card["architecture"] == {"name": "lenet5", "layers": "plain"}
+    assert set(network.state_dict()) == set(load(path)["model_state_dict"])
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="the extra `onnx` is not installed",
+)
+class TestOnnx:
+    def test_onnxruntime_answers_as_the_shared_network(self, trained_fleet: Fleet, tmp_path: Path) -> None:
+        import onnxruntime
+
+        path = tmp_path / "task.onnx"
+        export(trained_fleet, "four_five", path)
+        session = onnxruntime.InferenceSession(path)
+        inputs, mean, _ = images(trained_fleet, "four_five")
+        expected = shared_logits(trained_fleet.target_folder() / "checkpoint-4.pth.tar", "four_five", inputs)
+        for count in (1, len(inputs)):
+            (logits,) = session.run(None, {"inputs": inputs[:count].numpy()})
+            torch.testing.assert_close(torch.from_numpy(logits), expected[:count], rtol=1e-4, atol=1e-5)
+        card = session.get_modelmeta().custom_metadata_map
+        assert json.loads(card["mean"]) == mean.tolist()
+        assert json.loads(card["classes"]) == ["4", "5"]
+
+    @pytest.mark.parametrize("modality", ["image", "text"])
+    def test_a_perceiver_reads_any_number_of_samples(self, modality: str) -> None:
+        import onnxruntime
+
+        torch.manual_seed(1)
+        sizes = {"num_latents": 4, "latent_dim": 16, "depth": 1, "latent_heads": 2, "latent_dim_head": 8}
+        network = models.ARCHITECTURES["perceiver_io"](width=1.0, in_channels=3, size=8, **sizes)
+        network.add_head(3)
+        network.eval().requires_grad_(False).modality = modality
+        content = as_onnx(network, {"modality": modality, "in_channels": 3, "size": 8})
+        inputs = torch.randn(5, 3, 8, 8) if modality == "image" else torch.randn(5, 17, 768)
+        if modality == "text":
+            inputs[1, 9:] = 0.0  # padding
+        (logits,) = onnxruntime.InferenceSession(content).run(None, {"inputs": inputs.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), network(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_exported_is_told_in_one_line(
+    trained_fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(checkpoint: Path, task: str, to: str, *more: str) -> str:
+        flags = ["--to", str(tmp_path / to), "--data_root", str(trained_fleet.data), *more]
+        return refusal(export_task.main, [str(checkpoint), task, *flags])
+
+    folder = trained_fleet.target_folder()
+    assert "ends in .pt or .onnx" in told(folder, "1", "x.bin")
+    assert "holds no task two_three: it holds zero_one, four_five" in told(folder, "two_three", "x.pt")
+    assert "has no task 'fish'" in told(folder, "fish", "x.pt")
+    assert "checkpoint-<epoch>.pth.tar not found" in told(tmp_path, "1", "x.pt")
+    assert "not found" in told(tmp_path / "absent.pth.tar", "1", "x.pt")
+
+    published = load(folder / "checkpoint-4.pth.tar")
+    del published["task_table"], published["architecture"]
+    torch.save(published, tmp_path / "published.pth.tar")
+    assert "give it with --dataset_config" in told(tmp_path / "published.pth.tar", "1", "x.pt")
+    export_task.main(
+        [
+            *(str(tmp_path / "published.pth.tar"), "1", "--to", str(tmp_path / "x.pt")),
+            *("--dataset_config", "digits", "--data_root", str(trained_fleet.data)),
+        ]
+    )
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "needs the package onnx and onnxscript: install" in told(folder, "1", "x.onnx")
+    for content in (b"nonsense", saved({"state": 1}), saved([1])):
+        (tmp_path / "other.pt").write_bytes(content)
+        with pytest.raises(export_task.UserError, match="no network that tools"):
+            read_exported(tmp_path / "other.pt")
+
+
+def saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
