@@ -35,8 +35,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--no_kv_transfer",
         action="store_true",
-        help="On a backbone: start from its own projections instead (a control; default: from the "
-        "checkpoint of stage 3-1b).",
+        help="On a backbone: start from its own projections, as a control (default: from the checkpoint of "
+        "stage 3-1b).",
     )
     return cpg_run.parse(parser, argv)
 

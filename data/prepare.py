@@ -376,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--download_encoder",
         action="store_true",
-        help="fetch the model that --text_encoder names from huggingface.co, once; nothing else does",
+        help="fetch the model that --text_encoder names from huggingface.co, once (default: no download)",
     )
     args = parser.parse_args(argv)
     logs.to_terminal()
