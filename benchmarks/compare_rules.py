@@ -3,8 +3,6 @@
 Run by benchmarks/compare_rules.sh, which trains what is compared here.
 """
 
-import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from data.tables import load_table
 from tools.task_run import chosen_backbone, read_widths
 from utils import arguments, errors
 from utils.checkpoints import load_checkpoint
+from utils.metrics import mean_and_error
 from utils.paths import checkpoint_in
 
 WIDTH = 1.0
@@ -52,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def with_error(values: Sequence[float]) -> str:
     """Mean ± standard error."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{statistics.fmean(values):.4f} ± {error:.4f}"
+    mean, error = mean_and_error(values)
+    return f"{mean:.4f} ± {error:.4f}"
 
 
 if __name__ == "__main__":

@@ -295,7 +295,8 @@ gpu_in_use() {
 
 expand_tasks() { # TASKS, as the user wrote it, into TASK_NAMES
     local names
-    names=$("$PYTHON_BIN" -m tools.list_tasks --dataset_config "$CONFIG" --data_root "$DATA_ROOT" --dataset "$TASKS")
+    names=$("$PYTHON_BIN" -m tools.list_tasks --arch "$ARCH" --dataset_config "$CONFIG" --data_root "$DATA_ROOT" \
+        --dataset "$TASKS")
     mapfile -t TASK_NAMES <<<"$names"
 }
 

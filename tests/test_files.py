@@ -178,3 +178,27 @@ def test_a_csv_field_with_a_comma_or_a_line_break_comes_back_whole(tmp_path: Pat
     rows = [{"target_id": "a, b", "task_id": 'c"\nd'}]
     path.write_text(csv_text(rows, COLUMNS))
     assert read_csv(path, columns=COLUMNS, remedy="") == rows
+
+
+def test_temporary_files_of_killed_writers_are_removed_and_those_of_live_ones_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "record[1].txt"
+    stale, live = tmp_path / ".record[1].txt.a.tmp", tmp_path / ".record[1].txt.b.tmp"
+    other = tmp_path / ".record1.txt.c.tmp"
+    for file in (stale, live, other):
+        file.touch()
+    for file in (stale, other):
+        os.utime(file, (0, 0))
+    write_atomically(path, "x")
+    assert sorted(tmp_path.iterdir()) == sorted([path, live, other])
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_must_last_is_on_the_disk_before_it_replaces_anything(
+    durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "record.txt", []
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(path.read_text()))
+    write_atomically(path, "new", durable=durable)
+    assert path.read_text() == "new"
+    assert seen == (["old"] if durable else [])

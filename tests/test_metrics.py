@@ -1,5 +1,7 @@
 """The metrics on matrices worked out by hand."""
 
+import math
+
 import pytest
 
 from utils.metrics import (
@@ -8,6 +10,7 @@ from utils.metrics import (
     backward_transfer,
     forgetting,
     forward_transfer,
+    mean_and_error,
 )
 
 # After task 1: 0.8. After task 2: 0.6 on task 1, 0.7 on task 2. After task 3: 0.5, 0.75, 0.9.
@@ -68,3 +71,10 @@ def test_a_single_task():
     assert backward_transfer([[0.5]], [10]) == 0
     assert forgetting([[0.5]]) == 0
     assert average_over_time([[0.5]], [10]) == 0.5
+
+
+def test_the_standard_error_of_a_mean():
+    # Deviation √((1 + 0 + 1) / 2) = 1, over √3.
+    assert mean_and_error([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1 / math.sqrt(3)))
+    mean, error = mean_and_error([0.7])
+    assert mean == 0.7 and math.isnan(error)

@@ -92,11 +92,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--pruning_frequency", type=arguments.positive_int, default=10, help="Steps between two cuts."
     )
-    group.add_argument(
-        "--pruning_ratio_to_acc_record_file",
-        type=Path,
-        help="JSON file of accuracy by sparsity (default: record.txt beside the pruned networks).",
-    )
+    arguments.add_record_file(group)
     return parser
 
 

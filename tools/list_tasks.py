@@ -1,27 +1,17 @@
-"""Print the tasks that a specification such as `4`, `1-20`, `fish,14` or `all` means, one name a line."""
+"""Print the tasks that a specification such as `4`, `1-20`, `fish,14` or `all` means, one name a line.
+
+An architecture that is unknown is refused here, too: a stage asks before it starts a job for each task.
+"""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from data.tables import load_table
 from utils import arguments, errors
-from utils.paths import default_root
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.parser(__doc__)
-    parser.add_argument(
-        "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
-    )
-    parser.add_argument(
-        "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."
-    )
-    parser.add_argument(
-        "--data_root",
-        type=Path,
-        default=default_root("data"),
-        help="Folder of data; DATA_ROOT in the environment moves it too.",
-    )
+    arguments.add_tasks(parser)
     parser.add_argument(
         "--candidates",
         type=arguments.candidates,
@@ -30,11 +20,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
+    if args.arch != parser.get_default("arch"):  # which is known to be there without loading PyTorch
+        check_architecture(args.arch)
     table = load_table(args.dataset_config, data_root=args.data_root)
     asked = args.candidates
     for task in table.select(args.dataset):
         if asked is None or table.candidates(asked.tasks, target=task, among=asked.among):
             print(task.name)
+
+
+def check_architecture(name: str) -> None:
+    """Refuse an unknown architecture, once and before any job, with a list of the known ones."""
+    from models import ARCHITECTURES
+
+    arguments.resolved_sizes(ARCHITECTURES, name, {})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The table that ends a run: what every task reached alone, pruned, and on its backbone."""
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from utils import arguments, errors
 from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
 from utils.files import csv_text, read_csv, write_atomically
+from utils.metrics import mean_and_error
 from utils.paths import Paths, checkpoint_in, checkpoints_in, widths_file
 
 NOTES = """\
@@ -183,10 +182,9 @@ def mean_of(values: Sequence, *, signed: bool = False) -> str:
     numbers = [value for value in values if isinstance(value, int | float)]
     if not numbers or any(isinstance(value, str) for value in values):
         return ""
-    mean = f"{statistics.fmean(numbers):{'+' if signed else ''}.3f}"
-    if len(numbers) < 2:
-        return mean
-    return f"{mean}±{statistics.stdev(numbers) / math.sqrt(len(numbers)):.3f}"
+    mean, error = mean_and_error(numbers)
+    text = f"{mean:{'+' if signed else ''}.3f}"
+    return text if len(numbers) < 2 else f"{text}±{error:.3f}"
 
 
 def shown(name: str, value: object) -> str:

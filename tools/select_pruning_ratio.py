@@ -27,14 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_overwrite(parser)
     arguments.add_sparsities(parser)
     arguments.add_allowed_loss(parser)
-    parser.add_argument(
-        "--jsonfile", type=Path, help="JSON file of the scratch baselines (default: by the layout)."
-    )
-    parser.add_argument(
-        "--pruning_ratio_to_acc_record_file",
-        type=Path,
-        help="JSON file of accuracy by sparsity (default: record.txt beside the pruned networks).",
-    )
+    arguments.add_baseline_file(parser)
+    arguments.add_record_file(parser)
     args = parser.parse_args(argv)
     logs.to_terminal()
     table = load_table(args.dataset_config, data_root=args.data_root)

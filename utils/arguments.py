@@ -78,21 +78,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_files(parser: argparse.ArgumentParser) -> None:
     """Which tasks, and where their files lie."""
     group = parser.add_argument_group("tasks and files")
-    group.add_argument("--arch", default="lenet5", help="Architecture.")
+    add_tasks(group)
     _add_sizes(group)
-    group.add_argument(
-        "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
-    )
-    group.add_argument(
-        "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."
-    )
     group.add_argument(
         "--text_encoder",
         default="hash",
         help="Encoder of text tasks: hash, which needs no download, a model such as bert-base-uncased, or a "
         "local folder in the Hugging Face format.",
     )
-    _add_roots(group, run="<arch>/seed<seed>[-heldout]")
+    _add_results(group, run="<arch>/seed<seed>[-heldout]")
     group.add_argument(
         "--protocol",
         choices=("published", "heldout"),
@@ -101,6 +95,18 @@ def add_files(parser: argparse.ArgumentParser) -> None:
         "training samples held out.",
     )
     _add_seed(group)
+
+
+def add_tasks(group: argparse._ActionsContainer) -> None:
+    """Which tasks of which table, where its data lies, and the architecture that learns them."""
+    group.add_argument("--arch", default="lenet5", help="Architecture.")
+    group.add_argument(
+        "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
+    )
+    group.add_argument(
+        "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."
+    )
+    _add_root(group, "data")
 
 
 _SIZES: dict[str, tuple[Callable, str]] = {
@@ -142,20 +148,25 @@ def add_sequence(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sequence and files")
     group.add_argument("--seq", default="digits_5", help="Sequence of tasks; data/sequences.toml has them.")
     group.add_argument("--appr", default="spg", help="Approach.")
-    _add_roots(group, run="spg/<seq>/<appr>/seed<seed>")
+    _add_root(group, "data")
+    _add_results(group, run="spg/<seq>/<appr>/seed<seed>")
     _add_seed(group)
     add_overwrite(parser)
     add_computing(parser)
 
 
-def _add_roots(group: argparse._ArgumentGroup, *, run: str) -> None:
-    for name in ("data", "checkpoints", "logs"):
-        group.add_argument(
-            f"--{name}_root",
-            type=Path,
-            default=default_root(name),
-            help=f"Folder of {name}; {name.upper()}_ROOT in the environment moves it too.",
-        )
+def _add_root(group: argparse._ActionsContainer, name: str) -> None:
+    group.add_argument(
+        f"--{name}_root",
+        type=Path,
+        default=default_root(name),
+        help=f"Folder of {name}; {name.upper()}_ROOT in the environment moves it too.",
+    )
+
+
+def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
+    _add_root(group, "checkpoints")
+    _add_root(group, "logs")
     group.add_argument("--run", help=f"Name of the run under the roots (default: {run}).")
 
 
@@ -217,8 +228,22 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--log_path", type=Path, help="Folder of the log file (default: the save folder).")
     group.add_argument("--logfile", default="train.log", help="Name of the log file.")
+    add_baseline_file(group)
+
+
+def add_baseline_file(group: argparse._ActionsContainer) -> None:
+    """The flag of the accuracies that stage 1 noted."""
     group.add_argument(
         "--jsonfile", type=Path, help="JSON file of the scratch baselines (default: by the layout)."
+    )
+
+
+def add_record_file(group: argparse._ActionsContainer) -> None:
+    """The flag of the accuracies that pruning noted."""
+    group.add_argument(
+        "--pruning_ratio_to_acc_record_file",
+        type=Path,
+        help="JSON file of accuracy by sparsity (default: record.txt beside the pruned networks).",
     )
 
 

@@ -22,12 +22,16 @@ _PUBLISHED_KEYS = {
 }
 
 
-def save_checkpoint(path: Path, payload: dict) -> None:
-    """Write `payload` to `path`; a reader sees the old file or the new one, never a part."""
+def save_checkpoint(path: Path, payload: dict, *, durable: bool = True) -> None:
+    """Write `payload` to `path`; a reader sees the old file or the new one, never a part.
+
+    Args:
+        durable: see `write_atomically`.
+    """
     # Serialised in memory first: torch would report a full disk as an error of its own, without the path.
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **payload}, buffer)
-    write_atomically(path, buffer.getbuffer())
+    write_atomically(path, buffer.getbuffer(), durable=durable)
 
 
 def load_checkpoint(

@@ -1,21 +1,31 @@
 """Whole-file writes that no reader sees half done, and shared JSON and CSV files."""
 
 import csv
+import glob
 import io
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
 
 from utils.errors import UserError
 
+# A temporary file this old, in seconds, belongs to no writer any more: a kill left it.
+_STALE = 3600
 
-def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
+
+def write_atomically(path: Path, content: bytes | memoryview | str, *, durable: bool = True) -> None:
     """Write `content` to a temporary file beside `path`, then rename it over `path`.
+
+    Temporary files of `path` that a killed process left an hour ago or earlier are removed.
+
+    Args:
+        durable: wait until the content is on the disk, so that it outlives a power failure.
 
     Raises OSError with `filename` set to `path` if anything goes wrong; `path` is then as it was.
     """
@@ -24,16 +34,26 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
+            if durable:
+                os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o666 & ~_umask())
         Path(temporary).replace(path)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _remove_stale(path: Path) -> None:
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(FileNotFoundError):  # another process has renamed or removed it
+            if time.time() - temporary.stat().st_mtime > _STALE:
+                temporary.unlink()
 
 
 def write_changed(path: Path, content: bytes | str) -> None:

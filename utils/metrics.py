@@ -1,9 +1,11 @@
-"""Metrics of continual learning, from a matrix of accuracies.
+"""Metrics of continual learning, from a matrix of accuracies, and means over tasks.
 
 R[i][j] is the accuracy on task j after learning task i, both counted from 0 here; of each row only j ≤ i
 is looked at. w[j] is task j's share of all test samples.
 """
 
+import math
+import statistics
 from collections.abc import Sequence
 
 Matrix = Sequence[Sequence[float]]
@@ -60,3 +62,9 @@ def forward_transfer(matrix: Matrix, counts: Sequence[int], alone: Sequence[floa
     """
     tasks = len(matrix)
     return sum(weight * (matrix[j][j] - alone[j]) for j, weight in enumerate(shares(counts[:tasks])))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, s/√n; the error of a single value is NaN."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error

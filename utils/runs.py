@@ -104,8 +104,9 @@ class Output:
         return payload
 
     def save_unfinished(self, payload: dict, progress: Progress) -> None:
-        """Write what continuing needs."""
-        save_checkpoint(self.resume, self._complete(payload, progress) | {"progress": dict(vars(progress))})
+        """Write what continuing needs; every epoch does, so that none waits for the disk."""
+        complete = self._complete(payload, progress) | {"progress": dict(vars(progress))}
+        save_checkpoint(self.resume, complete, durable=False)
 
     def finish(self, payload: dict, progress: Progress, *, metrics: dict) -> dict:
         """Write the finished checkpoint and `train.csv`, drop the resume file; returns the payload."""
