@@ -46,6 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="Shares to prune in --mode prune, each from the unpruned network.",
     )
     arguments.add_width(group)
+    arguments.add_chosen_pairs(group)
     args = parser.parse_args(argv)
     arguments.check_report(parser, args)
     if args.load_folder and args.mode == "finetune":
@@ -59,7 +60,8 @@ class PackNetRun(TaskRun):
     @cached_property
     def multiplier(self) -> float:
         if self.args.network_width_multiplier == arguments.FROM_TARGET:
-            return final_width(self.paths, table=self.table, target=self.task)
+            pairs = arguments.pairs_file(self.args, self.table.name)
+            return final_width(self.paths, table=self.table, target=self.task, pairs=pairs)
         return self.args.network_width_multiplier
 
     @cached_property

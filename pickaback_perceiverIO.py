@@ -100,7 +100,7 @@ class Search:
             sizes=arguments.given_sizes(args),
         )
         self.device = resolve_device(args.device)
-        self.result = args.csv_path or self.paths.result_csv(table.name, among=args.candidates.among)
+        self.result = arguments.pairs_file(args, table.name)
         self._models: dict[int, tuple[Model, str]] = {}
 
     def find(self, target: Task) -> None:

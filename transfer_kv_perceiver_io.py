@@ -66,7 +66,7 @@ class Transfers:
         self.args = args
         self.table = table
         self.paths = arguments.paths_of(args)
-        self.pairs = args.csv_path or self.paths.result_csv(table.name, among=args.candidates.among)
+        self.pairs = arguments.pairs_file(args, table.name)
 
     def make(self, target: Task) -> None:
         """Write the backbone's checkpoint once more, with the target's projection waiting in it."""

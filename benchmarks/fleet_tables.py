@@ -62,7 +62,9 @@ def print_sparsities(paths: Paths, table: Table) -> None:
 
 def print_targets(paths: Paths, table: Table, *, arch: str) -> None:
     """The report's table."""
-    rows, columns = task_rows(table.tasks, table=table, paths=paths, arch=arch)
+    rows, columns = task_rows(
+        table.tasks, table=table, paths=paths, arch=arch, pairs=paths.result_csv(table.name)
+    )
     columns.remove("id")
     print_row(*columns)
     print_row(*["---"] * len(columns))

@@ -21,7 +21,8 @@ leave_out_backbone
 if ((CONTROL)); then
     echo "== controls: every target without a backbone at the width that it grew to"
     for script in packnet_cifar100_main_normal.py CPG_cifar100_main_normal.py; do
-        fan_out "$PYTHON_BIN" "$script" "${TRAINING_ARGS[@]}" --mode finetune --network_width_multiplier from_target
+        fan_out "$PYTHON_BIN" "$script" "${TRAINING_ARGS[@]}" --mode finetune --network_width_multiplier from_target \
+            --candidates "$CANDIDATES"
     done
 fi
-run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --dataset "$(IFS=,; echo "${TASK_NAMES[*]}")"
+run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "$CANDIDATES" --dataset "$(IFS=,; echo "${TASK_NAMES[*]}")"

@@ -27,8 +27,8 @@ for script in baseline wo_backbone select_pruning_ratio_of_backbone find_backbon
     run_one bash "run_pickaback/$script.sh" "$CONFIG" "$TASKS"
 done
 leave_out_backbone
+pool=$CANDIDATES
 if ((CONTROL)); then
-    pool=$CANDIDATES
     for among in same other; do
         export CANDIDATES=$among,$pool
         targets=$(targets_with_candidates)
@@ -43,4 +43,4 @@ if ((CONTROL)); then
         fi
     done
 fi
-run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --dataset "$(IFS=,; echo "${TASK_NAMES[*]}")"
+run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "$pool" --dataset "$(IFS=,; echo "${TASK_NAMES[*]}")"

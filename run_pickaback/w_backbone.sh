@@ -16,4 +16,5 @@ parse_pair "$@"
 start_stage "stage 3-2, train every target on its backbone" ${REST[@]+"${REST[@]}"}
 leave_out_backbone
 fan_out "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune \
-    --backbone "${PAIR_BACKBONE:-from_csv}" --max_allowed_network_width_multiplier "$MAX_WIDTH"
+    --candidates "$CANDIDATES" --backbone "${PAIR_BACKBONE:-from_csv}" \
+    --max_allowed_network_width_multiplier "$MAX_WIDTH"

@@ -3,7 +3,10 @@
 import contextlib
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from helpers import assert_same_checkpoint, load, refusal, same, snapshot
+from helpers import REPOSITORY, assert_same_checkpoint, load, refusal, same, snapshot
 from PIL import Image
 
 import CPG_cifar100_main_normal as cpg_script
@@ -394,3 +397,28 @@ def test_the_report_tells_modalities_and_choices_apart(mixed: Mixed, capsys: pyt
     widths = json.loads((folder / "widths.json").read_text())
     assert float(mail["untransferred"]) == widths[max(widths)]["test_accuracy"]
     assert table["news"]["untransferred"] == ""
+
+    report.main(mixed.files("all", "--candidates", "same"))
+    picked = {row["task"]: row["backbone"] for row in rows(mixed.paths.report_file("mixed"))}
+    assert picked == {"pets": "shapes", "shapes": "pets", "mail": "news", "news": "mail"}
+
+
+def test_the_bash_stages_take_a_pair_through_transfer_and_training(mixed: Mixed) -> None:
+    shutil.rmtree(mixed.paths.target("mixed", "pets", "mail"))
+    kv_transfer_file(mixed.chosen("pets"), "mail").unlink()
+    variables = {
+        **{f"{name.upper()}_ROOT": str(mixed.root / name) for name in ("data", "checkpoints", "logs")},
+        **{"PYTHON": sys.executable, "EPOCHS": "1", "MAX_WIDTH": "1.0", "DEVICE": "cpu", "JOBS": "1"},
+        "SIZE": " ".join(f"--{name} {value}" for name, value in SIZES.items()),
+    }
+    for stage in ("transfer_kv.sh", "w_backbone_MM.sh"):
+        arguments = [mixed.root / "mixed.toml", "--backbone", "1", "--target", "3"]
+        result = subprocess.run(
+            ["bash", REPOSITORY / "run_pickaback" / stage, *arguments],
+            env={"PATH": os.environ["PATH"], **variables},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert (mixed.paths.target("mixed", "pets", "mail") / "checkpoint-1.pth.tar").exists()

@@ -128,7 +128,7 @@ class CPGRun(TaskRun):
     @property
     def pairs_file(self) -> Path:
         """CSV of the chosen backbones."""
-        return self.args.csv_path or self.paths.result_csv(self.table.name, among=self.args.candidates.among)
+        return arguments.pairs_file(self.args, self.table.name)
 
     @property
     def target_folder(self) -> Path:
@@ -143,7 +143,7 @@ class CPGRun(TaskRun):
     @cached_property
     def multiplier(self) -> float:
         if self.args.network_width_multiplier == arguments.FROM_TARGET:
-            return final_width(self.paths, table=self.table, target=self.task, csv_path=self.pairs_file)
+            return final_width(self.paths, table=self.table, target=self.task, pairs=self.pairs_file)
         return self.args.network_width_multiplier
 
     @cached_property

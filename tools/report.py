@@ -26,10 +26,17 @@ run_all_MM.sh --control."""
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.parser(__doc__)
     arguments.add_files(parser)
+    arguments.add_chosen_pairs(parser)
     args = parser.parse_args(argv)
     table = load_table(args.dataset_config, data_root=args.data_root)
     paths = arguments.paths_of(args)
-    rows, columns = task_rows(table.select(args.dataset), table=table, paths=paths, arch=args.arch)
+    rows, columns = task_rows(
+        table.select(args.dataset),
+        table=table,
+        paths=paths,
+        arch=args.arch,
+        pairs=arguments.pairs_file(args, table.name),
+    )
     write_atomically(paths.report_file(table.name), csv_text(rows, columns))
     print(as_text(rows, columns))
     print(NOTES)
@@ -41,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def task_rows(
-    tasks: Sequence[Task], *, table: Table, paths: Paths, arch: str
+    tasks: Sequence[Task], *, table: Table, paths: Paths, arch: str, pairs: Path
 ) -> tuple[list[dict], list[str]]:
-    """A row a task, and the columns that are filled in any of them."""
-    rows = [task_row(task, table=table, paths=paths, arch=arch) for task in tasks]
+    """A row a task, and the columns that are filled in any of them. `pairs`: CSV of the chosen backbones."""
+    rows = [task_row(task, table=table, paths=paths, arch=arch, pairs=pairs) for task in tasks]
     widths = sorted({width for row in rows for width in row["widths"]})
     columns = []
     for name in rows[0]:
@@ -57,7 +64,7 @@ def task_rows(
     return [{name: row[name] for name in columns} for row in filled], columns
 
 
-def task_row(task: Task, *, table: Table, paths: Paths, arch: str) -> dict:
+def task_row(task: Task, *, table: Table, paths: Paths, arch: str, pairs: Path) -> dict:
     """One task's figures, None where there is none; `widths` maps width multipliers to accuracies."""
     config = table.name
     scratch = finished(paths.baselines(config) / task.name, arch=arch, layers="plain", stage="baseline.sh")
@@ -67,7 +74,7 @@ def task_row(task: Task, *, table: Table, paths: Paths, arch: str) -> dict:
         layers="sharable",
         stage="select_pruning_ratio_of_backbone.sh",
     )
-    backbone = chosen_backbone(paths.result_csv(config), table=table, target=task)
+    backbone = chosen_backbone(pairs, table=table, target=task)
     widths = read_widths(paths.target(config, backbone.name, task.name))
     last = max(widths)
     final = widths[last]["test_accuracy"]

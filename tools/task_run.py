@@ -338,7 +338,7 @@ def named_backbone(asked: str, *, table: Table, target: Task) -> Task:
     return backbone
 
 
-def final_width(paths: Paths, *, table: Table, target: Task, csv_path: Path | None = None) -> float:
-    """The width multiplier that a target ended at in stage 3-2."""
-    backbone = chosen_backbone(csv_path or paths.result_csv(table.name), table=table, target=target)
+def final_width(paths: Paths, *, table: Table, target: Task, pairs: Path) -> float:
+    """The width multiplier that a target ended at in stage 3-2 on its backbone in the CSV `pairs`."""
+    backbone = chosen_backbone(pairs, table=table, target=target)
     return max(read_widths(paths.target(table.name, backbone.name, target.name)))

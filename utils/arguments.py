@@ -326,6 +326,11 @@ def add_chosen_pairs(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--csv_path", type=Path, help="CSV of the chosen backbones (default: by the layout).")
 
 
+def pairs_file(args: argparse.Namespace, config: str) -> Path:
+    """CSV of the chosen backbones of table `config`, as the flags of `add_chosen_pairs` name it."""
+    return args.csv_path or paths_of(args).result_csv(config, among=args.candidates.among)
+
+
 def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The flag of the pruning ratios."""
     parser.add_argument(
