@@ -27,6 +27,7 @@ _GROUPS = {
     "bn_layer_running_var": ((nn.modules.batchnorm._BatchNorm,), "running_var"),
     "bn_layer_weight": ((nn.modules.batchnorm._BatchNorm,), "weight"),
     "bn_layer_bias": ((nn.modules.batchnorm._BatchNorm,), "bias"),
+    "prelu_layer_weight": ((nn.PReLU,), "weight"),
 }
 _PUBLISHED_BIAS_GROUPS = ("conv_bias", "fc_bias")
 
@@ -365,6 +366,9 @@ class OwnedTraining(Method):
 
     def before_task(self) -> None:
         self.refresh()
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.shared.network.loss(logits, labels)
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -11,6 +11,7 @@ from models.mobilenetv1 import mobilenetv1
 from models.network import Network, Sized
 from models.perceiver import PERCEIVER_PRESETS, PERCEIVER_SIZES, perceiver
 from models.perceiver_io import PERCEIVER_IO_SIZES, perceiver_io
+from models.spherenet import spherenet20
 
 # Those that are the same in both kinds of layers.
 BUILDERS: dict[str, Callable[..., Network]] = {
@@ -21,6 +22,7 @@ BUILDERS: dict[str, Callable[..., Network]] = {
     "mobilenetv1": mobilenetv1,
     "mobilenetv2": partial(imagenet.mobile, "mobilenet_v2"),
     **{f"efficientnetb{step}": partial(imagenet.mobile, f"efficientnet_b{step}") for step in range(8)},
+    "spherenet20": spherenet20,
 }
 
 ARCHITECTURES: dict[str, Callable[..., Network]] = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 
 class Network(nn.Module):
@@ -40,10 +41,15 @@ class Network(nn.Module):
         """Give a new head its first values."""
         init_linear(head)
 
-    def add_head(self, num_classes: int, *, in_features: int | None = None) -> nn.Linear:
-        """Append a head and make it the active one."""
-        head = nn.Linear(in_features or self.feature_width, num_classes)
+    def new_head(self, in_features: int, num_classes: int) -> nn.Module:
+        """A head that is in no list yet."""
+        head = nn.Linear(in_features, num_classes)
         self.init_head(head)
+        return head
+
+    def add_head(self, num_classes: int, *, in_features: int | None = None) -> nn.Module:
+        """Append a head and make it the active one."""
+        head = self.new_head(in_features or self.feature_width, num_classes)
         self.classifiers.append(head)
         self.active = len(self.classifiers) - 1
         return head
@@ -54,6 +60,10 @@ class Network(nn.Module):
             features = self.encode(inputs)
             return torch.cat([head(features) for head in self.classifiers], dim=1)
         return self.classifiers[self.active](self.encode(inputs))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What training minimises, from what `forward` returned and labels (B,)."""
+        return cross_entropy(logits, labels)
 
 
 class MultimodalNetwork(Network):

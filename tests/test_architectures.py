@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import Fleet, refusal
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torchvision.models import get_model
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -103,7 +102,7 @@ def test_both_packages_have_the_same_architectures():
 def test_old_channels_are_the_leading_ones_of_a_wider_network(name):
     build = packnet_models.ARCHITECTURES[name]
     width, wider = (1.0, 1.5**0.5) if name == "lenet5" else (NARROW, WIDER)
-    narrow, wide = build(width=width).double(), build(width=wider).double()
+    narrow, wide = (build(width=channels, size=32).double() for channels in (width, wider))
     randomise(narrow)
     state = {
         key: torch.ones_like(value) if key.endswith("running_var") else torch.zeros_like(value)
@@ -146,7 +145,7 @@ def learn_a_step(shared: SharedNetwork, *, size: int) -> None:
     method.before_task()
     method.before_epoch(1)
     shared.network.train()
-    cross_entropy(shared.network(images(4, size, seed=len(shared.tasks))), torch.arange(4)).backward()
+    method.loss(shared.network(images(4, size, seed=len(shared.tasks))), torch.arange(4)).backward()
     method.after_backward()
     for made in optimizers:
         made.step()
