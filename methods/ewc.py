@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from methods.sequence import ClippedHead, Naive, Settings, TaskPasses
+from methods.sequence import ClippedHead, Naive, Settings, TaskPasses, train_on_learned_statistics
 from utils.training import Method
 
 # Samples whose mean gradient is squared at once.
@@ -75,7 +75,7 @@ class Consolidation(ClippedHead):
 
     def fisher_information(self) -> dict[str, Tensor]:
         """Parameter name → mean squared gradient of the newest task's cross-entropy."""
-        self.network.train()
+        train_on_learned_statistics(self.network)
         parameters = self.ewc.feature_parameters()
         totals = {name: torch.zeros_like(value) for name, value in parameters.items()}
         count = 0

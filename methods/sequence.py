@@ -1,5 +1,6 @@
 """Learning tasks one after another in one network: what every approach has in common."""
 
+import copy
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -93,6 +94,7 @@ class Naive:
         network: with a head for each task begun.
         tasks: name → classes, of the tasks begun, in order.
         past: what was noted of each task learned before the newest one.
+        statistics: task learned before the newest one → its running statistics of batch norms.
         epochs, seconds: spent on the newest task.
     """
 
@@ -104,6 +106,7 @@ class Naive:
         self.network = self.new_network()
         self.tasks: dict[str, int] = {}
         self.past: list[dict] = []
+        self.statistics: dict[str, dict[str, Tensor]] = {}
         self.epochs = 0
         self.seconds = 0.0
 
@@ -118,6 +121,8 @@ class Naive:
 
     def begin_task(self, name: str, num_classes: int) -> None:
         """Add a task."""
+        if self.tasks and not self.joint:
+            self.statistics[list(self.tasks)[-1]] = _buffers(self.network.features)
         self.network.add_head(num_classes)
         self.tasks[name] = num_classes
         self.epochs, self.seconds = 0, 0.0
@@ -145,15 +150,23 @@ class Naive:
         return [*network.features.parameters(), *network.classifiers[network.active].parameters()]
 
     def as_task(self, name: str) -> nn.Module:
-        """The network as a task sees it."""
+        """The network as a task sees it: all of it, but with the task's own running statistics."""
         if name not in self.tasks:
             raise UserError(f"the network holds no task {name}: it holds {', '.join(self.tasks) or 'none'}")
         self.network.active = list(self.tasks).index(name)
-        return self.network
+        if not self.statistics.get(name):
+            return self.network
+        seen = copy.deepcopy(self.network)
+        seen.features.load_state_dict(self.statistics[name], strict=False)
+        return seen
 
     def to(self, device: torch.device) -> "Naive":
         """Move everything to `device`."""
         self.network.to(device)
+        self.statistics = {
+            task: {name: value.to(device) for name, value in values.items()}
+            for task, values in self.statistics.items()
+        }
         return self
 
     def payload(self) -> dict:
@@ -163,7 +176,7 @@ class Naive:
             "dataset_history": list(self.tasks),
             "dataset2num_classes": dict(self.tasks),
             "masks": {},
-            "shared_layer_info": {name: {} for name in self.tasks},
+            "shared_layer_info": {name: dict(self.statistics.get(name, {})) for name in self.tasks},
             "sequence": self.noted(),
         }
 
@@ -184,6 +197,10 @@ class Naive:
             raise UserError(
                 f"{source} is of another network ({error}): delete it or give its arguments"
             ) from error
+        # The newest task's are the network's own.
+        learned.statistics = {
+            name: dict(payload["shared_layer_info"][name]) for name in list(learned.tasks)[:-1]
+        }
         learned.take_note(payload["sequence"])
         return learned
 
@@ -198,6 +215,25 @@ class Naive:
     def feature_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that tasks share, by name."""
         return dict(self.network.features.named_parameters())
+
+
+def train_on_learned_statistics(network: nn.Module) -> None:
+    """Training mode, with dropout on, but for batch norms, which take their running statistics as they are.
+
+    For gradients that say what a parameter means to the network: across a batch, statistics of its own would
+    make many of them vanish but for rounding errors (a bias before a batch norm has no other).
+    """
+    network.train()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+
+
+def _buffers(features: nn.Module) -> dict[str, Tensor]:
+    """A copy of what is saved of a backbone beside its parameters."""
+    parameters = dict(features.named_parameters())
+    state = features.state_dict()
+    return {name: value.clone() for name, value in state.items() if name not in parameters}
 
 
 class Alone(Naive):

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from methods.learning import Batch
-from methods.sequence import ClippedHead, Naive, Settings, TaskPasses
+from methods.sequence import ClippedHead, Naive, Settings, TaskPasses, train_on_learned_statistics
 from models.network import Network
 from utils.training import Method
 
@@ -55,7 +55,9 @@ def task_importance(
         batches: the newest task's training samples, a pass at each call.
     """
     parameters = dict(network.features.named_parameters())
-    last = [name for name in parameters if name.startswith(f"{network.features.last}.")]
+    # A backbone may name the layer whose outputs, each by itself, become the features.
+    layer = getattr(network.features, "last", None)
+    last = [name for name in parameters if layer is not None and name.startswith(f"{layer}.")]
     below = [name for name in parameters if name not in last]
     heads = list(network.classifiers)
     largest = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
@@ -75,7 +77,7 @@ def task_importance(
             with autocast:
                 features = network.features(inputs)
             gradients = _Gradients(features, parameters)
-            if first < len(heads) - 1:
+            if last and first < len(heads) - 1:
                 shared.add(gradients.at(torch.ones_like(features), last))
             cut = features.detach().requires_grad_()
             for head, total in zip(group, totals, strict=True):
@@ -84,11 +86,13 @@ def task_importance(
                     logits = head(cut)
                     loss = cross_entropy(logits, labels, reduction="sum") if newest else logits.sum()
                 (upstream,) = torch.autograd.grad(loss, cut)
-                if newest:
+                if last and newest:
                     own.add(gradients.at(upstream, last))
                 total.add(gradients.at(upstream, below))
         for head, total in zip(group, totals, strict=True):
             take(zip(below, total.sums, strict=True))
+            if not last:
+                continue
             if head is heads[-1]:
                 take(zip(last, own.sums, strict=True))
             else:
@@ -163,7 +167,7 @@ class AccumulatedImportance(ClippedHead):
 
     def after_task(self) -> None:
         begun = time.perf_counter()
-        self.network.train()
+        train_on_learned_statistics(self.network)
         newest = task_importance(
             network=self.network,
             batches=lambda: self.passes.batches(IMPORTANCE_BATCH),

@@ -30,7 +30,7 @@ import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 import transfer_kv_perceiver_io as transfer_script
 from data import prepare
-from tools import export_task, list_tasks, report
+from tools import export_task, list_tasks, report, verify_pairs
 from tools import select_pruning_ratio as select_script
 from utils.files import read_csv
 
@@ -42,6 +42,7 @@ SCRIPTS = [
     report,
     list_tasks,
     export_task,
+    verify_pairs,
     prepare,
     mm_script,
     transfer_script,

@@ -13,9 +13,9 @@ from data.sequences import Sequence, joint_task, load_sequence, load_task
 from methods.approaches import APPROACHES
 from methods.learning import learn
 from methods.sequence import Naive, SequenceReport, Settings, TaskPasses
-from models.alexnet import alexnet
-from models.layers import PLAIN
+from models import BUILDERS
 from models.network import Network
+from packnet_models import ARCHITECTURES
 from utils import logs, metrics
 from utils.errors import UserError
 from utils.files import csv_text, read_json, write_atomically
@@ -25,7 +25,10 @@ from utils.runtime import autocast, resolve_device
 from utils.seeds import derive_seed
 from utils.training import evaluate
 
-ARCHITECTURE = {"name": "alexnet", "layers": "plain"}
+LAYERS = "plain"
+TUNED = "alexnet"  # the backbone that the sequences' dropouts are tuned for, and the only one that takes them
+# Convolutional ones whose heads are linear.
+BACKBONES = ("lenet5", *(name for name in BUILDERS if name != "spherenet20"))
 JOINT = "all_tasks"
 
 # Flags that decide what any approach computes, and those that only one looks at.
@@ -54,8 +57,8 @@ class SequenceRun:
         decide_on: the samples that the accuracies are of: "test", or "validation" to tune on them.
 
     Raises:
-        UserError: for an unknown approach or sequence (the message lists the known ones), or one whose
-            raw files are not prepared.
+        UserError: for an unknown approach, backbone or sequence (the message lists the known ones), one whose
+            raw files are not prepared, or dropouts for a backbone that takes none.
     """
 
     def __init__(
@@ -69,10 +72,17 @@ class SequenceRun:
         self.kind = APPROACHES[self.approach]
         self.sequence: Sequence = load_sequence(args.seq, data_root=args.data_root, seed=seed)
         self.names = [task.name for task in self.sequence.table.tasks]
-        self.dropout = list(args.dropout or self.sequence.dropout)
+        if args.backbone not in BACKBONES:
+            raise UserError(f"unknown backbone {args.backbone!r}: choose from {', '.join(BACKBONES)}")
+        if args.dropout and args.backbone != TUNED:
+            raise UserError(f"--dropout is for --backbone {TUNED}: {args.backbone} has its own, or none")
+        self.dropout = list(args.dropout or self.sequence.dropout) if args.backbone == TUNED else None
+        self.architecture = {"name": args.backbone, "layers": LAYERS}
         self.device = resolve_device(args.device)
         self.autocast = autocast(self.device, args.precision)
-        run = args.run or Paths.sequence_run_name(sequence=args.seq, approach=self.approach, seed=seed)
+        run = args.run or Paths.sequence_run_name(
+            sequence=args.seq, approach=self.approach, seed=seed, backbone=args.backbone
+        )
         if decide_on == "validation":
             run = Paths.tuning_run_name(run, dropout=self.dropout)
         self.decide_on = decide_on
@@ -105,13 +115,15 @@ class SequenceRun:
     def build(self, *, width: float) -> Network:
         """The sequence's network, without heads, its channels multiplied by `width`."""
         table = self.sequence.table
-        return alexnet(
-            layers=PLAIN,
-            width=width * self.sequence.width,
-            size=table.size,
-            in_channels=table.channels,
-            dropout=tuple(self.dropout),
-        )
+        dropout = {} if self.dropout is None else {"dropout": tuple(self.dropout)}
+        try:
+            return ARCHITECTURES[self.args.backbone](
+                width=width * self.sequence.width, size=table.size, in_channels=table.channels, **dropout
+            )
+        except ValueError as error:
+            raise UserError(
+                f"--backbone {self.args.backbone} cannot learn {self.args.seq}: {error}: choose another"
+            ) from error
 
     def configuration(self) -> dict:
         """Every flag as it was resolved for this run."""
@@ -128,7 +140,7 @@ class SequenceRun:
         """What decides a run's result, but for the data."""
         names = (*_DECIDING, *_OF_APPROACH.get(approach, ()))
         return {name: getattr(self.args, name) for name in names} | {
-            "arch": ARCHITECTURE["name"],
+            "arch": self.args.backbone,
             "seq": self.args.seq,
             "appr": approach,
             "seed": self.seed,
@@ -165,7 +177,7 @@ class SequenceRun:
         return Output(
             folder=self.paths.sequence_task(name, stage),
             epochs=self.args.epochs,
-            architecture=ARCHITECTURE,
+            architecture=self.architecture,
             arguments=self.arguments(self.approach) | deciders,
             task_table={
                 "config": self.args.seq,
@@ -358,11 +370,15 @@ class SequenceRun:
         """Accuracy of a network trained on each task alone; None, and said so, if there is no such run."""
         if self.approach == "one":
             return None
-        run = Paths.sequence_run_name(sequence=self.args.seq, approach="one", seed=self.seed)
+        run = Paths.sequence_run_name(
+            sequence=self.args.seq, approach="one", seed=self.seed, backbone=self.args.backbone
+        )
         path = Paths(
             checkpoints=self.paths.checkpoints, logs=self.paths.logs, data=self.paths.data, run=run
         ).metrics_file()
         command = f"python spg_main.py --seq {self.args.seq} --appr one --seed {self.seed}"
+        if self.args.backbone != TUNED:
+            command += f" --backbone {self.args.backbone}"
         if not path.exists():
             logging.info("No forward transfer: its reference is missing (`%s` makes it)", command)
             return None

@@ -63,9 +63,10 @@ class Paths:
         return f"{arch}/seed{seed}" + ("-heldout" if protocol == "heldout" else "")
 
     @staticmethod
-    def sequence_run_name(*, sequence: str, approach: str, seed: int) -> str:
+    def sequence_run_name(*, sequence: str, approach: str, seed: int, backbone: str = "alexnet") -> str:
         """The name of a run over a sequence of tasks in one network if the user gives none."""
-        return f"spg/{sequence}/{approach}/seed{seed}"
+        learner = approach if backbone == "alexnet" else f"{approach}-{backbone}"
+        return f"spg/{sequence}/{learner}/seed{seed}"
 
     @staticmethod
     def tuning_run_name(run: str, *, dropout: Sequence[float]) -> str:
