@@ -18,6 +18,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 parse_control "$@"
 start_stage "all stages across modalities, from scratch baselines to targets on their backbones" \
     ${REST[@]+"${REST[@]}"}
+((KV_TRANSFER)) || die "KV_TRANSFER=0 is for w_backbone_MM.sh: leave it out, and give --control to compare with it"
 if ((CONTROL)); then
     ! backbone_is_a_task || die "--control chooses backbones by their modality: leave BACKBONE=$BACKBONE out"
     [[ ! $CANDIDATES =~ (^|,)(same|other)(,|$) ]] || die "--control runs all of same and other: leave them out of CANDIDATES"

@@ -377,6 +377,12 @@ def test_controls_that_contradict_the_choice_are_refused(bash: Bash, variables: 
     assert not bash.commands()
 
 
+def test_a_run_of_all_stages_has_the_transfer(bash: Bash) -> None:
+    result = bash.run("run_all_MM.sh", KV_TRANSFER="0")
+    assert result.returncode == 1 and result.stderr.startswith("error: KV_TRANSFER=0 ")
+    assert not bash.commands()
+
+
 def test_a_pair_is_transferred_and_trained_whatever_the_csv_says(bash: Bash) -> None:
     pair = ("digits_docs", "--backbone", "4", "--target", "1")
     names = {"FAKE_TASKS": "red", "FAKE_BACKBONE": "4", "FAKE_BACKBONE_NAME": "blue"}
