@@ -8,11 +8,11 @@ from pathlib import Path
 from data.tables import MODALITIES
 from models import ARCHITECTURES
 from tools import cpg_run
-from tools.task_run import run_tasks
+from tools.task_run import check_text_encoder, run_tasks
 from utils import errors
-from utils.checkpoints import fingerprint
+from utils.checkpoints import fingerprint, load_checkpoint
 from utils.errors import UserError
-from utils.paths import kv_transfer_file
+from utils.paths import checkpoint_in, checkpoints_in, kv_transfer_file
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,7 +54,8 @@ class MultimodalRun(cpg_run.CPGRun):
         """The backbone's chosen checkpoint, with the task's projection waiting in it.
 
         Raises:
-            UserError: if there is none, or if it was made before the backbone's network was redone.
+            UserError: if there is none, or if it was made before one of the two networks was redone, or from
+                one that knows texts by another encoder.
         """
         chosen = super().backbone_file()
         if self.args.no_kv_transfer:
@@ -62,12 +63,21 @@ class MultimodalRun(cpg_run.CPGRun):
         transferred = kv_transfer_file(chosen, self.task.name)
         if not transferred.is_file():
             raise UserError(f"{transferred} not found: run run_pickaback/transfer_kv.sh first")
-        made_from = self.load(transferred).get("kv_transfer", {}).get("backbone")
-        if made_from != fingerprint(self.load(chosen)):
-            raise UserError(
-                f"{transferred} was made from another network than {chosen}: "
-                "redo it with OVERWRITE=1 bash run_pickaback/transfer_kv.sh"
-            )
+        payload = self.load(transferred)
+        pair, arrived = payload.get("kv_transfer", {}), payload.get("arrived_from", {})
+        check_text_encoder(arrived, task=self.task, encoder=self.data.encoder, where=transferred)
+        made_from = {chosen: (pair.get("backbone"), self.load(chosen))}
+        folder = self.paths.baselines(self.table.name) / self.task.name
+        if arrived.get("in_layout") and checkpoints_in(folder):
+            own = checkpoint_in(folder, remedy="")
+            own_payload = load_checkpoint(own, architecture=self.args.arch, layers="plain")
+            made_from[own] = pair.get("projection"), own_payload
+        for path, (made_with, found) in made_from.items():
+            if made_with != fingerprint(found):
+                raise UserError(
+                    f"{transferred} was made from another network than {path}: "
+                    "redo it with OVERWRITE=1 bash run_pickaback/transfer_kv.sh"
+                )
         return transferred
 
 

@@ -17,7 +17,7 @@ from data.tables import Table, Task, load_table
 from methods.modeldiff import RULES, Distance, Model, choose, compare
 from methods.ownership import SharedNetwork
 from packnet_models import ARCHITECTURES
-from tools.task_run import named_backbone
+from tools.task_run import check_text_encoder, named_backbone
 from utils import arguments, errors, logs
 from utils.checkpoints import fingerprint, load_checkpoint
 from utils.errors import UserError
@@ -232,6 +232,7 @@ class Search:
             device=torch.device("cpu"),
             text_encoder=self.args.text_encoder,
         )
+        check_text_encoder(payload, task=task, encoder=data.encoder, where=path)
         count = self.args.val_batch_size
         if len(data.validation) < count:
             logging.info(

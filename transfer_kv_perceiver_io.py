@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data.tables import Table, Task, load_table
+from data.text_encoders import load_encoder
 from methods.kv_transfer import bring, own_projection
 from methods.ownership import SharedNetwork
 from models import ARCHITECTURES as SHARABLE
 from packnet_models import ARCHITECTURES as PLAIN
 from tools.cpg_run import BACKBONE_REMEDY
-from tools.task_run import FROM_CSV, backbone_of
+from tools.task_run import FROM_CSV, backbone_of, check_text_encoder
 from utils import arguments, errors, logs
 from utils.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from utils.errors import UserError
@@ -77,6 +78,8 @@ class Transfers:
         folder = (self.args.baseline_folder or self.paths.baselines(self.table.name)) / target.name
         own = checkpoint_in(folder, remedy="run run_pickaback/baseline.sh for the target first")
         own_payload, giving = self.load(own, registry=PLAIN, layers="plain")
+        encoder = load_encoder(self.args.text_encoder) if target.modality == "text" else None
+        check_text_encoder(own_payload, task=target, encoder=encoder, where=own)
         pair = {
             "target": target.name,
             "backbone": fingerprint(payload),
@@ -90,7 +93,10 @@ class Transfers:
             bring(projection, into=receiving, target=target.name)
         except UserError as error:
             raise UserError(f"{own} to {source}: {error}") from error
-        save_checkpoint(destination, payload | {"arrivals": receiving.arrivals, "kv_transfer": pair})
+        in_layout = self.args.baseline_folder is None
+        arrived = {"task_table": own_payload.get("task_table", {}), "in_layout": in_layout}
+        made = {"arrivals": receiving.arrivals, "kv_transfer": pair, "arrived_from": arrived}
+        save_checkpoint(destination, payload | made)
         logging.info(
             "K/V transfer [%s => %s]: %s of %s inputs into %s",
             *(target.name, backbone.name, ", ".join(map(str, projection)), target.modality, destination),

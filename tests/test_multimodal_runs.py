@@ -22,6 +22,7 @@ import CPG_MM_main_normal as mm_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 import transfer_kv_perceiver_io as transfer_script
+from data.text_encoders import HashEncoder
 from methods.ownership import SharedNetwork
 from models import ARCHITECTURES
 from tools import list_tasks, report
@@ -284,6 +285,13 @@ def test_a_target_on_a_redone_backbone_is_refused_until_the_transfer_is_redone(m
     assert "was made from another network than" in message and "transfer_kv.sh" in message
 
 
+def test_a_target_whose_own_network_was_redone_is_refused_until_the_transfer_is_redone(mixed: Mixed) -> None:
+    mixed.baseline("mail", "--seed", 2, "--run", "perceiver_io/seed1", "--overwrite")
+    message = refusal(mm_script.main, mixed.target_flags("mail"))
+    own = mixed.paths.baselines("mixed") / "mail" / "checkpoint-1.pth.tar"
+    assert f"was made from another network than {own}" in message and "transfer_kv.sh" in message
+
+
 def test_a_target_without_its_transfer_names_the_stage(mixed: Mixed) -> None:
     kv_transfer_file(mixed.chosen("pets"), "mail").unlink()
     message = refusal(mm_script.main, mixed.target_flags("mail"))
@@ -369,6 +377,23 @@ def test_checkpoints_of_another_size_or_depth_are_refused_by_the_sizes(
     ):
         message = refusal(main, trained.files("mail", *flags, sizes=SIZES | sizes))
         assert named in message and ".pth.tar" in message
+
+
+@pytest.mark.parametrize("stage", ["search", "transfer", "target", "inference"])
+def test_texts_by_another_encoder_than_the_networks_are_refused_by_name(
+    stage: str, mixed: Mixed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(mixed.paths.logs)
+    main, flags = {
+        "search": (search_script.main, mixed.flags("mail")),
+        "transfer": (transfer_script.main, mixed.files("mail", "--backbone", "pets", "--overwrite")),
+        "target": (mm_script.main, mixed.target_flags("mail", "--backbone", "pets", "--overwrite")),
+        "inference": (cpg_script.main, mixed.flags("mail", "--mode", "inference")),
+    }[stage]
+    monkeypatch.setattr(HashEncoder, "identity", "hash 2")
+    message = refusal(main, flags)
+    assert "mail was learned with the text encoder hash 1, not hash 2: give the same" in message
+    assert ".pth.tar" in message
 
 
 def test_missing_outputs_of_earlier_stages_name_the_stage(mixed: Mixed) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.loading import Batches, TaskData, load_task
 from data.tables import Table, Task, load_table
-from data.text_encoders import MAX_TOKENS
+from data.text_encoders import MAX_TOKENS, TextEncoder
 from methods import footprint
 from methods.learning import Learner, evaluate_as, learn, open_folder
 from methods.ownership import SharedNetwork
@@ -132,6 +132,12 @@ class TaskRun:
         name, layers = self.architecture["name"], self.architecture["layers"]
         return load_checkpoint(path, architecture=name, layers=layers, sizes=self.build.sizes)
 
+    def load_learned(self, path: Path) -> dict:
+        """The same, for a network that must know the task's texts by the encoder in use."""
+        payload = self.load(path)
+        check_text_encoder(payload, task=self.task, encoder=self.data.encoder, where=path)
+        return payload
+
     def learn(
         self,
         *,
@@ -215,7 +221,7 @@ class TaskRun:
         """Evaluate the checkpoint in `folder` as the task on the test samples, and report what it takes."""
         shared, epoch = open_folder(
             folder,
-            load=self.load,
+            load=self.load_learned,
             build=self.build,
             task=self.task.name,
             num_classes=self.task.num_classes,
@@ -263,6 +269,23 @@ def run_tasks(
             logs.configuration(vars(args) | run.build.sizes)
             logs.protocol(args.protocol)
             run.run()
+
+
+def check_text_encoder(payload: Mapping, *, task: Task, encoder: TextEncoder | None, where: Path) -> None:
+    """Refuse a network that learned the texts of `task`, its newest, by another encoder than `encoder`.
+
+    Raises:
+        UserError: naming `where` and both encoders.
+    """
+    entry = payload.get("task_table", {})
+    if encoder is None or entry.get("name") != task.name:
+        return
+    learned_with = entry.get("text_encoder", encoder.identity)
+    if learned_with != encoder.identity:
+        raise UserError(
+            f"{where}: task {task.name} was learned with the text encoder {learned_with}, not "
+            f"{encoder.identity}: give the same --text_encoder"
+        )
 
 
 def read_baseline(path: Path, *, task: str) -> float:
