@@ -33,21 +33,30 @@ def images(count: int, size: int, *, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def randomise(module: nn.Module) -> None:
-    """Batch norms as after training; convolutions and linears keep their scale through the layers."""
+@torch.no_grad()
+def randomise(module: nn.Module, size: int) -> None:
+    """Random weights, and batch norms as after training: their statistics are those of a batch of images.
+
+    With any others, activations would die out in deep networks, or grow until rounding errors show.
+    """
     torch.manual_seed(0)
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in norms]
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.uniform_(layer.bias, -0.5, 0.5)
-            layer.running_mean.uniform_(-0.5, 0.5)
-            layer.running_var.uniform_(0.5, 1.5)
-            layer.num_batches_tracked.fill_(7)
+            layer.reset_running_stats()
+            layer.momentum = 1.0
         elif isinstance(layer, nn.Conv2d | nn.Linear):
             bound = (6 / layer.weight[0].numel()) ** 0.5
             nn.init.uniform_(layer.weight, -bound, bound)
             if layer.bias is not None:
                 nn.init.uniform_(layer.bias, -0.1, 0.1)
+    if norms:
+        module.train()(images(4, size, seed=1).to(norms[0].weight.dtype))
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def original(name: str) -> nn.Module:
@@ -55,7 +64,7 @@ def original(name: str) -> nn.Module:
     with torch.device("meta"):
         model = get_model(name, weights=None, num_classes=10)
     model = model.to_empty(device="cpu").to(memory_format=torch.channels_last)
-    randomise(model)
+    randomise(model, 64)
     return model.eval()
 
 
@@ -103,7 +112,7 @@ def test_old_channels_are_the_leading_ones_of_a_wider_network(name):
     build = packnet_models.ARCHITECTURES[name]
     width, wider = (1.0, 1.5**0.5) if name == "lenet5" else (NARROW, WIDER)
     narrow, wide = (build(width=channels, size=32).double() for channels in (width, wider))
-    randomise(narrow)
+    randomise(narrow.features, 32)
     state = {
         key: torch.ones_like(value) if key.endswith("running_var") else torch.zeros_like(value)
         for key, value in wide.features.state_dict().items()
@@ -168,7 +177,7 @@ def test_no_architecture_forgets(name, registry):
     torch.manual_seed(0)
     shared = SharedNetwork(build=partial(registry.ARCHITECTURES[name], size=size), width=width)
     shared.begin_task("first", num_classes=4)
-    randomise(shared.network)
+    randomise(shared.network, size)
     shared.release({key: torch.rand_like(layer.weight) < 0.5 for key, layer in shared.layers().items()})
     inputs = images(3, size, seed=9)
     with torch.no_grad():
