@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 from methods.cpg import BASELINE_DIGITS, weight_optimizer, weight_schedule
-from methods.learning import Learner
 from methods.ownership import OwnedTraining, SharedNetwork
 from methods.packnet import PackNetPruning
 from packnet_models import ARCHITECTURES
@@ -17,7 +16,7 @@ from utils import arguments, errors
 from utils.checkpoints import fingerprint
 from utils.files import update_json
 from utils.paths import checkpoint_in, sparsity_folder
-from utils.training import StepSchedule
+from utils.training import Learner, StepSchedule
 
 LAYERS = "plain"
 

@@ -7,10 +7,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from methods.gradual_pruning import GradualPruning
-from methods.learning import Learner
 from methods.ownership import OwnedTraining, SharedNetwork
 from methods.sequence import WATCHED, Naive, Settings, TaskPasses
 from models.network import Network
+from utils.training import Learner
 
 
 class PackNetPruning(GradualPruning):

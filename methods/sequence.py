@@ -1,23 +1,20 @@
 """Learning tasks one after another in one network: what every approach has in common."""
 
 import copy
-import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Optimizer
 
-from methods.learning import Batch, EpochReport, Learner
 from models.network import Network
-from utils import logs
 from utils.errors import UserError
-from utils.training import Evaluation, Method, PlateauSchedule, Schedule
+from utils.training import Batch, Learner, Method, PlateauSchedule, Schedule
 
 # The figure that decides which epoch counts, and when the learning rate falls.
 WATCHED = "val_loss"
@@ -240,34 +237,6 @@ class Alone(Naive):
     """A network for each task (`one`)."""
 
     independent = True
-
-
-class SequenceReport(EpochReport):
-    """What the history and the log say of an epoch of a sequence's task."""
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-
-    def row(self, learned: Any, validation: Evaluation) -> dict:
-        now = time.perf_counter()
-        learned.seconds += now - self._since
-        learned.epochs += 1
-        self._since = now
-        return {"val_loss": validation.loss, "val_accuracy": validation.accuracy}
-
-    def log(self, learned: Any, row: dict) -> None:
-        logs.epoch_line(
-            f"In train()-> Train Ep. #{row['epoch']} loss: {_shown(row['loss'])}, "
-            f"accuracy: {100 * row['accuracy']:.2f}, lr: {row['lr']:.6g}"
-        )
-        logs.epoch_line(
-            f"In validate()-> Val Ep. #{row['epoch']} loss: {_shown(row['val_loss'])}, "
-            f"accuracy: {100 * row['val_accuracy']:.2f}"
-        )
-
-
-def _shown(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.3f}"
 
 
 class Joint(Naive):

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from methods.learning import Batch
 from methods.sequence import ClippedHead, Naive, Settings, TaskPasses, train_on_learned_statistics
 from models.network import Network
-from utils.training import Method
+from utils.training import Batch, Method
 
 # Samples of a batch in the importance pass, where larger batches are faster. (The gradient is summed over
 # the whole training set, and its scale does not matter.)

@@ -16,7 +16,6 @@ from methods.cpg import (
     width_multipliers,
 )
 from methods.gradual_pruning import GradualPruning
-from methods.learning import Learner
 from methods.ownership import SharedNetwork
 from tools.task_run import TaskRun, backbone_of, final_width, read_widths
 from utils import arguments
@@ -33,7 +32,7 @@ from utils.paths import (
     width_folder,
     widths_file,
 )
-from utils.training import StepSchedule
+from utils.training import Learner, StepSchedule
 
 LAYERS = "sharable"
 BACKBONE_REMEDY = "run wo_backbone.sh and select_pruning_ratio_of_backbone.sh for the backbone first"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from data.tables import load_table
 from methods.cpg import choose_ratio, ratio_for_room, rounded, width_multipliers
-from methods.learning import evaluate_as
 from methods.ownership import SharedNetwork
 from models.network import Network
 from tools.cpg_run import CPGRun
+from tools.learning import evaluate_as
 from tools.report import as_text, control
 from tools.select_pruning_ratio import log_choice
 from utils import arguments, logs

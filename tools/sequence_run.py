@@ -5,17 +5,18 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from functools import cached_property
 from pathlib import Path
 
 from data.loading import Batches, TaskData
 from data.sequences import Sequence, joint_task, load_sequence, load_task
 from methods.approaches import APPROACHES
-from methods.learning import learn
-from methods.sequence import Naive, SequenceReport, Settings, TaskPasses
+from methods.sequence import Naive, Settings, TaskPasses
 from models import BUILDERS
 from models.network import Network
 from packnet_models import ARCHITECTURES
+from tools.learning import EpochReport, learn, train_line, validation_line
 from utils import logs, metrics
 from utils.errors import UserError
 from utils.files import csv_text, read_json, write_atomically
@@ -23,7 +24,7 @@ from utils.paths import Paths, checkpoints_in
 from utils.runs import Output, require_same
 from utils.runtime import autocast, resolve_device
 from utils.seeds import derive_seed
-from utils.training import evaluate
+from utils.training import Evaluation, evaluate
 
 LAYERS = "plain"
 TUNED = "alexnet"  # the backbone that the sequences' dropouts are tuned for, and the only one that takes them
@@ -46,6 +47,23 @@ _DECIDING = (
     ),
 )
 _OF_APPROACH = {"ewc": ("ewc_lambda",), "packnet": ("packnet_share",)}
+
+
+class SequenceReport(EpochReport):
+    """What the history and the log say of an epoch of a sequence's task; the network counts its own cost."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def row(self, learned: Naive, validation: Evaluation) -> dict:
+        now = time.perf_counter()
+        learned.seconds += now - self._since
+        learned.epochs += 1
+        self._since = now
+        return {"val_loss": validation.loss, "val_accuracy": validation.accuracy}
+
+    def lines(self, learned: Naive, row: dict) -> tuple[str, ...]:
+        return train_line(row), validation_line(row, epoch=row["epoch"])
 
 
 class SequenceRun:

@@ -11,9 +11,9 @@ from data.loading import Batches, TaskData, load_task
 from data.tables import Table, Task, load_table
 from data.text_encoders import MAX_TOKENS, TextEncoder
 from methods import footprint
-from methods.learning import Learner, evaluate_as, learn, open_folder
 from methods.ownership import SharedNetwork
 from models.network import Network
+from tools.learning import evaluate_as, learn, open_folder
 from tools.pretrained import start_of
 from utils import arguments, logs
 from utils.checkpoints import load_checkpoint
@@ -23,6 +23,7 @@ from utils.paths import Paths, widths_file
 from utils.runs import Output, deciding
 from utils.runtime import resolve_device, set_threads
 from utils.seeds import derive_seed
+from utils.training import Learner
 
 FROM_CSV = "from_csv"
 

@@ -16,6 +16,8 @@ from utils import logs
 from utils.errors import UserError
 from utils.runtime import random_state, set_random_state
 
+Batch = tuple[Tensor, Tensor]
+
 
 class Method:
     """What a continual-learning method does inside the loop. Every hook may be left as it is."""
@@ -135,6 +137,20 @@ class PlateauSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class Learner:
+    """A method with its optimizers and their schedules, by name, the weights' first.
+
+    Attributes:
+        watch: the figure whose best epoch counts; None: the last epoch counts.
+    """
+
+    method: Method
+    optimizers: Mapping[str, Optimizer]
+    schedules: Mapping[str, Schedule]
+    watch: str | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Mean loss and accuracy (a share, 0 to 1) over `count` samples."""
 
@@ -195,7 +211,7 @@ def train_step(
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     *,
     autocast: AbstractContextManager,
     method: Method | None = None,
@@ -226,7 +242,7 @@ def fit(
     method: Method,
     optimizers: Mapping[str, Optimizer],
     schedules: Mapping[str, Schedule],
-    epoch_batches: Callable[[torch.Generator], Iterator[tuple[Tensor, Tensor]]],
+    epoch_batches: Callable[[torch.Generator], Iterator[Batch]],
     epochs: int,
     seed: int,
     device: torch.device,

@@ -1,14 +1,12 @@
 """Learning one task into one output folder: skipped if finished, resumed if half done."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from methods.ownership import SharedNetwork, Shares
 from models.network import Network
@@ -17,9 +15,7 @@ from utils.errors import UserError
 from utils.paths import checkpoint_in
 from utils.runs import Output
 from utils.runtime import autocast
-from utils.training import Evaluation, Method, Progress, Schedule, evaluate, fit
-
-Batch = tuple[Tensor, Tensor]
+from utils.training import Batch, Evaluation, Learner, Progress, evaluate, fit
 
 
 class Batches(Protocol):
@@ -49,20 +45,6 @@ class Learned(Protocol):
         """Its part of a checkpoint."""
 
 
-@dataclass(frozen=True)
-class Learner:
-    """A method with its optimizers and their schedules, by name, the weights' first.
-
-    Attributes:
-        watch: the figure whose best epoch counts; None: the last epoch counts.
-    """
-
-    method: Method
-    optimizers: Mapping[str, Optimizer]
-    schedules: Mapping[str, Schedule]
-    watch: str | None = None
-
-
 class EpochReport:
     """What the history and the log say of an epoch of a network whose weights tasks own."""
 
@@ -70,9 +52,10 @@ class EpochReport:
         """The figures after an epoch, added to those of training."""
         return validation_row(validation, learned.shares(learned.tasks[-1].name))
 
-    def log(self, learned: SharedNetwork, row: dict) -> None:
-        """Log one row of the history."""
-        log_epoch(row, task_index=len(learned.tasks))
+    def lines(self, learned: SharedNetwork, row: dict) -> tuple[str, ...]:
+        """One row of the history as lines of the log, in the published format."""
+        train = f"{train_line(row)}, sparsity: {row['sparsity']:.3f}, network_width_mpl: {row['mpl']}"
+        return train, _shared_line(row, epoch=row["epoch"], task_index=len(learned.tasks))
 
 
 def learn(
@@ -123,7 +106,8 @@ def learn(
         return row | report.row(learned, validation)
 
     def on_epoch(progress: Progress) -> None:
-        report.log(learned, progress.history[-1])
+        for line in report.lines(learned, progress.history[-1]):
+            logs.epoch_line(line)
         if progress.epoch < output.epochs:
             payload = learned.payload()
             if progress.best_epoch == progress.epoch:
@@ -170,7 +154,7 @@ def evaluate_as(
     device = next(network.parameters()).device
     result = evaluate(network, batches, autocast=autocast(device, precision))
     shares = shared.shares(task)
-    logging.info(_validation_line(validation_row(result, shares), epoch=epoch, task_index=shares.index))
+    logging.info(_shared_line(validation_row(result, shares), epoch=epoch, task_index=shares.index))
     return result
 
 
@@ -217,20 +201,29 @@ def validation_row(result: Evaluation, shares: Shares) -> dict:
     }
 
 
-def log_epoch(row: dict, *, task_index: int) -> None:
-    """Log the two lines of one epoch in the published format."""
-    logs.epoch_line(
-        f"In train()-> Train Ep. #{row['epoch']} loss: {row['loss']:.3f}, "
-        f"accuracy: {100 * row['accuracy']:.2f}, lr: {row['lr']:.6g}, "
-        f"sparsity: {row['sparsity']:.3f}, network_width_mpl: {row['mpl']}"
-    )
-    logs.epoch_line(_validation_line(row, epoch=row["epoch"], task_index=task_index))
-
-
-def _validation_line(row: dict, *, epoch: int, task_index: int) -> str:
+def train_line(row: dict) -> str:
+    """The figures of training in one epoch, in the published format."""
     return (
-        f"In validate()-> Val Ep. #{epoch} loss: {row['val_loss']:.3f}, "
-        f"accuracy: {100 * row['val_accuracy']:.2f}, sparsity: {row['sparsity']:.3f}, "
+        f"In train()-> Train Ep. #{row['epoch']} loss: {_shown(row['loss'])}, "
+        f"accuracy: {100 * row['accuracy']:.2f}, lr: {row['lr']:.6g}"
+    )
+
+
+def validation_line(row: dict, *, epoch: int) -> str:
+    """The figures of validation after one epoch, in the published format."""
+    return (
+        f"In validate()-> Val Ep. #{epoch} loss: {_shown(row['val_loss'])}, "
+        f"accuracy: {100 * row['val_accuracy']:.2f}"
+    )
+
+
+def _shared_line(row: dict, *, epoch: int, task_index: int) -> str:
+    return (
+        f"{validation_line(row, epoch=epoch)}, sparsity: {row['sparsity']:.3f}, "
         f"task{task_index} ratio: {row['task_ratio']:.3f}, zero ratio: {row['zero_ratio']:.3f}, "
         f"mpl: {row['mpl']}, shared_ratio: {row['shared_ratio']:.3f}"
     )
+
+
+def _shown(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.3f}"
