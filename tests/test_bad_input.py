@@ -17,6 +17,7 @@ import pickaback_perceiverIO as search_script
 from data import cache
 from data.images import load_split
 from data.tables import load_table
+from methods.ownership import OwnedTraining
 from tools import select_pruning_ratio as select_script
 from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
@@ -444,6 +445,36 @@ def test_a_loss_that_is_no_number_ends_the_run(fresh: Fleet) -> None:
     message = refusal(packnet_script.main, fresh.baseline_flags("1", "--lr", "1e20"))
     assert "zero_one" in message and "lower --lr" in message
     assert not list(fresh.checkpoints.rglob("checkpoint-*"))
+
+
+def test_a_last_step_that_breaks_the_network_ends_the_run(fresh: Fleet) -> None:
+    """The loss of the one step is finite; what it leaves behind is not."""
+    one_step = ("--epochs", "1", "--batch_size", "100000", "--lr", "1e20")
+    message = refusal(packnet_script.main, fresh.baseline_flags("1", *one_step))
+    assert message == "error: zero_one, baseline: val_loss is nan in epoch 1: lower --lr"
+    assert not list(fresh.checkpoints.rglob("*.pth.tar"))
+
+
+def test_pruning_that_diverges_names_its_own_rate_and_leaves_nothing_to_refuse_a_lower_one(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fleet.pruned_checkpoint("zero_one", 0.5).parent
+    (folder / "checkpoint-3.pth.tar").unlink()
+    begin, after = OwnedTraining.after_backward, []
+
+    def break_in_the_second_epoch(self: OwnedTraining) -> None:
+        begin(self)
+        after.append(self)
+        if list(folder.glob("resume*")):
+            self.shared.network.features[0].weight.grad.fill_(float("inf"))
+
+    flags = ("--mode", "prune", "--target_sparsity", "0.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(OwnedTraining, "after_backward", break_in_the_second_epoch)
+        message = refusal(cpg_script.main, fleet.own_flags("1", *flags))
+    assert "zero_one, prune 0.5: loss is nan in epoch 2: lower --prune_lr" in message
+    cpg_script.main(fleet.own_flags("1", *flags, "--prune_lr", "0.0005"))
+    assert load(folder / "checkpoint-3.pth.tar")["arguments"]["lr"] == 0.0005
 
 
 # Disks.

@@ -265,6 +265,7 @@ class CPGRun(TaskRun):
             epochs=self.args.prune_epochs,
             begin=lambda: SharedNetwork.from_payload(parent, build=self.build, source=source),
             learner=learner,
+            lr_flag="--prune_lr",
             lr=self.args.prune_lr,
             initial_sparsity=initial,
             pruning_interval=self.args.pruning_interval,

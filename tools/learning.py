@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.paths import checkpoint_in
 from utils.runs import Output
 from utils.runtime import autocast
-from utils.training import Batch, Evaluation, Learner, Progress, evaluate, fit
+from utils.training import Batch, Diverged, Evaluation, Learner, Progress, evaluate, fit
 
 
 class Batches(Protocol):
@@ -70,6 +70,7 @@ def learn(
     precision: str,
     title: str,
     report: EpochReport | None = None,
+    lr_flag: str = "--lr",
 ) -> dict:
     """Train the newest task of a network and write its checkpoint.
 
@@ -81,9 +82,13 @@ def learn(
         seed: of initialisation and of every draw.
         title: of the progress bar and in messages.
         report: what is noted of an epoch (default: for a `SharedNetwork`).
+        lr_flag: what sets the weights' learning rate, for messages.
 
     Returns:
         The finished checkpoint's payload; `payload["metrics"]` has the final figures.
+
+    Raises:
+        Diverged: if the loss is no longer finite, and no best state was kept; nothing half done is left.
     """
     finished = output.finished()
     if finished is not None:
@@ -115,27 +120,33 @@ def learn(
                 payload["model_state_dict"] = progress.best
             output.save_unfinished(payload, progress)
 
-    progress = fit(
-        network=learned.network,
-        method=made.method,
-        optimizers=made.optimizers,
-        schedules=made.schedules,
-        epoch_batches=batches.epoch,
-        epochs=output.epochs,
-        seed=seed,
-        device=device,
-        autocast=context,
-        figures=figures,
-        progress=progress,
-        on_epoch=on_epoch,
-        title=title,
-        watch=made.watch,
-    )
+    try:
+        progress = fit(
+            network=learned.network,
+            method=made.method,
+            optimizers=made.optimizers,
+            schedules=made.schedules,
+            epoch_batches=batches.epoch,
+            epochs=output.epochs,
+            seed=seed,
+            device=device,
+            autocast=context,
+            figures=figures,
+            progress=progress,
+            on_epoch=on_epoch,
+            title=title,
+            watch=made.watch,
+            remedy=f"lower {lr_flag}",
+        )
+    except Diverged:
+        # With the same arguments it would break down again, and the lower learning rate refuses it.
+        output.resume.unlink(missing_ok=True)
+        raise
     counts = progress.history[-1]
     if made.watch is not None:
         known = [row for row in progress.history if row[made.watch] is not None]
         if not known:
-            raise UserError(f"{title}: the loss was finite in no epoch: lower --lr")
+            raise Diverged(f"{title}: the loss was finite in no epoch: lower {lr_flag}")
         counts = min(known, key=lambda row: row[made.watch])
     test = evaluate(learned.network, batches.test(), autocast=context, method=made.method)
     metrics = {

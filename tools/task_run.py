@@ -147,9 +147,13 @@ class TaskRun:
         epochs: int,
         begin: Callable[[], SharedNetwork],
         learner: Callable[[SharedNetwork], Learner],
+        lr_flag: str = "--lr",
         **deciders: object,
     ) -> dict:
         """Learn into `folder`; `deciders` are what the result depends on beyond the common flags.
+
+        Args:
+            lr_flag: what sets the weights' learning rate, for messages.
 
         Returns:
             The finished checkpoint's payload.
@@ -185,6 +189,7 @@ class TaskRun:
                 device=self.device,
                 precision=self.args.precision,
                 title=f"{self.task.name}, {stage}",
+                lr_flag=lr_flag,
             )
 
     def text_deciders(self) -> dict:

@@ -19,6 +19,10 @@ from utils.runtime import random_state, set_random_state
 Batch = tuple[Tensor, Tensor]
 
 
+class Diverged(UserError):
+    """A loss is no longer finite."""
+
+
 class Method:
     """What a continual-learning method does inside the loop. Every hook may be left as it is."""
 
@@ -252,6 +256,7 @@ def fit(
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     title: str = "",
     watch: str | None = None,
+    remedy: str = "lower the learning rate",
 ) -> Progress:
     """Train `network` until `epochs` epochs are done or a schedule ends it.
 
@@ -266,12 +271,13 @@ def fit(
         watch: the figure, the lower the better, that schedules observe. The network ends with its state
             after the best epoch, and returns to it when a loss is no longer finite, which then ends only
             the epoch. None: the last state counts.
+        remedy: what to do when a loss is no longer finite, for the message.
 
     Returns:
         The progress after the last epoch.
 
     Raises:
-        UserError: if the loss is no longer finite and no figure is watched.
+        Diverged: if a figure of an epoch is no longer finite and none is watched.
     """
     generator = torch.Generator()
     method.before_task()
@@ -314,13 +320,17 @@ def fit(
             loss_sum += loss * len(labels)
             correct += (logits.argmax(dim=1) == labels).sum()
             count += len(labels)
-        mean_loss = loss_sum.item() / count
-        if watch is None and not math.isfinite(mean_loss):
-            raise UserError(f"{title}: the loss is {mean_loss} in epoch {epoch}: lower --lr")
         lr = next(iter(schedules.values())).at(epoch)
-        row = {"epoch": epoch, "loss": mean_loss, "accuracy": correct.item() / count, "lr": lr}
+        row = {
+            "epoch": epoch,
+            "loss": loss_sum.item() / count,
+            "accuracy": correct.item() / count,
+            "lr": lr,
+        }
         row = figures(row)
-        if watch is not None:
+        if watch is None:
+            _require_finite(row, title=title, remedy=remedy)
+        else:
             row = _judge(
                 row, watch=watch, network=network, schedules=schedules, progress=progress, title=title
             )
@@ -337,6 +347,13 @@ def fit(
         progress.best = None
     method.after_task()
     return progress
+
+
+def _require_finite(row: dict, *, title: str, remedy: str) -> None:
+    # The validation loss, too: the last step of an epoch may break what all losses before it did not show.
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Diverged(f"{title}: {name} is {value} in epoch {row['epoch']}: {remedy}")
 
 
 def _judge(
