@@ -21,9 +21,9 @@ from packnet_cifar100_main_normal import PackNetRun
 from packnet_cifar100_main_normal import parse as parse_packnet
 from packnet_models import ARCHITECTURES as PLAIN
 from tools.cpg_run import CPGRun
+from tools.learning import EpochReport
 from tools.task_run import TaskRun
 from utils import arguments, errors
-from utils.runs import Output
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,17 +67,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def time_epochs(run: TaskRun) -> list[float]:
     """Seconds of every epoch but the first, through the script's own code."""
     ends = []
-    save = Output.save_unfinished
+    lines = EpochReport.lines
 
-    def save_and_note(self: Output, *args: object) -> None:
-        save(self, *args)
+    def note(self: EpochReport, *args: object) -> tuple[str, ...]:
         ends.append(time.perf_counter())
+        return lines(self, *args)
 
-    Output.save_unfinished = save_and_note
+    EpochReport.lines = note
     try:
         run.run()
     finally:
-        Output.save_unfinished = save
+        EpochReport.lines = lines
     return [later - earlier for earlier, later in pairwise(ends)]
 
 

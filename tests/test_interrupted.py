@@ -1,6 +1,7 @@
 """Work that is stopped at any moment, done twice, or asked for with other arguments."""
 
 import contextlib
+import re
 import signal
 import subprocess
 import time
@@ -26,10 +27,12 @@ import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 from data import cache
-from tools import cpg_run
+from tools import cpg_run, learning
 from tools import select_pruning_ratio as select_script
+from utils import logs
 from utils.errors import UserError
 from utils.runs import Output
+from utils.training import Progress
 
 
 class Killed(BaseException):
@@ -124,6 +127,7 @@ def test_an_epoch_that_was_not_saved_is_done_again(
 ) -> None:
     """The fifth save is amid the gradual pruning to the first ratio, after its first epoch."""
     with monkeypatch.context() as patch:
+        patch.setattr(learning, "SAVING_SHARE", 1e9)  # after every epoch
         kill_at_save(patch, number=number, before=True)
         with pytest.raises(Killed):
             own_stage(fresh)
@@ -132,6 +136,48 @@ def test_an_epoch_that_was_not_saved_is_done_again(
         checkpoints_of(own_stage, fresh), checkpoints_of(own_stage, trained_fleet), strict=True
     ):
         assert_same_checkpoint(path, expected)
+
+
+def test_epochs_since_the_last_save_are_learned_again_and_logged_once(
+    trained_fleet: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = logs.epoch_line
+
+    def die_after_the_third_epoch(message: str) -> None:
+        line(message)
+        if message.startswith("In validate()-> Val Ep. #3 "):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "SAVING_SHARE", 0.0)  # after the first epoch alone
+        patch.setattr(logs, "epoch_line", die_after_the_third_epoch)
+        with pytest.raises(Killed):
+            baseline_stage(fresh)
+    baseline_stage(fresh)
+    path, expected = (fleet.baseline_checkpoint("zero_one") for fleet in (fresh, trained_fleet))
+    assert_same_checkpoint(path, expected)
+    log = path.with_name("train.log").read_text()
+    assert re.findall(r"In (\w+).* Ep\. #(\d+)", log) == [
+        (part, str(epoch)) for epoch in range(1, EPOCHS + 1) for part in ("train", "validate")
+    ]
+    assert log.count("Configuration: ") == 2
+    assert f"Resuming {path.parent} after epoch 1" in log
+
+
+def test_saving_takes_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, saved = 0.0, []
+
+    def save(progress: Progress) -> None:
+        nonlocal now
+        now += 2.0
+        saved.append(progress.epoch)
+
+    monkeypatch.setattr(learning.time, "perf_counter", lambda: now)
+    sparingly = learning._Sparingly(save)
+    for epoch in range(1, 14):
+        now += 10.0
+        sparingly.call(Progress(epoch=epoch))
+    assert saved == [1, 5, 9, 13]
 
 
 @pytest.mark.parametrize("module", [packnet_script, cpg_run])

@@ -11,6 +11,7 @@ from torch import nn
 
 import spg_main
 from methods.approaches import APPROACHES
+from tools import learning
 from utils.errors import UserError
 from utils.runs import Output
 from utils.training import Method, PlateauSchedule, fit
@@ -162,6 +163,7 @@ def test_resumed_mid_task_is_bit_identical(tmp_path, data_root, monkeypatch, app
             raise Killed
 
     monkeypatch.setattr(Output, "save_unfinished", save_and_die)
+    monkeypatch.setattr(learning, "SAVING_SHARE", 1e9)  # after every epoch
     with pytest.raises(Killed):
         broken.run(*flags)
     broken.run(*flags)

@@ -1,6 +1,8 @@
 """Learning one task into one output folder: skipped if finished, resumed if half done."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,10 @@ from utils.paths import checkpoint_in
 from utils.runs import Output
 from utils.runtime import autocast
 from utils.training import Batch, Diverged, Evaluation, Learner, Progress, evaluate, fit
+
+# What saving an unfinished run may take of the time since it was last saved. A large network's state takes
+# seconds to write, and may take longer than an epoch.
+SAVING_SHARE = 0.05
 
 
 class Batches(Protocol):
@@ -102,23 +108,30 @@ def learn(
     else:
         learned = restore(unfinished, output.resume)
         progress = Progress(**unfinished["progress"])
+        logs.forget_epochs(after=progress.epoch)
     learned.to(device)
     made = learner(learned)
     context = autocast(device, precision)
+    remedy = f"lower {lr_flag}"
 
     def figures(row: dict) -> dict:
         validation = evaluate(learned.network, batches.validation(), autocast=context, method=made.method)
         return row | report.row(learned, validation)
 
+    def save(progress: Progress) -> None:
+        payload = learned.payload()
+        if progress.best_epoch == progress.epoch:
+            # The same tensors twice take the space of one.
+            payload["model_state_dict"] = progress.best
+        output.save_unfinished(payload, progress)
+
+    sparingly = _Sparingly(save)
+
     def on_epoch(progress: Progress) -> None:
         for line in report.lines(learned, progress.history[-1]):
             logs.epoch_line(line)
         if progress.epoch < output.epochs:
-            payload = learned.payload()
-            if progress.best_epoch == progress.epoch:
-                # The same tensors twice take the space of one.
-                payload["model_state_dict"] = progress.best
-            output.save_unfinished(payload, progress)
+            sparingly.call(progress)
 
     try:
         progress = fit(
@@ -136,18 +149,13 @@ def learn(
             on_epoch=on_epoch,
             title=title,
             watch=made.watch,
-            remedy=f"lower {lr_flag}",
+            remedy=remedy,
         )
+        counts = _epoch_that_counts(progress, watch=made.watch, title=title, remedy=remedy)
     except Diverged:
         # With the same arguments it would break down again, and the lower learning rate refuses it.
         output.resume.unlink(missing_ok=True)
         raise
-    counts = progress.history[-1]
-    if made.watch is not None:
-        known = [row for row in progress.history if row[made.watch] is not None]
-        if not known:
-            raise Diverged(f"{title}: the loss was finite in no epoch: lower {lr_flag}")
-        counts = min(known, key=lambda row: row[made.watch])
     test = evaluate(learned.network, batches.test(), autocast=context, method=made.method)
     metrics = {
         "train_accuracy": counts["accuracy"],
@@ -155,6 +163,35 @@ def learn(
         "test_accuracy": test.accuracy,
     }
     return output.finish(learned.payload(), progress, metrics=metrics)
+
+
+class _Sparingly:
+    """Calls a function the first time, and then as often as it takes no more than a share of the time.
+
+    What is not saved is learned again after a kill, in the same steps.
+    """
+
+    def __init__(self, function: Callable[[Progress], None]) -> None:
+        self.function = function
+        self.ended, self.seconds = -math.inf, 0.0
+
+    def call(self, progress: Progress) -> None:
+        begun = time.perf_counter()
+        if (begun - self.ended) * SAVING_SHARE < self.seconds:
+            return
+        self.function(progress)
+        self.ended = time.perf_counter()
+        self.seconds = self.ended - begun
+
+
+def _epoch_that_counts(progress: Progress, *, watch: str | None, title: str, remedy: str) -> dict:
+    """The row of the history whose figures are the run's."""
+    if watch is None:
+        return progress.history[-1]
+    known = [row for row in progress.history if row[watch] is not None]
+    if not known:
+        raise Diverged(f"{title}: the loss was finite in no epoch: {remedy}")
+    return min(known, key=lambda row: row[watch])
 
 
 def evaluate_as(

@@ -2,12 +2,17 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from utils.files import write_changed
+
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+
+_EPOCH_OF_LINE = re.compile(r" Ep\. #(\d+) ")
 
 # A record with this attribute repeats what a progress bar shows on a terminal.
 _EPOCH = "epoch_line"
@@ -76,6 +81,23 @@ def to_file(path: Path) -> Iterator[None]:
 def epoch_line(message: str) -> None:
     """Log one line of one epoch."""
     logging.info(message, extra={_EPOCH: True})
+
+
+def forget_epochs(*, after: int) -> None:
+    """Take the last epochs, those after epoch `after`, out of the log files: they will be repeated."""
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler, _FileHandler):
+            continue
+        path = Path(handler.baseFilename)
+        kept = path.read_text().splitlines(keepends=True)
+        for index in reversed(range(len(kept))):
+            found = _EPOCH_OF_LINE.search(kept[index])
+            if found and int(found[1]) <= after:
+                break
+            if found:
+                del kept[index]
+        handler.close()  # the next line opens the file anew
+        write_changed(path, "".join(kept))
 
 
 def configuration(arguments: dict) -> None:

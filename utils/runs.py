@@ -104,7 +104,7 @@ class Output:
         return payload
 
     def save_unfinished(self, payload: dict, progress: Progress) -> None:
-        """Write what continuing needs; every epoch does, so that none waits for the disk."""
+        """Write what continuing needs, without waiting for the disk."""
         complete = self._complete(payload, progress) | {"progress": dict(vars(progress))}
         save_checkpoint(self.resume, complete, durable=False)
 
