@@ -146,6 +146,18 @@ def test_the_cpg_version_starts_from_a_download_grown_too(flags, mobilenet, tmp_
     assert torch.equal(state[: len(expected)], expected)
 
 
+def test_a_sequence_half_done_from_random_weights_is_not_continued_from_others(flags, file, tmp_path):
+    baselines = tmp_path / "baselines.json"
+    baselines.write_text('{"pets": "0.0"}')
+    quick = ("--prune_epochs", "1", "--target_sparsity", "0.5", "--max_allowed_network_width_multiplier", "1")
+    argv = [*flags, "--mode", "finetune", "prune", "--total_num_tasks", "1", "--jsonfile", str(baselines)]
+    cpg_script.main([*argv, *quick, "--keep_checkpoints"])
+    for path in tmp_path.glob("c/**/gradual_prune/checkpoint-*"):
+        path.unlink()
+    line = refusal(cpg_script.main, [*argv, *quick, "--pretrained_file", str(file)])
+    assert "width-1.0" in line and "made with other arguments: pretrained (None there, sha256:" in line
+
+
 def test_weights_that_cannot_be_used_end_in_one_line(flags, file, mobilenet, tmp_path, monkeypatch):
     def line(*more: object) -> str:
         return refusal(packnet_script.main, [*flags, *map(str, more)])

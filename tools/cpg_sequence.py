@@ -180,9 +180,15 @@ class TaskInSequence:
             task=self.name,
             baseline=self.baseline,
             data=self.run.data.fingerprint,
-            parent=None if before is None else fingerprint(before),
-            pretrained=self.run.origin if before is None else None,
+            **self.origins(before),
         )
+
+    def origins(self, before: dict | None) -> dict:
+        """What the task's weights start from."""
+        return {
+            "parent": None if before is None else fingerprint(before),
+            "pretrained": self.run.origin if before is None else None,
+        }
 
     def finished(self, recipe: dict) -> dict | None:
         """The chosen network's payload; None if there is none or it is to be redone.
@@ -290,7 +296,7 @@ class TaskInSequence:
             lr=self.args.lr,
             lr_mask=self.args.lr_mask,
             width_multiplier=multiplier,
-            parent=None if before is None else fingerprint(before),
+            **self.origins(before),
         )
 
     def prune(
