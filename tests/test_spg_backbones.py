@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import refusal
+from helpers import load, refusal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -132,12 +132,24 @@ def test_a_sequence_is_learned_in_a_resnet_and_resumed(flags, tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["accuracy_matrix"] == first["accuracy_matrix"]
 
 
+@pytest.mark.parametrize("approach", ["spg", "mtl"])
+def test_heads_of_a_sequence_are_linear_in_any_backbone(flags, tmp_path, approach):
+    spg_main.main(
+        [*flags, "--appr", approach, "--backbone", "spherenet20", "--lr", "0.01", "--keep_checkpoints"]
+    )
+    (path, *_) = (tmp_path / "c").rglob("checkpoint-*")
+    names = load(path)["model_state_dict"]
+    heads = {name for name in names if name.startswith("classifiers.0.")}
+    assert heads == {"classifiers.0.weight", "classifiers.0.bias"}
+    assert "features.0.bias" in names and "features.1.weight" in names
+
+
 def test_backbones_that_cannot_learn_a_sequence_end_in_one_line(flags):
     def line(*more: str) -> str:
         return refusal(spg_main.main, [*flags, *more])
 
     assert "unknown backbone 'resnet19': choose from lenet5, alexnet, " in line("--backbone", "resnet19")
-    assert "spherenet20" not in line("--backbone", "spherenet20").partition("choose")[2]
+    assert "perceiver" not in line("--backbone", "perceiver").partition("choose")[2]
     assert "--dropout is for --backbone alexnet" in line("--backbone", "resnet18", "--dropout", "0.1", "0.1")
     shown = line("--backbone", "mobilenetv2")
     assert "--backbone mobilenetv2 cannot learn digits_5: images of 16 pixels are too small" in shown

@@ -28,8 +28,7 @@ from utils.training import Evaluation, evaluate
 
 LAYERS = "plain"
 TUNED = "alexnet"  # the backbone that the sequences' dropouts are tuned for, and the only one that takes them
-# Convolutional ones whose heads are linear.
-BACKBONES = ("lenet5", *(name for name in BUILDERS if name != "spherenet20"))
+BACKBONES = ("lenet5", *BUILDERS)  # the convolutional ones
 JOINT = "all_tasks"
 
 # Flags that decide what any approach computes, and those that only one looks at.
@@ -135,13 +134,15 @@ class SequenceRun:
         table = self.sequence.table
         dropout = {} if self.dropout is None else {"dropout": tuple(self.dropout)}
         try:
-            return ARCHITECTURES[self.args.backbone](
+            network = ARCHITECTURES[self.args.backbone](
                 width=width * self.sequence.width, size=table.size, in_channels=table.channels, **dropout
             )
         except ValueError as error:
             raise UserError(
                 f"--backbone {self.args.backbone} cannot learn {self.args.seq}: {error}: choose another"
             ) from error
+        # The heads are linear (SphereNet's own are not).
+        return Network(features=network.features, feature_width=network.feature_width)
 
     def configuration(self) -> dict:
         """Every flag as it was resolved for this run."""
