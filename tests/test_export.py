@@ -94,6 +94,19 @@ class TestOnnx:
         assert json.loads(card["mean"]) == mean.tolist()
         assert json.loads(card["classes"]) == ["4", "5"]
 
+    @pytest.mark.parametrize("arch", ["alexnet", "spherenet20", "resnet18"])
+    def test_other_architectures_answer_alike(self, arch: str) -> None:
+        import onnxruntime
+
+        torch.manual_seed(1)
+        network = models.ARCHITECTURES[arch](width=0.25, in_channels=3, size=16)
+        network.add_head(3)
+        network.eval().requires_grad_(False)
+        content = as_onnx(network, {"modality": "image", "in_channels": 3, "size": 16})
+        inputs = torch.randn(5, 3, 16, 16)
+        (logits,) = onnxruntime.InferenceSession(content).run(None, {"inputs": inputs.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), network(inputs), rtol=1e-3, atol=1e-6)
+
     @pytest.mark.parametrize("modality", ["image", "text"])
     def test_a_perceiver_reads_any_number_of_samples(self, modality: str) -> None:
         import onnxruntime

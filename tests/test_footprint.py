@@ -73,6 +73,27 @@ def test_only_weights_that_a_task_sees_are_counted_as_work() -> None:
     assert expected < second["multiply_adds"]["nonzero"] < second["multiply_adds"]["dense"]
 
 
+# ResNet-18 by hand: the first convolution, the first stage, the three others (the convolution that halves the
+# pixels, three more, the shortcut), the head. MobileNet: 569 million, as Howard et al. 2017 count (table 4).
+RESNET18 = (
+    112**2 * 3 * 49 * 64
+    + 4 * 56**2 * 9 * 64**2
+    + sum(
+        pixels**2 * channels**2 * (9 / 2 + 3 * 9 + 1 / 2)
+        for pixels, channels in ((28, 128), (14, 256), (7, 512))
+    )
+    + 512 * 1000
+)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("resnet18", RESNET18), ("mobilenetv1", 569e6)])
+def test_multiply_adds_are_those_of_the_papers(name: str, expected: float) -> None:
+    shared = SharedNetwork(build=partial(models.ARCHITECTURES[name], in_channels=3, size=224))
+    shared.begin_task("imagenet", num_classes=1000)
+    work = footprint(shared, "imagenet", inputs=torch.zeros(1, 3, 224, 224))["multiply_adds"]
+    assert work["dense"] == pytest.approx(expected, rel=1e-3)
+
+
 def test_masks_are_counted_packed_and_shares_add_up() -> None:
     shared = two_tasks()
     figures = footprint(shared, "second", inputs=IMAGE)
