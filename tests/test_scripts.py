@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -595,6 +596,24 @@ def test_a_size_that_the_architecture_cannot_take_is_refused(
     fleet = Fleet(root=tmp_path / "out", data=data)
     message = refusal(packnet_script.main, fleet.baseline_flags("1", "--dataset_config", config))
     assert "LeNet-5 takes images of 16, 20, 24" in message
+
+
+def test_a_choice_does_not_hold_the_networks_of_all_ratios_in_memory(trained_fleet: Fleet) -> None:
+    """Of a large network they would take tens of gigabytes."""
+    folder = trained_fleet.pruned_checkpoint("zero_one", 0.5).parent
+    seen: list[weakref.ref] = []
+    held: list[int] = []
+
+    def read(path: Path) -> dict:
+        held.append(sum(reference() is not None for reference in seen))
+        payload = load(path)
+        del payload["arguments"]  # a published checkpoint does not say what made it
+        seen.append(weakref.ref(payload["model_state_dict"]["features.0.weight"]))
+        return payload
+
+    chosen = select_script.read_chosen([folder] * 6, index=1, load=read)
+    assert held == [0, 1, 1, 2, 2, 2]
+    assert chosen["model_state_dict"]["features.0.weight"] is seen[1]()
 
 
 def test_networks_pruned_from_another_parent_are_not_chosen(fleet: Fleet) -> None:

@@ -68,9 +68,8 @@ def select(
         paths.single_scratch(table.name, task.name),
         *(sparsity_folder(folder, step) for step in args.target_sparsity),
     ]
-    networks = read_networks(folders, sparsities=list(record), load=load)
+    payload = read_chosen(folders, index=list(record).index(ratio), load=load)
     pruned = checkpoint_in(folders[-1], remedy=REMEDY)
-    payload = networks[ratio]
     selection = {
         "ratio": ratio,
         "accuracy": record[ratio],
@@ -101,28 +100,29 @@ def log_choice(ratio: float, *, task: str, accuracy: float, baseline: float) -> 
         logging.info("We select scratch: no pruned network of %s reaches the baseline", task)
 
 
-def read_networks(
-    folders: Sequence[Path], *, sparsities: Sequence[float], load: Callable[[Path], dict]
-) -> dict[float, dict]:
-    """Sparsity → checkpoint payload, for `sparsities` in turn.
+def read_chosen(folders: Sequence[Path], *, index: int, load: Callable[[Path], dict]) -> dict:
+    """The checkpoint payload of `folders[index]`, once it is clear that each network made the next.
+
+    No more than this one and two others are in memory at once.
 
     Raises:
         UserError: if a network was not pruned from the one before it: part of stage 2-1 was redone and
             part was not.
     """
-    networks: dict[float, dict] = {}
-    before = None
-    for folder, sparsity in zip(folders, sparsities, strict=True):
+    chosen, before = {}, None
+    for number, folder in enumerate(folders):
         path = checkpoint_in(folder, remedy=REMEDY)
         payload = load(path)
         parent = payload.get("arguments", {}).get("parent")
-        if before is not None and parent not in (None, fingerprint(before)):
+        if before is not None and parent not in (None, before):
             raise UserError(
                 f"{path} was not pruned from the network before it: "
                 "redo it with OVERWRITE=1 bash run_pickaback/wo_backbone.sh"
             )
-        networks[sparsity] = before = payload
-    return networks
+        before = fingerprint(payload)
+        if number == index:
+            chosen = payload
+    return chosen
 
 
 def read_record(path: Path, *, ratios: Sequence[float]) -> dict[float, float]:
