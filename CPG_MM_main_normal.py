@@ -9,7 +9,7 @@ from data.tables import MODALITIES
 from models import ARCHITECTURES
 from tools import cpg_run
 from tools.task_run import check_text_encoder, run_tasks
-from utils import errors
+from utils import arguments, errors
 from utils.checkpoints import fingerprint, load_checkpoint
 from utils.errors import UserError
 from utils.paths import checkpoint_in, checkpoints_in, kv_transfer_file
@@ -46,6 +46,7 @@ class MultimodalRun(cpg_run.CPGRun):
 
     @property
     def target_folder(self) -> Path:
+        arguments.check_transfers(self.build, transfers=True)
         return self.paths.target(
             self.table.name, self.backbone, self.task.name, kv_transfer=not self.args.no_kv_transfer
         )

@@ -28,7 +28,6 @@ from utils.runtime import autocast, resolve_device, set_threads
 from utils.seeds import derive_seed
 
 LAYERS = "plain"
-MUTATIONS = 100
 RESULT_COLUMNS = ("target_id", "task_id")
 TABLE_COLUMNS = ("target_id", "task_id", "ddv_cos", "ddv_euc")
 
@@ -62,12 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help="Folder of the scratch networks, <task>/checkpoint-<epoch>.pth.tar (default: by the layout).",
     )
-    group.add_argument(
-        "--max_iterations",
-        type=arguments.non_negative_int,
-        help=f"Mutations of the probes; 0 means none (default: {MUTATIONS}, but none where networks are "
-        "compared by keys and values).",
-    )
+    arguments.add_mutations(group)
     group.add_argument("--epsilon", type=arguments.positive_float, default=0.1, help="Size of a mutation.")
     group.add_argument(
         "--val_batch_size", type=arguments.positive_int, default=50, help="Probes from each side."
@@ -99,6 +93,7 @@ class Search:
             size=table.size,
             sizes=arguments.given_sizes(args),
         )
+        self.mutations = arguments.mutations(args.max_iterations, build=self.build)
         self.device = resolve_device(args.device)
         self.result = arguments.pairs_file(args, table.name)
         self._models: dict[int, tuple[Model, str]] = {}
@@ -125,19 +120,6 @@ class Search:
         label = "euc" if rule in ("farthest", "nearest") else rule
         logging.info("Selected backbone for target %d = (%s) %d", target.id, label, chosen)
 
-    def mutations(self, target: Task) -> int:
-        """How often the probes are mutated."""
-        asked = self.args.max_iterations
-        model, _ = self.model(target)
-        if not model.reads_keys_and_values:
-            return MUTATIONS if asked is None else asked
-        if asked:
-            raise UserError(
-                f"--max_iterations {asked}: networks of --arch {self.args.arch} are compared by keys and "
-                "values, which are not mutated: leave it out"
-            )
-        return 0
-
     def measure(self, target: Task, candidates: Sequence[Task]) -> list[Distance]:
         """The distances of `candidates` from `target`, on as many probes from each as both have."""
         model, _ = self.model(target)
@@ -154,7 +136,7 @@ class Search:
                 distances += compare(
                     models,
                     replace(model, probes=model.probes[:count]),
-                    iterations=self.mutations(target),
+                    iterations=self.mutations,
                     epsilon=self.args.epsilon,
                     seeds=seeds,
                 )
@@ -170,7 +152,7 @@ class Search:
         return {
             "candidates": [task.id for task in candidates],
             "networks": [self.model(task)[1] for task in (target, *candidates)],
-            "max_iterations": self.mutations(target),
+            "max_iterations": self.mutations,
             "epsilon": args.epsilon,
             "val_batch_size": args.val_batch_size,
             "seed": args.seed,

@@ -31,11 +31,13 @@ ARCHITECTURES: dict[str, Callable[..., Network]] = {
         partial(perceiver, layers=SHARABLE, dropout=0.1),
         sizes=PERCEIVER_SIZES,
         presets=PERCEIVER_PRESETS,
+        multimodal=True,
     ),
     "perceiver_io": Sized(
         partial(perceiver_io, layers=SHARABLE, dropout=0.1),
         sizes=PERCEIVER_IO_SIZES,
         presets=PERCEIVER_PRESETS,
+        multimodal=True,
     ),
     **{name: partial(build, layers=SHARABLE) for name, build in BUILDERS.items()},
 }

@@ -91,11 +91,13 @@ class Sized:
         build: makes the network.
         sizes: the sizes it takes, by keyword, and their defaults.
         presets: name → sizes that differ from the defaults.
+        multimodal: whether it makes `MultimodalNetwork`s.
     """
 
     build: Callable[..., Network]
     sizes: Mapping[str, float]
     presets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    multimodal: bool = False
 
     def __call__(self, **arguments: object) -> Network:
         return self.build(**arguments)

@@ -16,11 +16,13 @@ ARCHITECTURES: dict[str, Callable[..., Network]] = {
         partial(perceiver, layers=PLAIN, dropout=0.0),
         sizes=PERCEIVER_SIZES,
         presets=PERCEIVER_PRESETS,
+        multimodal=True,
     ),
     "perceiver_io": Sized(
         partial(perceiver_io, layers=PLAIN, dropout=0.0),
         sizes=PERCEIVER_IO_SIZES,
         presets=PERCEIVER_PRESETS,
+        multimodal=True,
     ),
     **{name: partial(build, layers=PLAIN) for name, build in BUILDERS.items()},
 }

@@ -16,8 +16,6 @@ if backbone_is_a_task; then
     choice=(--backbone "$BACKBONE")
     leave_out "$BACKBONE"
 fi
-mutations=()
-[[ -z $MAX_ITERATIONS ]] || mutations=(--max_iterations "$MAX_ITERATIONS")
 words "$EXTRA_SEARCH_ARGS"
 fan_out "$PYTHON_BIN" pickaback_perceiverIO.py "${COMMON_ARGS[@]}" "${choice[@]}" --candidates "$CANDIDATES" \
-    ${mutations[@]+"${mutations[@]}"} ${WORDS[@]+"${WORDS[@]}"}
+    ${SEARCH_ARGS[@]+"${SEARCH_ARGS[@]}"} ${WORDS[@]+"${WORDS[@]}"}

@@ -223,13 +223,15 @@ install_python() { # base|dev
 # ---------------------------------------------------------------------------------------------
 # A stage
 
+REFUSALS=() # what else tools.list_tasks is to refuse before any job; some stages say
+
 start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before the first Python command of a stage
     STAGE=$1
     parse_arguments "${@:2}"
     check_variables
     setup_python base
-    expand_tasks
     common_args
+    expand_tasks
     trap end_stage EXIT
     local protocol=$PROTOCOL
     [[ $PROTOCOL != published ]] || protocol="published (decisions look at the test set)"
@@ -293,10 +295,10 @@ gpu_in_use() {
     [[ $DEVICE == auto && -n ${CUDA_VISIBLE_DEVICES-unset} ]] && nvidia-smi -L >/dev/null 2>&1
 }
 
-expand_tasks() { # TASKS, as the user wrote it, into TASK_NAMES
+expand_tasks() { # TASKS, as the user wrote it, into TASK_NAMES; refuses what the stages after would refuse
     local names
-    names=$("$PYTHON_BIN" -m tools.list_tasks --arch "$ARCH" --dataset_config "$CONFIG" --data_root "$DATA_ROOT" \
-        --dataset "$TASKS")
+    names=$("$PYTHON_BIN" -m tools.list_tasks "${FILE_ARGS[@]}" ${SEARCH_ARGS[@]+"${SEARCH_ARGS[@]}"} \
+        ${REFUSALS[@]+"${REFUSALS[@]}"} --dataset "$TASKS")
     mapfile -t TASK_NAMES <<<"$names"
 }
 
@@ -315,7 +317,8 @@ leave_out() { # TASK: take a task, by name or id, out of TASK_NAMES
             kept+=("$task")
         fi
     done
-    TASK_NAMES=(${kept[@]+"${kept[@]}"})
+    ((${#kept[@]})) || die "backbone and target are the same task, $name: give another of them"
+    TASK_NAMES=("${kept[@]}")
 }
 
 leave_out_backbone() { # the task that is the backbone of all is no target itself
@@ -348,6 +351,8 @@ common_args() { # the flags that commands share; which task, device and threads 
         FILE_ARGS+=("${WORDS[@]}")
     fi
     [[ -z $RUN ]] || FILE_ARGS+=(--run "$RUN")
+    SEARCH_ARGS=()
+    [[ -z $MAX_ITERATIONS ]] || SEARCH_ARGS+=(--max_iterations "$MAX_ITERATIONS")
     WRITING_ARGS=("${FILE_ARGS[@]}")
     [[ $OVERWRITE == 0 ]] || WRITING_ARGS+=(--overwrite)
     COMMON_ARGS=("${WRITING_ARGS[@]}" --precision "$PRECISION")

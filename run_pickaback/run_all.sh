@@ -11,13 +11,14 @@
 # variable is in run_pickaback/config.sh and can be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+REFUSALS=(--no-transfers)
 parse_control "$@"
 start_stage "all stages, from scratch baselines to targets on their backbones" ${REST[@]+"${REST[@]}"}
 candidates_of_this_run
+leave_out_backbone
 for script in baseline wo_backbone select_pruning_ratio_of_backbone find_backbone w_backbone; do
     run_one bash "run_pickaback/$script.sh" "$CONFIG" "$TASKS"
 done
-leave_out_backbone
 if ((CONTROL)); then
     echo "== controls: every target without a backbone at the width that it grew to"
     for script in packnet_cifar100_main_normal.py CPG_cifar100_main_normal.py; do

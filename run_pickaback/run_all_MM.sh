@@ -15,6 +15,7 @@
 export ARCH
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+REFUSALS=(--transfers)
 parse_control "$@"
 start_stage "all stages across modalities, from scratch baselines to targets on their backbones" \
     ${REST[@]+"${REST[@]}"}
@@ -24,10 +25,10 @@ if ((CONTROL)); then
     [[ ! $CANDIDATES =~ (^|,)(same|other)(,|$) ]] || die "--control runs all of same and other: leave them out of CANDIDATES"
 fi
 candidates_of_this_run
+leave_out_backbone
 for script in baseline wo_backbone select_pruning_ratio_of_backbone find_backbone transfer_kv w_backbone_MM; do
     run_one bash "run_pickaback/$script.sh" "$CONFIG" "$TASKS"
 done
-leave_out_backbone
 pool=$CANDIDATES
 if ((CONTROL)); then
     for among in same other; do

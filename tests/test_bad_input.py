@@ -12,6 +12,7 @@ import torch
 from helpers import Fleet, command, error_lines, load, refusal, run_process, snapshot
 
 import CPG_cifar100_main_normal as cpg_script
+import CPG_MM_main_normal as mm_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 from data import cache
@@ -75,6 +76,13 @@ def test_flags_that_contradict_the_tasks_are_refused(flags: tuple, named: str, f
 def test_impossible_searches_are_refused(flags: tuple, named: str, fleet: Fleet) -> None:
     before = snapshot(fleet.root)
     assert named in refusal(search_script.main, fleet.search_flags("3", *flags))
+    assert snapshot(fleet.root) == before
+
+
+def test_an_architecture_without_projections_is_no_target_across_modalities(fleet: Fleet) -> None:
+    before = snapshot(fleet.root)
+    message = refusal(mm_script.main, fleet.target_flags("3"))
+    assert "--arch lenet5 has no K/V projections to transfer: take perceiver_io" in message
     assert snapshot(fleet.root) == before
 
 

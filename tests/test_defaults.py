@@ -1,16 +1,20 @@
-"""The defaults of the bash stages are those of the scripts, and an unknown architecture is told at once."""
+"""The defaults of the bash stages are those of the scripts, and a wrong architecture is told at once."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import refusal
 
 import CPG_cifar100_main_normal as cpg_script
+import models
 import packnet_cifar100_main_normal as packnet_script
+import packnet_models
 import pickaback_perceiverIO as search_script
 import spg_main as spg_script
 from tools import list_tasks
+from utils import arguments
 from utils.paths import REPOSITORY
 
 CONFIG = REPOSITORY / "run_pickaback" / "config.sh"
@@ -58,12 +62,43 @@ def test_a_stage_and_its_script_have_the_same_defaults(
         assert variables[variable] == words, variable
 
 
-def test_an_unknown_architecture_is_told_before_any_job(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--arch", "lenet6"), "--arch lenet6 is unknown: choose one of "),
+        (("--arch", "perceiver_io", "--size", "huge"), "--size huge is unknown to --arch perceiver_io: "),
+        (("--size", "tiny"), "--arch lenet5 has no --size: "),
+        (("--transfers",), "--arch lenet5 has no K/V projections to transfer: take perceiver_io or "),
+        (("--arch", "perceiver", "--no-transfers"), "--arch perceiver: its targets bring their own K/V "),
+        (("--arch", "perceiver_io", "--max_iterations", "5"), "--max_iterations 5: networks of --arch "),
+    ],
+)
+def test_what_a_stage_would_refuse_of_an_architecture_is_told_before_any_job(
+    flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    files = ["--data_root", str(tmp_path)]
-    message = refusal(list_tasks.main, ["--arch", "lenet6", *files])
-    assert message.startswith("error: --arch lenet6 is unknown: choose one of ")
+    told = refusal(list_tasks.main, ["--data_root", str(tmp_path), *flags])
+    assert told.startswith(f"error: {message}")
     assert capsys.readouterr().out == ""
-    list_tasks.main(["--arch", "perceiver_io", *files, "--dataset", "2"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--arch", "perceiver_io", "--size", "tiny", "--transfers", "--max_iterations", "0"),
+        ("--arch", "resnet18", "--no-transfers", "--max_iterations", "5"),
+    ],
+)
+def test_what_no_stage_refuses_is_listed(
+    flags: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    list_tasks.main(["--data_root", str(tmp_path), *flags, "--dataset", "2"])
     assert capsys.readouterr().out == "two_three\n"
+
+
+def test_architectures_that_transfer_are_those_of_several_modalities() -> None:
+    for registry in (models.ARCHITECTURES, packnet_models.ARCHITECTURES):
+        for name in registry:
+            build = arguments.architecture(registry, name, in_channels=3, size=32)
+            with torch.device("meta"):
+                network = build(width=1.0)
+            assert build.multimodal == (len(network.modalities) > 1), name

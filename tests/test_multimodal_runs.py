@@ -276,6 +276,14 @@ def test_without_the_transfer_the_result_lies_elsewhere_and_differs(mixed: Mixed
     assert (moved - started).norm() < (left - started).norm() / 3
 
 
+def test_a_target_with_its_projection_is_not_trained_by_the_script_without_transfers(trained: Mixed) -> None:
+    before = snapshot(trained.root)
+    message = refusal(cpg_script.main, trained.target_flags("mail"))
+    assert "--arch perceiver_io: its targets bring their own K/V projections" in message
+    assert "w_backbone_MM.sh" in message
+    assert snapshot(trained.root) == before
+
+
 def test_a_target_on_a_redone_backbone_is_refused_until_the_transfer_is_redone(mixed: Mixed) -> None:
     path = mixed.chosen("pets")
     payload = load(path)

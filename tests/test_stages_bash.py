@@ -27,6 +27,9 @@ case "$*" in
         echo "$*" >>"$FAKE_LOG"
         sleep "${FAKE_SLEEP:-0}"
         exit "${FAKE_PIP_STATUS:-0}" ;;
+    "-m tools.list_tasks"*" ${FAKE_REFUSED:-none} "*)
+        echo "error: refused" >&2
+        exit 1 ;;
     "-m tools.list_tasks "*" --dataset ${FAKE_BACKBONE:-none}") echo "${FAKE_BACKBONE_NAME:-red}" ;;
     "-m tools.list_tasks "*) tr ' ' '\\n' <<<"${FAKE_TASKS:-red green blue}" ;;
     *)
@@ -322,6 +325,51 @@ def test_the_sequence_follows_the_baselines_in_one_process(bash: Bash) -> None:
     assert " --max_allowed_network_width_multiplier 1.5 --total_num_tasks 3 --stop_pruning_early " in sequence
     assert value(sequence, "--dataset") == "red,green,blue"
     assert value(sequence, "--device") == "cuda:2"
+
+
+# What would only be refused at the end, after everything before it was trained.
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "refused"),
+    [
+        ("run_all_MM.sh", {}, "--transfers"),
+        ("w_backbone_MM.sh", {}, "--transfers"),
+        ("run_all.sh", {}, "--no-transfers"),
+        ("w_backbone.sh", {}, "--no-transfers"),
+        ("run_all_MM.sh", {"MAX_ITERATIONS": "5"}, "--max_iterations 5"),
+        ("run_all.sh", {"ARCH": "perceiver_io", "MAX_ITERATIONS": "5"}, "--max_iterations 5"),
+        ("find_backbone.sh", {"MAX_ITERATIONS": "5"}, "--max_iterations 5"),
+        ("baseline.sh", {"ARCH": "lenet6"}, "--arch lenet6"),
+        ("baseline.sh", {"SIZE": "huge"}, "--size huge"),
+    ],
+)
+def test_what_a_later_stage_refuses_is_told_once_before_any_job(
+    bash: Bash, script: str, variables: dict[str, str], refused: str
+) -> None:
+    result = bash.run(script, **variables, FAKE_REFUSED=refused)
+    assert result.returncode == 1
+    assert result.stderr == "error: refused\n"
+    assert not bash.commands()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "variables"),
+    [
+        ("transfer_kv.sh", ("--backbone", "4", "--target", "red"), {}),
+        ("w_backbone.sh", ("--backbone", "4", "--target", "red"), {}),
+        ("w_backbone_MM.sh", ("digits_docs", "red"), {"BACKBONE": "4"}),
+        ("run_all.sh", ("digits", "red"), {"BACKBONE": "4", "CANDIDATES": "1-4"}),
+    ],
+)
+def test_a_backbone_that_is_the_only_target_is_refused_in_one_line(
+    bash: Bash, script: str, arguments: tuple[str, ...], variables: dict[str, str]
+) -> None:
+    names = {"FAKE_TASKS": "red", "FAKE_BACKBONE": "4", "FAKE_BACKBONE_NAME": "red"}
+    result = bash.run(script, *arguments, **variables, **names)
+    assert result.returncode == 1
+    assert result.stderr == "error: backbone and target are the same task, red: give another of them\n"
+    assert not bash.commands()
 
 
 # Across modalities.

@@ -131,7 +131,12 @@ class CPGRun(TaskRun):
 
     @property
     def target_folder(self) -> Path:
-        """Folder of the task on its backbone."""
+        """Folder of the task on its backbone.
+
+        Raises:
+            UserError: for an architecture whose targets bring K/V projections of their own.
+        """
+        arguments.check_transfers(self.build, transfers=False)
         return self.paths.target(self.table.name, self.backbone, self.task.name)
 
     def backbone_file(self) -> Path:

@@ -11,6 +11,7 @@ from utils.errors import UserError
 from utils.paths import Paths, default_root
 
 FROM_TARGET = "from_target"
+MUTATIONS = 100
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -317,6 +318,53 @@ def add_candidates(group: argparse._ArgumentGroup, *, help: str) -> None:
     group.add_argument("--candidates", type=candidates, default=Candidates(), help=help)
 
 
+def add_mutations(group: argparse._ActionsContainer) -> None:
+    """The flag of the search's mutations."""
+    group.add_argument(
+        "--max_iterations",
+        type=non_negative_int,
+        help=f"Mutations of the probes; 0 means none (default: {MUTATIONS}, but none where networks are "
+        "compared by keys and values).",
+    )
+
+
+def mutations(asked: int | None, *, build: "Builder") -> int:
+    """How often the probes of networks of `build` are mutated, from what `--max_iterations` asked for.
+
+    Raises:
+        UserError: for mutations of keys and values.
+    """
+    if not build.multimodal:
+        return MUTATIONS if asked is None else asked
+    if asked:
+        raise UserError(
+            f"--max_iterations {asked}: networks of --arch {build.name} are compared by keys and values, "
+            "which are not mutated: leave it out"
+        )
+    return 0
+
+
+def check_transfers(build: "Builder", *, transfers: bool) -> None:
+    """Refuse an architecture that the other script of stage 3-2 trains on backbones.
+
+    Args:
+        transfers: whether the script's targets bring K/V projections of their own.
+
+    Raises:
+        UserError: naming the other script.
+    """
+    if build.multimodal and not transfers:
+        raise UserError(
+            f"--arch {build.name}: its targets bring their own K/V projections to their backbones: take "
+            "w_backbone_MM.sh (CPG_MM_main_normal.py), where KV_TRANSFER=0 leaves them out, or run_all_MM.sh"
+        )
+    if transfers and not build.multimodal:
+        raise UserError(
+            f"--arch {build.name} has no K/V projections to transfer: take perceiver_io or perceiver, or "
+            "w_backbone.sh (CPG_cifar100_main_normal.py), or run_all.sh"
+        )
+
+
 def add_chosen_pairs(group: argparse._ArgumentGroup) -> None:
     """The flags of the file of chosen backbones, for what comes after the choice."""
     add_candidates(
@@ -368,10 +416,12 @@ class Builder:
     Attributes:
         name: of the architecture.
         sizes: those it has beyond the width, all of them; empty for an architecture that has none.
+        multimodal: whether its networks read several modalities, each by a K/V projection of its own.
     """
 
     name: str
     sizes: dict[str, Any]
+    multimodal: bool
     make: Callable[..., Any]
 
     def __call__(self, *, width: float) -> Any:
@@ -403,7 +453,12 @@ def architecture(
             size or width that it cannot take.
     """
     resolved = resolved_sizes(registry, name, sizes or {})
-    return Builder(name, resolved, partial(registry[name], in_channels=in_channels, size=size))
+    return Builder(
+        name=name,
+        sizes=resolved,
+        multimodal=getattr(registry[name], "multimodal", False),
+        make=partial(registry[name], in_channels=in_channels, size=size),
+    )
 
 
 def resolved_sizes(registry: Mapping[str, Callable], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
