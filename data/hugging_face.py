@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from data.text_encoders import MAX_TOKENS, WIDTH, TextEncoder
 from utils.errors import UserError
@@ -27,15 +28,26 @@ _PROBE = "The Café's 12,5 naïve WORDS: don't_stop! 東京"
 class HuggingFaceEncoder(TextEncoder):
     """BERT's input: the sum of word, position and segment embeddings, layer-normed, without dropout.
 
+    Narrower embeddings than WIDTH are filled up with zeros.
+
     Args:
         name: of the model or its folder.
         tokenizer: of the `transformers` package.
-        embeddings: the model's embedding layer; it takes `input_ids` (B, L) and gives (B, L, WIDTH).
+        embeddings: the model's embedding layer; it takes `input_ids` (B, L) and gives (B, L, width).
+
+    Raises:
+        UserError: if the embeddings are wider than WIDTH.
     """
 
     def __init__(self, name: str, tokenizer: Any, embeddings: nn.Module) -> None:
         self._tokenizer = tokenizer
         self._embeddings = embeddings.eval().requires_grad_(False)
+        width = self._embeddings(input_ids=torch.zeros(1, 1, dtype=torch.long)).shape[-1]
+        if width > WIDTH:
+            raise UserError(
+                f"text encoder {name!r} has embeddings of width {width}, and networks read at most {WIDTH}: "
+                "take a model such as bert-base-uncased"
+            )
         short = re.sub(r"[^\w.-]", "_", Path(name).name)
         digest = self._digest()
         self.identity = f"{short} {digest}"
@@ -57,20 +69,21 @@ class HuggingFaceEncoder(TextEncoder):
             _check_folder(folder)
         try:
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise UserError(
                 f"text encoder {name!r} needs the package transformers ({error}): install the extra `text` "
                 "(`pip install -e '.[text]'`), or take the encoder hash"
             ) from error
+        disable_progress_bar()  # one for every process that reads it would fill the logs
         with _reading(name):
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not download)
             model = AutoModel.from_pretrained(name, local_files_only=not download)
         embeddings = getattr(model, "embeddings", None)
-        width = getattr(model.config, "hidden_size", None)
-        if embeddings is None or width != WIDTH:
+        if embeddings is None:
             raise UserError(
-                f"text encoder {name!r} has embeddings of width {width}, not a layer of BERT's kind of width "
-                f"{WIDTH}: take a model such as bert-base-uncased"
+                f"text encoder {name!r} has no embedding layer of BERT's kind: take a model such as "
+                "bert-base-uncased"
             )
         return cls(name, tokenizer, embeddings)
 
@@ -86,8 +99,8 @@ class HuggingFaceEncoder(TextEncoder):
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
         real = tokens != 0
-        embedded = self._embeddings(input_ids=(tokens.long() - 1).clamp_(min=0))
-        return embedded.float() * real[..., None]
+        embedded = self._embeddings(input_ids=(tokens.long() - 1).clamp_(min=0)).float()
+        return pad(embedded * real[..., None], (0, WIDTH - embedded.shape[-1]))
 
     def to(self, device: torch.device | str) -> "HuggingFaceEncoder":
         moved = copy.copy(self)

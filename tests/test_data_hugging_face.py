@@ -30,11 +30,11 @@ class Tokenizer:
 
 
 class Embeddings(nn.Module):
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, width=WIDTH):
         super().__init__()
         torch.manual_seed(seed)
-        self.words = nn.Embedding(len(WORDS), WIDTH)
-        self.positions = nn.Embedding(MAX_TOKENS, WIDTH)
+        self.words = nn.Embedding(len(WORDS), width)
+        self.positions = nn.Embedding(MAX_TOKENS, width)
 
     def forward(self, input_ids):
         return self.words(input_ids) + self.positions.weight[: input_ids.shape[1]]
@@ -57,6 +57,16 @@ def test_padding_is_zero_and_the_rest_is_the_frozen_layer():
     expected = layer.words.weight[[2, 5, 3]] + layer.positions.weight[:3]
     assert torch.equal(found[0, :3], expected) and not found[0, 3:].any() and not found[1, 2:].any()
     assert not found.requires_grad and found.dtype == torch.float32
+
+
+def test_narrower_embeddings_are_filled_up_with_zeros_and_wider_ones_refused():
+    narrow = Embeddings(width=5)
+    found = HuggingFaceEncoder("mini", Tokenizer(), narrow).embed(torch.tensor([[3, 6, 0]]))
+    assert found.shape == (1, 3, WIDTH)
+    assert torch.equal(found[0, :2, :5], narrow.words.weight[[2, 5]] + narrow.positions.weight[:2])
+    assert not found[..., 5:].any() and not found[0, 2].any()
+    with pytest.raises(UserError, match=r"'large' has embeddings of width 769, and networks read at most"):
+        HuggingFaceEncoder("large", Tokenizer(), Embeddings(width=769))
 
 
 def test_the_identity_follows_the_weights_and_names_no_path():
@@ -106,8 +116,10 @@ def bert(tmp_path_factory):
     return folder
 
 
-def test_a_local_bert_gives_its_word_position_and_segment_embeddings_normed(bert):
+def test_a_local_bert_gives_its_word_position_and_segment_embeddings_normed(bert, capfd):
+    capfd.readouterr()
     loaded = load_encoder(str(bert))
+    assert capfd.readouterr().err == ""
     ids, cut = loaded.tokenise("The CATS sat!")
     assert [WORDS[number - 1] for number in ids] == ["[CLS]", "the", "cat", "##s", "sat", "!", "[SEP]"]
     assert not cut

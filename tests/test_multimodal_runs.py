@@ -430,6 +430,10 @@ def test_the_report_tells_modalities_and_choices_apart(mixed: Mixed, capsys: pyt
     widths = json.loads((folder / "widths.json").read_text())
     assert float(mail["untransferred"]) == widths[max(widths)]["test_accuracy"]
     assert table["news"]["untransferred"] == ""
+    for task in ("pets", "shapes", "news"):  # by the rule, unlike mail: a pick is the best of its modality
+        row = table[task]
+        among = "same" if row["modality"] == row["its modality"] else "other"
+        assert (row["backbone"], row["after transfer"]) == (row[f"best of {among}"], row[among])
 
     report.main(mixed.files("all", "--candidates", "same"))
     picked = {row["task"]: row["backbone"] for row in rows(mixed.paths.report_file("mixed"))}

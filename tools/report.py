@@ -16,7 +16,7 @@ from utils.paths import Paths, checkpoint_in, checkpoints_in, widths_file
 NOTES = """\
 Accuracies on the test set. gain: last width minus scratch. scratch@w and cpg@w: the task alone at the
 width that it ended at, with PackNet's layers and with CPG's (batch norm), by run_all.sh --control; gain@w
-and gain@w (cpg): last width minus those. ±: standard error of the mean over tasks."""
+and gain@w (cpg): last width minus those. -: not trained. ±: standard error of the mean over tasks."""
 MULTIMODAL_NOTES = """\
 its modality: the backbone's. after transfer: last width. same, other: last width on the best backbone of
 the target's own modality and of the other; untransferred: as other, but without the K/V transfer, by
