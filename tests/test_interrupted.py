@@ -138,9 +138,11 @@ def test_an_epoch_that_was_not_saved_is_done_again(
         assert_same_checkpoint(path, expected)
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own log", "log_path"])
 def test_epochs_since_the_last_save_are_learned_again_and_logged_once(
-    trained_fleet: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
+    shared: bool, trained_fleet: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A log that `--log_path` names may be of several processes: nothing is taken out of it."""
     line = logs.epoch_line
 
     def die_after_the_third_epoch(message: str) -> None:
@@ -148,17 +150,21 @@ def test_epochs_since_the_last_save_are_learned_again_and_logged_once(
         if message.startswith("In validate()-> Val Ep. #3 "):
             raise Killed
 
+    flags = ("--log_path", fresh.root / "named") if shared else ()
     with monkeypatch.context() as patch:
         patch.setattr(learning, "SAVING_SHARE", 0.0)  # after the first epoch alone
         patch.setattr(logs, "epoch_line", die_after_the_third_epoch)
         with pytest.raises(Killed):
-            baseline_stage(fresh)
-    baseline_stage(fresh)
+            baseline_stage(fresh, *flags)
+    baseline_stage(fresh, *flags)
     path, expected = (fleet.baseline_checkpoint("zero_one") for fleet in (fresh, trained_fleet))
     assert_same_checkpoint(path, expected)
-    log = path.with_name("train.log").read_text()
+    folder = fresh.root / "named" if shared else path.parent
+    log = (folder / "train.log").read_text()
+    once = range(1, EPOCHS + 1)
+    epochs = [1, 2, 3, *once[1:]] if shared else once
     assert re.findall(r"In (\w+).* Ep\. #(\d+)", log) == [
-        (part, str(epoch)) for epoch in range(1, EPOCHS + 1) for part in ("train", "validate")
+        (part, str(epoch)) for epoch in epochs for part in ("train", "validate")
     ]
     assert log.count("Configuration: ") == 2
     assert f"Resuming {path.parent} after epoch 1" in log

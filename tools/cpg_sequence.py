@@ -109,7 +109,7 @@ def learn_sequence(
         raise UserError(f"--total_num_tasks {args.total_num_tasks}: --dataset names {len(tasks)} tasks")
     paths = arguments.paths_of(args)
     log = args.log_path / args.logfile if args.log_path else paths.stage_log(table.name, "cpg_sequence")
-    with logs.to_file(log):
+    with logs.to_file(log, shared=bool(args.log_path)):
         runs = [script(args, table=table, task=task, registry=registry, layers=layers) for task in tasks]
         logs.configuration(vars(args) | runs[0].build.sizes)
         logs.protocol(args.protocol)

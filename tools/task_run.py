@@ -271,7 +271,8 @@ def run_tasks(
         run = script(args, table=table, task=task, registry=registry, layers=layers)
         # Looking at a checkpoint leaves its folder as it is.
         folder = args.log_path or (None if "inference" in args.mode else run.folder)
-        with logs.to_file(folder / args.logfile) if folder else nullcontext():
+        log = logs.to_file(folder / args.logfile, shared=bool(args.log_path)) if folder else nullcontext()
+        with log:
             logs.configuration(vars(args) | run.build.sizes)
             logs.protocol(args.protocol)
             run.run()

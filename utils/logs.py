@@ -47,7 +47,13 @@ def to_terminal() -> None:
 
 
 class _FileHandler(logging.FileHandler):
-    """Fails where it cannot write, as any other output does; logging itself would print a traceback."""
+    """Fails where it cannot write, as any other output does; logging itself would print a traceback.
+
+    Attributes:
+        shared: other processes may write to the file, too.
+    """
+
+    shared = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -58,14 +64,18 @@ class _FileHandler(logging.FileHandler):
 
 
 @contextmanager
-def to_file(path: Path) -> Iterator[None]:
+def to_file(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Log to `path` too, appending, while the context lasts.
+
+    Args:
+        shared: other processes may log to it, too.
 
     Raises OSError with `filename` set where the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _FileHandler(path)
+    handler.shared = shared
     handler.setFormatter(logging.Formatter(FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -84,9 +94,12 @@ def epoch_line(message: str) -> None:
 
 
 def forget_epochs(*, after: int) -> None:
-    """Take the last epochs, those after epoch `after`, out of the log files: they will be repeated."""
+    """Take the last epochs, those after epoch `after`, out of the log files: they will be repeated.
+
+    A file that other processes write to stays as it is: its last epochs may be theirs.
+    """
     for handler in logging.getLogger().handlers:
-        if not isinstance(handler, _FileHandler):
+        if not isinstance(handler, _FileHandler) or handler.shared:
             continue
         path = Path(handler.baseFilename)
         kept = path.read_text().splitlines(keepends=True)
