@@ -25,6 +25,8 @@ TORCHVISION = {
     **{f"efficientnetb{step}": f"efficientnet_b{step}" for step in range(8)},
 }
 CONVOLUTIONAL = ("lenet5", *models.BUILDERS)
+PERCEIVERS = ("perceiver", "perceiver_io")
+FEW_LATENTS = {"num_latents": 4, "latent_dim": 16, "depth": 2, "latent_heads": 2, "latent_dim_head": 8}
 # A sixteenth of the weights, so that the largest architecture is learned in a second.
 NARROW, WIDER = 0.25, 0.35
 
@@ -168,14 +170,17 @@ def learn_a_step(shared: SharedNetwork, *, size: int) -> None:
     [
         *((name, models) for name in CONVOLUTIONAL),
         *((name, packnet_models) for name in ("lenet5", "resnet18", "efficientnetb0")),
+        *((name, registry) for name in PERCEIVERS for registry in (models, packnet_models)),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_no_architecture_forgets(name, registry):
     size = 32
-    width, wider = (1.0, 1.5**0.5) if name == "lenet5" else (NARROW, WIDER)
+    width, wider = (1.0, 1.5**0.5) if name in ("lenet5", *PERCEIVERS) else (NARROW, WIDER)
+    sizes = FEW_LATENTS if name in PERCEIVERS else {}
     torch.manual_seed(0)
-    shared = SharedNetwork(build=partial(registry.ARCHITECTURES[name], size=size), width=width)
+    build = partial(registry.ARCHITECTURES[name], in_channels=3, size=size, **sizes)
+    shared = SharedNetwork(build=build, width=width)
     shared.begin_task("first", num_classes=4)
     randomise(shared.network, size)
     shared.release({key: torch.rand_like(layer.weight) < 0.5 for key, layer in shared.layers().items()})
