@@ -139,6 +139,8 @@ def test_what_cannot_be_exported_is_told_in_one_line(
     assert "not found" in told(tmp_path / "absent.pth.tar", "1", "x.pt")
 
     published = load(folder / "checkpoint-4.pth.tar")
+    torch.save(published | {"sequence": {}}, tmp_path / "spg.pth.tar")
+    assert "is of spg_main.py: give a checkpoint of a stage" in told(tmp_path / "spg.pth.tar", "1", "x.pt")
     del published["task_table"], published["architecture"]
     torch.save(published, tmp_path / "published.pth.tar")
     assert "give it with --dataset_config" in told(tmp_path / "published.pth.tar", "1", "x.pt")

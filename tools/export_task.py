@@ -77,6 +77,8 @@ def dense_network(args: argparse.Namespace) -> tuple[Network, dict]:
     if path.is_dir():
         path = checkpoint_in(path, remedy="give a checkpoint, or the folder that holds one")
     payload = read_checkpoint(path)
+    if "sequence" in payload:
+        raise UserError(f"{path} is of spg_main.py: give a checkpoint of a stage of Pick-a-back")
     entry = payload.get("task_table", {})
     table = _table(args, entry, path=path)
     task = table.task(args.task)
