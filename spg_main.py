@@ -115,6 +115,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     if args.trials > 1 and args.run:
         parser.error("--trials makes several runs: leave out --run")
+    if args.tune and args.trials > 1:
+        parser.error("--tune searches with one seed: leave out --trials")
+    if args.tune and args.dropout:
+        parser.error("--tune chooses the dropouts: leave out --dropout")
     return args
 
 

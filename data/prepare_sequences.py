@@ -161,7 +161,9 @@ def _imagenet_batch(path: Path, table: Table) -> tuple[numpy.ndarray, numpy.ndar
         labels = numpy.asarray(labels, dtype=numpy.int64)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: labels are no whole numbers ({error}): {remedy}") from error
-    if labels.shape != (len(data),) or (len(labels) and not 1 <= labels.min() <= labels.max() <= 1000):
+    if not len(data):
+        raise UserError(f"{path} holds no images: {remedy}")
+    if labels.shape != (len(data),) or not 1 <= labels.min() <= labels.max() <= 1000:
         raise UserError(f"{path}: labels are not {len(data)} numbers from 1 to 1000: {remedy}")
     return data, labels
 

@@ -184,7 +184,7 @@ def imagenet_batch(path, labels, *, seed, width=3072):
     path.parent.mkdir(parents=True, exist_ok=True)
     data = numpy.random.default_rng(seed).integers(0, 256, (len(labels), width), dtype=numpy.uint8)
     with path.open("wb") as file:
-        pickle.dump({"data": data, "labels": list(labels), "mean": data.mean(0)}, file)
+        pickle.dump({"data": data, "labels": list(labels), "mean": data.sum(0) / max(len(data), 1)}, file)
     return data
 
 
@@ -223,6 +223,9 @@ def test_imagenet32_refused(imagenet):
     with pytest.raises(
         UserError, match=r"train_data_batch_3: data is uint8 \(2, 3000\), not uint8 \(N, 3072\)"
     ):
+        prepare(["imagenet32", "--data_root", str(root)])
+    imagenet_batch(folder / "train" / "train_data_batch_3", [], seed=0)
+    with pytest.raises(UserError, match="train_data_batch_3 holds no images: download it again"):
         prepare(["imagenet32", "--data_root", str(root)])
     imagenet_batch(folder / "train" / "train_data_batch_3", [0, 2], seed=0)
     with pytest.raises(UserError, match="not 2 numbers from 1 to 1000"):

@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import json
+import logging
 import math
+import re
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 import spg_main
 from methods.approaches import APPROACHES
 from tools import learning
+from tools.sequence_run import SequenceRun
 from utils.errors import UserError
 from utils.runs import Output
 from utils.training import Method, PlateauSchedule, fit
@@ -146,7 +149,8 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("approach", "after"), [("spg", 1), ("spg", 3), ("ewc", 3), ("packnet", 4), ("one", 4), ("mtl", 2)]
+    ("approach", "after"),
+    [("spg", 1), ("spg", 3), ("ncl", 3), ("ewc", 3), ("packnet", 4), ("one", 4), ("mtl", 2)],
 )
 def test_resumed_mid_task_is_bit_identical(tmp_path, data_root, monkeypatch, approach, after):
     """Killed right after it has saved an epoch for the `after`-th time."""
@@ -214,8 +218,41 @@ def test_tuning_without_optuna_says_how_to_get_it(roots):
         roots.run("--tune")
 
 
+def test_tuning_goes_on_where_it_was_stopped(roots, caplog, monkeypatch):
+    pytest.importorskip("optuna")
+    caplog.set_level(logging.INFO)
+    flags = ("--appr", "ncl", "--epochs", "1", "--tune", "--tune_trials")
+    fit_once, trained = learning.fit, []
+
+    def counted(**arguments):
+        trained.append(arguments)
+        return fit_once(**arguments)
+
+    monkeypatch.setattr(learning, "fit", counted)
+    roots.run(*flags, "1")
+    assert len(trained) == 5
+    roots.run(*flags, "2")
+    tried = sorted(path.name for path in (roots.logs("ncl") / "tune").iterdir())
+    assert len(tried) == 2 and len(trained) == 10, "what is learned is not learned again"
+    chosen = re.search(r"We choose --dropout (\S+) (\S+) \(validation accuracy", caplog.messages[-1])
+    assert "-".join(chosen.groups()) in tried
+
+
+def test_validation_accuracies_are_not_held_against_test_accuracies(roots):
+    roots.run("--appr", "one", "--epochs", "1")
+    args = spg_main.parse([*QUICK, *roots.flags, "--appr", "ncl", "--epochs", "1"])
+    figures = SequenceRun(args, seed=1, decide_on="validation").run()
+    assert figures["forward_transfer"] is None
+
+
 def test_wrong_usage_ends_with_2(roots):
-    for flags in (["appr.lamb=3"], ["lambda=3"], ["--dropout", "0.3"], ["--trials", "2", "--run", "x"]):
+    unknown = (["appr.lamb=3"], ["lambda=3"], ["--dropout", "0.3"])
+    at_odds = (
+        ["--trials", "2", "--run", "x"],
+        ["--tune", "--trials", "2"],
+        ["--tune", "--dropout", ".3", ".3"],
+    )
+    for flags in (*unknown, *at_odds):
         with pytest.raises(SystemExit) as ended:
             roots.run(*flags)
         assert ended.value.code == 2

@@ -386,8 +386,11 @@ class SequenceRun:
         return figures
 
     def reference(self) -> list[float] | None:
-        """Accuracy of a network trained on each task alone; None, and said so, if there is no such run."""
-        if self.approach == "one":
+        """Accuracy of a network trained on each task alone; None, and said so, if there is no such run.
+
+        It is of test samples, so accuracies of validation samples have none.
+        """
+        if self.approach == "one" or self.decide_on != "test":
             return None
         run = Paths.sequence_run_name(
             sequence=self.args.seq, approach="one", seed=self.seed, backbone=self.args.backbone

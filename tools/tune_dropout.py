@@ -41,5 +41,5 @@ def tune(args: argparse.Namespace) -> tuple[float, float]:
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=args.seed))
     study.optimize(objective, n_trials=args.tune_trials)
     best = (round(study.best_params["conv"], 2), round(study.best_params["rest"], 2))
-    logging.info("We choose dropout %s %s (validation accuracy %.4f)", *best, study.best_value)
+    logging.info("We choose --dropout %s %s (validation accuracy %.4f)", *best, study.best_value)
     return best
