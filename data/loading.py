@@ -4,7 +4,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def none(self) -> "Samples":
+        """None of these samples, in memory of its own."""
+        return Samples(self.inputs.new_empty((0, *self.inputs.shape[1:])), self.labels.new_empty(0))
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -68,6 +72,11 @@ class TaskData:
     def to_inputs(self) -> "ToInputs":
         """What turns stored samples into network inputs."""
         return Normaliser(self.mean, self.std) if self.encoder is None else Embedder(self.encoder)
+
+    def only(self, split: str) -> "TaskData":
+        """The same task without any samples but those of `split`: "train", "validation" or "test"."""
+        others = {"train", "validation", "test"} - {split}
+        return replace(self, **{name: getattr(self, name).none() for name in others})
 
     def first_inputs(self, count: int) -> Tensor:
         """The first `count` validation samples as network inputs, all of them if there are fewer."""

@@ -245,6 +245,15 @@ def test_validation_accuracies_are_not_held_against_test_accuracies(roots):
     assert figures["forward_transfer"] is None
 
 
+def test_memory_does_not_grow_with_the_images_of_learned_tasks(roots):
+    run = SequenceRun(spg_main.parse([*QUICK, *roots.flags, "--appr", "ncl", "--epochs", "1"]), seed=1)
+    run.run()
+    held = [run.data(number) for number in range(1, 6)]
+    assert [len(data.train) + len(data.validation) for data in held[:-1]] == [0, 0, 0, 0]
+    assert all(data.train.inputs.untyped_storage().nbytes() == 0 for data in held[:-1])
+    assert all(len(data.test) for data in held) and len(held[-1].train)
+
+
 def test_wrong_usage_ends_with_2(roots):
     unknown = (["appr.lamb=3"], ["lambda=3"], ["--dropout", "0.3"])
     at_odds = (

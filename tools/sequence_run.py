@@ -175,8 +175,14 @@ class SequenceRun:
         return self._data[number]
 
     def data_until(self, number: int) -> str:
-        """Fingerprint of the data of tasks 1 to `number`."""
-        fingerprints = [self.data(earlier).fingerprint for earlier in range(1, number + 1)]
+        """Fingerprint of the data of tasks 1 to `number`.
+
+        Of the tasks before it only what accuracies are of stays in memory, so that it does not grow with
+        what was learned.
+        """
+        for earlier in range(1, number):
+            self._data[earlier] = self.data(earlier).only(self.decide_on)
+        fingerprints = [self.data(task).fingerprint for task in range(1, number + 1)]
         return hashlib.sha256("".join(fingerprints).encode()).hexdigest()
 
     def batches(self, data: TaskData, *, size: int | None = None) -> Batches:
