@@ -11,7 +11,7 @@
 # variable is in run_pickaback/config.sh and can be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-REFUSALS=(--no-transfers)
+REFUSALS=(--transfers no)
 parse_control "$@"
 start_stage "all stages, from scratch baselines to targets on their backbones" ${REST[@]+"${REST[@]}"}
 candidates_of_this_run

@@ -15,7 +15,7 @@
 export ARCH
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-REFUSALS=(--transfers)
+REFUSALS=(--transfers yes)
 parse_control "$@"
 start_stage "all stages across modalities, from scratch baselines to targets on their backbones" \
     ${REST[@]+"${REST[@]}"}

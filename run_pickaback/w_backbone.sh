@@ -12,7 +12,7 @@
 # Every other variable is in run_pickaback/config.sh and can be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-REFUSALS=(--no-transfers)
+REFUSALS=(--transfers no)
 parse_pair "$@"
 start_stage "stage 3-2, train every target on its backbone" ${REST[@]+"${REST[@]}"}
 leave_out_backbone

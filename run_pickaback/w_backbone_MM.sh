@@ -15,7 +15,7 @@
 : "${CONFIG:=digits_docs}" "${ARCH:=perceiver_io}"
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-REFUSALS=(--transfers)
+REFUSALS=(--transfers yes)
 parse_pair "$@"
 start_stage "stage 3-2, train every target on its backbone across modalities" ${REST[@]+"${REST[@]}"}
 leave_out_backbone

@@ -68,8 +68,8 @@ def test_a_stage_and_its_script_have_the_same_defaults(
         (("--arch", "lenet6"), "--arch lenet6 is unknown: choose one of "),
         (("--arch", "perceiver_io", "--size", "huge"), "--size huge is unknown to --arch perceiver_io: "),
         (("--size", "tiny"), "--arch lenet5 has no --size: "),
-        (("--transfers",), "--arch lenet5 has no K/V projections to transfer: take perceiver_io or "),
-        (("--arch", "perceiver", "--no-transfers"), "--arch perceiver: its targets bring their own K/V "),
+        (("--transfers", "yes"), "--arch lenet5 has no K/V projections to transfer: take perceiver_io or "),
+        (("--arch", "perceiver", "--transfers", "no"), "--arch perceiver: its targets bring their own K/V "),
         (("--arch", "perceiver_io", "--max_iterations", "5"), "--max_iterations 5: networks of --arch "),
     ],
 )
@@ -84,8 +84,8 @@ def test_what_a_stage_would_refuse_of_an_architecture_is_told_before_any_job(
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--arch", "perceiver_io", "--size", "tiny", "--transfers", "--max_iterations", "0"),
-        ("--arch", "resnet18", "--no-transfers", "--max_iterations", "5"),
+        ("--arch", "perceiver_io", "--size", "tiny", "--transfers", "yes", "--max_iterations", "0"),
+        ("--arch", "resnet18", "--transfers", "no", "--max_iterations", "5"),
     ],
 )
 def test_what_no_stage_refuses_is_listed(

@@ -82,7 +82,8 @@ def stage(request: pytest.FixtureRequest) -> Callable:
 
 
 def kill_at_save(monkeypatch: pytest.MonkeyPatch, *, number: int, before: bool = False) -> None:
-    """Die at the `number`-th time that an unfinished run is saved, before or after it."""
+    """Die at the `number`-th time that an unfinished run is saved, before or after it; every epoch is."""
+    monkeypatch.setattr(learning, "SAVING_SHARE", 1e9)
     save, count = Output.save_unfinished, 0
 
     def dying(self: Output, *arguments: object) -> None:
@@ -127,7 +128,6 @@ def test_an_epoch_that_was_not_saved_is_done_again(
 ) -> None:
     """The fifth save is amid the gradual pruning to the first ratio, after its first epoch."""
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "SAVING_SHARE", 1e9)  # after every epoch
         kill_at_save(patch, number=number, before=True)
         with pytest.raises(Killed):
             own_stage(fresh)

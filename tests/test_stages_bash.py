@@ -333,10 +333,10 @@ def test_the_sequence_follows_the_baselines_in_one_process(bash: Bash) -> None:
 @pytest.mark.parametrize(
     ("script", "variables", "refused"),
     [
-        ("run_all_MM.sh", {}, "--transfers"),
-        ("w_backbone_MM.sh", {}, "--transfers"),
-        ("run_all.sh", {}, "--no-transfers"),
-        ("w_backbone.sh", {}, "--no-transfers"),
+        ("run_all_MM.sh", {}, "--transfers yes"),
+        ("w_backbone_MM.sh", {}, "--transfers yes"),
+        ("run_all.sh", {}, "--transfers no"),
+        ("w_backbone.sh", {}, "--transfers no"),
         ("run_all_MM.sh", {"MAX_ITERATIONS": "5"}, "--max_iterations 5"),
         ("run_all.sh", {"ARCH": "perceiver_io", "MAX_ITERATIONS": "5"}, "--max_iterations 5"),
         ("find_backbone.sh", {"MAX_ITERATIONS": "5"}, "--max_iterations 5"),

@@ -23,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_mutations(parser)
     parser.add_argument(
         "--transfers",
-        action=argparse.BooleanOptionalAction,
-        help="For stage 3-2 across modalities: refuse an architecture without K/V projections to transfer; "
-        "--no-transfers, for the other stage 3-2: refuse one that has them (default: neither).",
+        choices=("yes", "no"),
+        help="Refuse an architecture without K/V projections to transfer, as stage 3-2 across modalities "
+        "does (yes), or one that has them, as the other stage 3-2 does (no) (default: refuse neither).",
     )
     args = parser.parse_args(argv)
 
     table = load_table(args.dataset_config, data_root=args.data_root)
     # The default is known to be there without loading PyTorch, which takes seconds.
-    if args.arch != parser.get_default("arch") or arguments.given_sizes(args) or args.transfers:
+    if args.arch != parser.get_default("arch") or arguments.given_sizes(args) or args.transfers == "yes":
         check_architecture(args, table=table)
     asked = args.candidates
     for task in table.select(args.dataset):
@@ -52,7 +52,7 @@ def check_architecture(args: argparse.Namespace, *, table: Table) -> None:
     )
     arguments.mutations(args.max_iterations, build=build)
     if args.transfers is not None:
-        arguments.check_transfers(build, transfers=args.transfers)
+        arguments.check_transfers(build, transfers=args.transfers == "yes")
 
 
 if __name__ == "__main__":
