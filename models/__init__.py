@@ -9,7 +9,7 @@ from models.layers import SHARABLE
 from models.lenet5 import lenet5
 from models.mobilenetv1 import mobilenetv1
 from models.network import Network, Sized
-from models.perceiver import PERCEIVER_PRESETS, PERCEIVER_SIZES, perceiver
+from models.perceiver import PERCEIVER_CLIP_GRAD_NORM, PERCEIVER_PRESETS, PERCEIVER_SIZES, perceiver
 from models.perceiver_io import PERCEIVER_IO_SIZES, perceiver_io
 from models.spherenet import spherenet20
 
@@ -32,12 +32,14 @@ ARCHITECTURES: dict[str, Callable[..., Network]] = {
         sizes=PERCEIVER_SIZES,
         presets=PERCEIVER_PRESETS,
         multimodal=True,
+        clip_grad_norm=PERCEIVER_CLIP_GRAD_NORM,
     ),
     "perceiver_io": Sized(
         partial(perceiver_io, layers=SHARABLE, dropout=0.1),
         sizes=PERCEIVER_IO_SIZES,
         presets=PERCEIVER_PRESETS,
         multimodal=True,
+        clip_grad_norm=PERCEIVER_CLIP_GRAD_NORM,
     ),
     **{name: partial(build, layers=SHARABLE) for name, build in BUILDERS.items()},
 }

@@ -92,12 +92,14 @@ class Sized:
         sizes: the sizes it takes, by keyword, and their defaults.
         presets: name → sizes that differ from the defaults.
         multimodal: whether it makes `MultimodalNetwork`s.
+        clip_grad_norm: the greatest norm of a step's gradients at which it trains well; None: any.
     """
 
     build: Callable[..., Network]
     sizes: Mapping[str, float]
     presets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     multimodal: bool = False
+    clip_grad_norm: float | None = None
 
     def __call__(self, **arguments: object) -> Network:
         return self.build(**arguments)

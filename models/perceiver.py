@@ -52,6 +52,9 @@ PERCEIVER_PRESETS = {
     "tiny": {"num_latents": 32, "latent_dim": 128, "depth": 2, "latent_heads": 4},
 }
 
+# Without, SGD diverges on a BERT's embeddings at a learning rate of 0.01, on images at 0.03.
+PERCEIVER_CLIP_GRAD_NORM = 1.0
+
 
 def perceiver(
     *,

@@ -95,6 +95,16 @@ def test_what_no_stage_refuses_is_listed(
     assert capsys.readouterr().out == "two_three\n"
 
 
+def test_help_tells_which_architectures_clip_gradients() -> None:
+    for registry in (models.ARCHITECTURES, packnet_models.ARCHITECTURES):
+        for name in registry:
+            build = arguments.architecture(registry, name, in_channels=3, size=32)
+            default = 1.0 if "perceiver" in name else None
+            assert arguments.clip_grad_norm(None, build=build) == default, name
+            assert arguments.clip_grad_norm(0.0, build=build) is None
+            assert arguments.clip_grad_norm(2.5, build=build) == 2.5
+
+
 def test_architectures_that_transfer_are_those_of_several_modalities() -> None:
     for registry in (models.ARCHITECTURES, packnet_models.ARCHITECTURES):
         for name in registry:

@@ -12,10 +12,11 @@ from methods.ownership import SharedNetwork
 from models.layers import PLAIN, SHARABLE, PrivateLinear
 from models.modalities import MODALITIES, Modality
 from models.network import Network
-from models.perceiver import perceiver
+from models.perceiver import PERCEIVER_PRESETS, perceiver
 from models.perceiver_io import perceiver_io
+from packnet_models import ARCHITECTURES
 from utils.errors import UserError
-from utils.training import train_step
+from utils.training import Method, train_step
 
 SMALL = {
     "num_latents": 6,
@@ -252,6 +253,53 @@ def test_dropout_is_for_training_alone():
     assert torch.equal(certain(batch), certain(batch))
     assert not torch.equal(dropping(batch), dropping(batch))
     assert torch.equal(dropping.eval()(batch), certain.eval()(batch))
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_the_default_clipping_keeps_first_steps_steady_on_texts_that_share_frequent_words(steady):
+    torch.manual_seed(1)
+    made = ARCHITECTURES["perceiver_io"](in_channels=3, size=SIDE, **PERCEIVER_PRESETS["tiny"])
+    made.add_head(4)
+    made.modality = "text"
+    table = nn.functional.pad(torch.randn(500, 384) / 2, (0, 384))  # like all-MiniLM-L6-v2's embeddings
+    frequency = 1 / torch.arange(1, 501).expand(16, -1)
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.02, momentum=0.9, nesterov=True)
+    losses = []
+    for _ in range(30):
+        labels = torch.randint(0, 4, (16,))
+        words = torch.multinomial(frequency, 32, replacement=True)
+        words = torch.where(torch.rand(16, 32) < 0.1, 496 + labels[:, None], words)
+        loss, _ = train_step(
+            network=made,
+            method=Method(),
+            optimizers=[optimizer],
+            inputs=table[words],
+            labels=labels,
+            autocast=nullcontext(),
+            clip_grad_norm=ARCHITECTURES["perceiver_io"].clip_grad_norm if steady else None,
+        )
+        losses.append(loss.item())
+    assert (max(losses) < 2.5 and sum(losses[-5:]) < 4) == steady
+
+
+@pytest.mark.parametrize("norm", [0.1, 1e9])
+def test_gradients_are_shortened_to_the_greatest_norm_and_shorter_ones_left(norm):
+    torch.manual_seed(0)
+    layer, inputs, labels = nn.Linear(5, 3).double(), torch.randn(4, 5).double(), torch.arange(4) % 3
+    before = [weight.detach().clone() for weight in layer.parameters()]
+    gradients = torch.autograd.grad(nn.functional.cross_entropy(layer(inputs), labels), [*layer.parameters()])
+    length = sum(float(value) ** 2 for gradient in gradients for value in gradient.flatten()) ** 0.5
+    train_step(
+        network=layer,
+        method=Method(),
+        optimizers=[torch.optim.SGD(layer.parameters(), lr=1.0)],
+        inputs=inputs,
+        labels=labels,
+        autocast=nullcontext(),
+        clip_grad_norm=norm,
+    )
+    for old, new, gradient in zip(before, layer.parameters(), gradients, strict=True):
+        torch.testing.assert_close(new, old - gradient * min(1.0, norm / length), rtol=1e-5, atol=0)
 
 
 def test_a_third_modality_is_one_entry(monkeypatch):

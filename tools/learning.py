@@ -77,6 +77,7 @@ def learn(
     title: str,
     report: EpochReport | None = None,
     lr_flag: str = "--lr",
+    clip_grad_norm: float | None = None,
 ) -> dict:
     """Train the newest task of a network and write its checkpoint.
 
@@ -89,6 +90,7 @@ def learn(
         title: of the progress bar and in messages.
         report: what is noted of an epoch (default: for a `SharedNetwork`).
         lr_flag: what sets the weights' learning rate, for messages.
+        clip_grad_norm: see `utils.training.train_step`.
 
     Returns:
         The finished checkpoint's payload; `payload["metrics"]` has the final figures.
@@ -150,6 +152,7 @@ def learn(
             title=title,
             watch=made.watch,
             remedy=remedy,
+            clip_grad_norm=clip_grad_norm,
         )
         counts = _epoch_that_counts(progress, watch=made.watch, title=title, remedy=remedy)
     except Diverged:

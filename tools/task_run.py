@@ -61,6 +61,7 @@ class TaskRun:
             sizes=arguments.given_sizes(args),
         )
         self.architecture = self.build.entry(layers)
+        self.clip_grad_norm = arguments.clip_grad_norm(args.clip_grad_norm, build=self.build)
         self.device = resolve_device(args.device)
         self.start = start_of(args)
         arguments.check_num_classes(args.num_classes, task=task.name, num_classes=task.num_classes)
@@ -168,6 +169,7 @@ class TaskRun:
                 task=self.task.name,
                 stage=stage,
                 epochs=epochs,
+                clip_grad_norm=self.clip_grad_norm,
                 data=self.data.fingerprint,
                 **self.build.sizes,
                 **self.text_deciders(),
@@ -190,6 +192,7 @@ class TaskRun:
                 precision=self.args.precision,
                 title=f"{self.task.name}, {stage}",
                 lr_flag=lr_flag,
+                clip_grad_norm=self.clip_grad_norm,
             )
 
     def text_deciders(self) -> dict:

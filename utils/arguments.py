@@ -208,6 +208,12 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--weight_decay", type=non_negative_float, default=4e-5, help="Weight decay on owned weights."
     )
     group.add_argument(
+        "--clip_grad_norm",
+        type=non_negative_float,
+        help="Greatest L2 norm of the weights' gradients in a step, longer ones are shortened to it; 0 means "
+        "any (default: 1 for Perceivers, any for others).",
+    )
+    group.add_argument(
         "--num_classes",
         type=int,
         default=-1,
@@ -344,6 +350,11 @@ def mutations(asked: int | None, *, build: "Builder") -> int:
     return 0
 
 
+def clip_grad_norm(asked: float | None, *, build: "Builder") -> float | None:
+    """The greatest norm of a step's gradients, from what `--clip_grad_norm` asked for; None: any."""
+    return build.clip_grad_norm if asked is None else asked or None
+
+
 def check_transfers(build: "Builder", *, transfers: bool) -> None:
     """Refuse an architecture that the other script of stage 3-2 trains on backbones.
 
@@ -417,11 +428,13 @@ class Builder:
         name: of the architecture.
         sizes: those it has beyond the width, all of them; empty for an architecture that has none.
         multimodal: whether its networks read several modalities, each by a K/V projection of its own.
+        clip_grad_norm: the greatest norm of a step's gradients, unless told otherwise; None: any.
     """
 
     name: str
     sizes: dict[str, Any]
     multimodal: bool
+    clip_grad_norm: float | None
     make: Callable[..., Any]
 
     def __call__(self, *, width: float) -> Any:
@@ -457,6 +470,7 @@ def architecture(
         name=name,
         sizes=resolved,
         multimodal=getattr(registry[name], "multimodal", False),
+        clip_grad_norm=getattr(registry[name], "clip_grad_norm", None),
         make=partial(registry[name], in_channels=in_channels, size=size),
     )
 

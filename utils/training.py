@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -189,15 +190,20 @@ def train_step(
     *,
     network: nn.Module,
     method: Method,
-    optimizers: Iterable[Optimizer],
+    optimizers: Sequence[Optimizer],
     inputs: Tensor,
     labels: Tensor,
     autocast: AbstractContextManager,
+    clip_grad_norm: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of gradient descent; returns the detached loss () and logits (B, classes).
 
     Nothing here leaves the device or depends on Python state, so that steps can be captured or stacked
     (but for the hooks of a method that counts its steps, as gradual pruning does).
+
+    Args:
+        clip_grad_norm: the greatest L2 norm of the gradients of all that the first optimizer trains; longer
+            ones are shortened to it (Pascanu et al. 2013). None: any.
     """
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -206,6 +212,9 @@ def train_step(
         loss = method.loss(logits, labels)
     loss.backward()
     method.after_backward()
+    if clip_grad_norm is not None:
+        weights = [weight for group in optimizers[0].param_groups for weight in group["params"]]
+        clip_grad_norm_(weights, clip_grad_norm)
     for optimizer in optimizers:
         optimizer.step()
     method.after_step()
@@ -257,6 +266,7 @@ def fit(
     title: str = "",
     watch: str | None = None,
     remedy: str = "lower the learning rate",
+    clip_grad_norm: float | None = None,
 ) -> Progress:
     """Train `network` until `epochs` epochs are done or a schedule ends it.
 
@@ -272,6 +282,7 @@ def fit(
             after the best epoch, and returns to it when a loss is no longer finite, which then ends only
             the epoch. None: the last state counts.
         remedy: what to do when a loss is no longer finite, for the message.
+        clip_grad_norm: see `train_step`.
 
     Returns:
         The progress after the last epoch.
@@ -316,6 +327,7 @@ def fit(
                 inputs=inputs,
                 labels=labels,
                 autocast=autocast,
+                clip_grad_norm=clip_grad_norm,
             )
             loss_sum += loss * len(labels)
             correct += (logits.argmax(dim=1) == labels).sum()
