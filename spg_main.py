@@ -97,12 +97,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("approaches")
     group.add_argument(
-        "--ewc_lambda", type=arguments.positive_float, default=5000.0, help="ewc: weight of the penalty."
+        "--ewc_lambda",
+        type=arguments.positive_float,
+        default=5000.0,
+        help="Weight of the penalty; only `ewc` looks at it.",
     )
     group.add_argument(
         "--packnet_share",
         type=arguments.sparsity,
-        help="packnet: share of weights set free after a task (default: 1 - 1/(tasks to come + 1)).",
+        help="Share of weights set free after a task; only `packnet` looks at it "
+        "(default: 1 - 1/(tasks to come + 1)).",
     )
     group = parser.add_argument_group("several runs")
     group.add_argument(
@@ -111,7 +115,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--tune", action="store_true", help="Search the dropouts on validation accuracy, with Optuna."
     )
-    group.add_argument("--tune_trials", type=arguments.positive_int, default=20, help="Dropouts to try.")
+    group.add_argument(
+        "--tune_trials", type=arguments.positive_int, default=20, help="Dropouts that --tune tries."
+    )
     args = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     if args.trials > 1 and args.run:
         parser.error("--trials makes several runs: leave out --run")

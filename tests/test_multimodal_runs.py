@@ -387,6 +387,19 @@ def test_checkpoints_of_another_size_or_depth_are_refused_by_the_sizes(
         assert named in message and ".pth.tar" in message
 
 
+def test_gradients_are_clipped_as_the_log_says_and_a_finished_run_with_others_is_refused(
+    mixed: Mixed,
+) -> None:
+    folder = mixed.paths.baselines("mixed") / "pets"
+    assert " clip_grad_norm=1.0 " in (folder / "train.log").read_text().splitlines()[0]
+    message = refusal(packnet_script.main, mixed.flags("pets", "--epochs", 1, "--clip_grad_norm", 0))
+    assert "clip_grad_norm (1.0 there, None asked)" in message
+    before = load(folder / "checkpoint-1.pth.tar")["model_state_dict"]
+    mixed.baseline("pets", "--clip_grad_norm", 1e-3, "--overwrite")
+    after = load(folder / "checkpoint-1.pth.tar")["model_state_dict"]
+    assert not same(before, after)
+
+
 @pytest.mark.parametrize("stage", ["search", "transfer", "target", "inference"])
 def test_texts_by_another_encoder_than_the_networks_are_refused_by_name(
     stage: str, mixed: Mixed, monkeypatch: pytest.MonkeyPatch

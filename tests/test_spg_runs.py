@@ -236,13 +236,22 @@ def test_tuning_goes_on_where_it_was_stopped(roots, caplog, monkeypatch):
     assert len(tried) == 2 and len(trained) == 10, "what is learned is not learned again"
     chosen = re.search(r"We choose --dropout (\S+) (\S+) \(validation accuracy", caplog.messages[-1])
     assert "-".join(chosen.groups()) in tried
+    with (roots.logs("ncl") / "tune.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (rows[0]["conv"], rows[0]["rest"]) == chosen.groups()
+    for row in rows:
+        metrics = json.loads(
+            (roots.logs("ncl") / f"tune/{row['conv']}-{row['rest']}/metrics.json").read_text()
+        )
+        assert float(row["accuracy"]) == metrics["average_accuracy"] <= float(rows[0]["accuracy"])
+        assert metrics["accuracies_of"] == "validation"
 
 
 def test_validation_accuracies_are_not_held_against_test_accuracies(roots):
     roots.run("--appr", "one", "--epochs", "1")
     args = spg_main.parse([*QUICK, *roots.flags, "--appr", "ncl", "--epochs", "1"])
     figures = SequenceRun(args, seed=1, decide_on="validation").run()
-    assert figures["forward_transfer"] is None
+    assert figures["forward_transfer"] is None and figures["accuracies_of"] == "validation"
 
 
 def test_memory_does_not_grow_with_the_images_of_learned_tasks(roots):

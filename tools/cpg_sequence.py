@@ -111,7 +111,7 @@ def learn_sequence(
     log = args.log_path / args.logfile if args.log_path else paths.stage_log(table.name, "cpg_sequence")
     with logs.to_file(log, shared=bool(args.log_path)):
         runs = [script(args, table=table, task=task, registry=registry, layers=layers) for task in tasks]
-        logs.configuration(vars(args) | runs[0].build.sizes)
+        logs.configuration(runs[0].configuration)
         logs.protocol(args.protocol)
         steps = [TaskInSequence(run, number=number) for number, run in enumerate(runs, 1)]
         for step in steps:

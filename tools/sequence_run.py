@@ -373,6 +373,7 @@ class SequenceRun:
             "sequence": self.args.seq,
             "approach": self.approach,
             "seed": self.seed,
+            "accuracies_of": self.decide_on,
             "average_accuracy": metrics.average_accuracy(rows, counts),
             "average_over_time": metrics.average_over_time(rows, counts) if in_turn else None,
             "backward_transfer": metrics.backward_transfer(rows, counts) if in_turn else None,

@@ -75,6 +75,11 @@ class TaskRun:
         """Do what the flags ask for."""
         raise NotImplementedError
 
+    @property
+    def configuration(self) -> dict:
+        """Every flag as it was resolved, and all sizes of the network."""
+        return vars(self.args) | self.build.sizes | {"clip_grad_norm": self.clip_grad_norm}
+
     @cached_property
     def origin(self) -> str | None:
         """What a first task's weights start from; None: at random."""
@@ -276,7 +281,7 @@ def run_tasks(
         folder = args.log_path or (None if "inference" in args.mode else run.folder)
         log = logs.to_file(folder / args.logfile, shared=bool(args.log_path)) if folder else nullcontext()
         with log:
-            logs.configuration(vars(args) | run.build.sizes)
+            logs.configuration(run.configuration)
             logs.protocol(args.protocol)
             run.run()
 

@@ -6,6 +6,7 @@ import logging
 
 from tools.sequence_run import SequenceRun
 from utils.errors import UserError
+from utils.files import csv_text, write_atomically
 
 
 def tune(args: argparse.Namespace) -> tuple[float, float]:
@@ -13,7 +14,8 @@ def tune(args: argparse.Namespace) -> tuple[float, float]:
 
     The figure is the mean validation accuracy over all tasks after the last one; the test set is not
     looked at. Each pair has a run of its own, `<run>/tune/<conv>-<rest>`, so that a search that was
-    stopped does not repeat what is done.
+    stopped does not repeat what is done. `tune.csv` in the logs of the run has the pairs so far, the best
+    one first.
 
     Returns:
         The dropouts of the first two convolutions, and of the rest.
@@ -29,14 +31,19 @@ def tune(args: argparse.Namespace) -> tuple[float, float]:
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+    tried: dict[tuple[float, float], float] = {}
+
     def objective(trial: optuna.Trial) -> float:
-        pair = [trial.suggest_float(name, 0.1, 0.5, step=0.01) for name in ("conv", "rest")]
-        tried = copy.copy(args)
-        tried.dropout = [round(value, 2) for value in pair]
-        run = SequenceRun(tried, seed=args.seed, decide_on="validation")
-        accuracy = run.run()["average_accuracy"]
-        logging.info("Dropout %s: validation accuracy %.4f", tried.dropout, accuracy)
-        return accuracy
+        pair = tuple(round(trial.suggest_float(name, 0.1, 0.5, step=0.01), 2) for name in ("conv", "rest"))
+        told = copy.copy(args)
+        told.dropout = list(pair)
+        run = SequenceRun(told, seed=args.seed, decide_on="validation")
+        tried[pair] = run.run()["average_accuracy"]
+        best_first = sorted(tried.items(), key=lambda entry: -entry[1])
+        rows = [{"conv": conv, "rest": rest, "accuracy": accuracy} for (conv, rest), accuracy in best_first]
+        write_atomically(run.paths.tuning_file(), csv_text(rows, list(rows[0])))
+        logging.info("Dropout %s: validation accuracy %.4f", told.dropout, tried[pair])
+        return tried[pair]
 
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=args.seed))
     study.optimize(objective, n_trials=args.tune_trials)

@@ -155,6 +155,10 @@ class Paths:
         """JSON of every argument, as it was resolved."""
         return self.logs / self.run / "config.json"
 
+    def tuning_file(self) -> Path:
+        """CSV conv,rest,accuracy of the dropouts that a search has tried, this run's among them."""
+        return (self.logs / self.run).parent.with_suffix(".csv")
+
     def sequence_checkpoints(self) -> Path:
         """Folder of all its checkpoints."""
         return self.checkpoints / self.run
