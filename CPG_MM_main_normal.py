@@ -38,15 +38,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="On a backbone: start from its own projections, as a control (default: from the checkpoint of "
         "stage 3-1b).",
     )
-    return cpg_run.parse(parser, argv)
+    parser.set_defaults(**arguments.MULTIMODAL)
+    args = cpg_run.parse(parser, argv)
+    if args.no_kv_transfer and args.backbone is None:
+        parser.error("--no_kv_transfer is about a backbone: give --backbone")
+    return args
 
 
 class MultimodalRun(cpg_run.CPGRun):
     """One task's own network, or the task with its own K/V projection on a backbone of any modality."""
 
+    transfers = True
+
     @property
     def target_folder(self) -> Path:
-        arguments.check_transfers(self.build, transfers=True)
         return self.paths.target(
             self.table.name, self.backbone, self.task.name, kv_transfer=not self.args.no_kv_transfer
         )

@@ -57,6 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help="Folder of the backbone's checkpoint; the new one goes beside it (default: by the layout).",
     )
+    parser.set_defaults(**arguments.MULTIMODAL)
     return parser.parse_args(argv)
 
 
@@ -68,6 +69,7 @@ class Transfers:
         self.table = table
         self.paths = arguments.paths_of(args)
         self.pairs = arguments.pairs_file(args, table.name)
+        arguments.check_transfers(self.builder(SHARABLE), transfers=True)
 
     def make(self, target: Task) -> None:
         """Write the backbone's checkpoint once more, with the target's projection waiting in it."""
@@ -111,17 +113,21 @@ class Transfers:
         logging.info("%s is finished: skipped (--overwrite redoes it)", destination)
         return True
 
-    def load(
-        self, path: Path, *, registry: Mapping[str, Callable], layers: str
-    ) -> tuple[dict, SharedNetwork]:
-        """The content of a checkpoint, and the network in it."""
-        build = arguments.architecture(
+    def builder(self, registry: Mapping[str, Callable]) -> arguments.Builder:
+        """Makes the networks of `registry`."""
+        return arguments.architecture(
             registry,
             self.args.arch,
             in_channels=self.table.channels,
             size=self.table.size,
             sizes=arguments.given_sizes(self.args),
         )
+
+    def load(
+        self, path: Path, *, registry: Mapping[str, Callable], layers: str
+    ) -> tuple[dict, SharedNetwork]:
+        """The content of a checkpoint, and the network in it."""
+        build = self.builder(registry)
         payload = load_checkpoint(path, architecture=self.args.arch, layers=layers, sizes=build.sizes)
         return payload, SharedNetwork.from_payload(payload, build=build, source=path)
 

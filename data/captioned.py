@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ def captioned(table: Table, root: Path, build: Build) -> None:
 
     listing = root / "image_caption.csv"
     remedy = f"put the raw files of {table.name} (images/, image_caption.csv) into {root}, or give --source"
-    rows = read_csv(listing, columns=("image", "caption", "label"), remedy=remedy)
+    rows = read_csv(listing, columns=("image", "caption", "label"), remedy=remedy, errors="replace")
     captions: dict[str, dict[str, list[str]]] = {}
     for row in rows:
         captions.setdefault(row["label"], {}).setdefault(row["image"], []).append(row["caption"])
@@ -88,34 +89,42 @@ _COCO_SPLITS = {"train": "train2017", "test": "val2017"}
 
 
 def _coco_pictures(root: Path, name: str) -> dict[str, list[Picture]]:
-    instances = _coco(root / "annotations" / f"instances_{name}.json", "images", "annotations", "categories")
-    captions = _coco(root / "annotations" / f"captions_{name}.json", "annotations")
-    classes = {category["id"]: category["name"] for category in instances["categories"]}
-    largest: dict[int, tuple[float, int]] = {}
-    for box in instances["annotations"]:
-        _, _, width, height = box["bbox"]
-        if width * height > largest.get(box["image_id"], (0.0, 0))[0]:
-            largest[box["image_id"]] = width * height, box["category_id"]
-    first: dict[int, tuple[int, str]] = {}
-    for caption in captions["annotations"]:
-        candidate = caption["id"], caption["caption"]
-        first[caption["image_id"]] = min(candidate, first.get(caption["image_id"], candidate))
+    captions: dict[int, tuple[int, str]] = {}
+    with _coco(root / "annotations" / f"captions_{name}.json", "annotations") as content:
+        for caption in content["annotations"]:
+            candidate = caption["id"], caption["caption"]
+            captions[caption["image_id"]] = min(candidate, captions.get(caption["image_id"], candidate))
 
+    instances = root / "annotations" / f"instances_{name}.json"
     pictures: dict[str, list[Picture]] = {}
-    for image in sorted(instances["images"], key=lambda image: image["file_name"]):
-        if image["id"] in largest and image["id"] in first:
-            picture = Picture(root / name / image["file_name"], (first[image["id"]][1],))
-            pictures.setdefault(classes[largest[image["id"]][1]], []).append(picture)
+    with _coco(instances, "images", "annotations", "categories") as content:
+        classes = {category["id"]: category["name"] for category in content["categories"]}
+        largest: dict[int, tuple[float, int]] = {}
+        for box in content["annotations"]:
+            _, _, width, height = box["bbox"]
+            if width * height > largest.get(box["image_id"], (0.0, 0))[0]:
+                largest[box["image_id"]] = width * height, box["category_id"]
+        for image in sorted(content["images"], key=lambda image: image["file_name"]):
+            if image["id"] in largest and image["id"] in captions:
+                picture = Picture(root / name / image["file_name"], (captions[image["id"]][1],))
+                pictures.setdefault(classes[largest[image["id"]][1]], []).append(picture)
     return pictures
 
 
-def _coco(path: Path, *keys: str) -> dict[str, Any]:
+@contextmanager
+def _coco(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
+    """The content of an annotation file; what is missing in it is told by the file's name."""
     remedy = "extract MS-COCO 2017 (train2017, val2017, annotations) there, or give its folder as --source"
     content = read_json(path, remedy=remedy)
     lacking = [key for key in keys if not isinstance(content.get(key), list)]
     if lacking:
         raise UserError(f"{path} has no list {lacking[0]}: {remedy}")
-    return content
+    try:
+        yield content
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} has an entry that is incomplete or malformed ({error!r}): {remedy}"
+        ) from error
 
 
 def _squared(image: Any) -> Any:
@@ -157,7 +166,7 @@ def _split_of(
 def _captions(chosen: Sequence[tuple[int, Picture]]) -> Iterator[Text]:
     for label, picture in chosen:
         for caption in picture.captions:
-            yield Text(f"{picture.path}, its caption", label, caption)
+            yield Text(f"{picture.path}, its caption", label, caption, "\N{REPLACEMENT CHARACTER}" in caption)
 
 
 ARCHIVES = {"oxford": captioned, "cub": captioned, "mscoco": mscoco}

@@ -36,13 +36,13 @@ class HuggingFaceEncoder(TextEncoder):
         embeddings: the model's embedding layer; it takes `input_ids` (B, L) and gives (B, L, width).
 
     Raises:
-        UserError: if the embeddings are wider than WIDTH.
+        UserError: if the embeddings are wider than WIDTH, or do not take what the tokenizer gives.
     """
 
     def __init__(self, name: str, tokenizer: Any, embeddings: nn.Module) -> None:
         self._tokenizer = tokenizer
-        self._embeddings = embeddings.eval().requires_grad_(False)
-        width = self._embeddings(input_ids=torch.zeros(1, 1, dtype=torch.long)).shape[-1]
+        self._embeddings = embeddings.eval().requires_grad_(False).float()
+        width = self._width(name)
         if width > WIDTH:
             raise UserError(
                 f"text encoder {name!r} has embeddings of width {width}, and networks read at most {WIDTH}: "
@@ -67,6 +67,8 @@ class HuggingFaceEncoder(TextEncoder):
         folder = Path(name)
         if folder.is_dir():
             _check_folder(folder)
+        elif name.startswith(("/", ".", "~")):
+            raise UserError(f"text encoder {name!r} is no folder: give the folder of a model")
         try:
             from transformers import AutoModel, AutoTokenizer
             from transformers.utils.logging import disable_progress_bar
@@ -86,6 +88,17 @@ class HuggingFaceEncoder(TextEncoder):
                 "bert-base-uncased"
             )
         return cls(name, tokenizer, embeddings)
+
+    def _width(self, name: str) -> int:
+        """Of the embeddings, by trying the longest text and the last word piece."""
+        last = max(self._tokenizer.get_vocab().values())
+        try:
+            return self._embeddings(input_ids=torch.full((1, MAX_TOKENS), last)).shape[-1]
+        except (RuntimeError, IndexError) as error:
+            raise UserError(
+                f"text encoder {name!r} cannot embed {MAX_TOKENS} word pieces of its own vocabulary "
+                f"({error}): take a model with as many positions, whose embeddings fit its tokenizer"
+            ) from error
 
     def tokenise(self, text: str) -> tuple[list[int], bool]:
         # Ids are stored from 1 on, so that 0 is padding whatever the vocabulary has there.

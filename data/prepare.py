@@ -1,8 +1,8 @@
 """Turn raw downloads into the cache of images and texts: `python -m data.prepare cifar100 [--source PATH]`.
 
-TABLE is a table of data/tables.toml or the path of a table's .toml file. Without --source the raw files are
-looked for under the data folder and, for tables that can be downloaded, fetched. Running it again
-does only what is missing or out of date.
+TABLE is a table's name or the path of a table's .toml file. Without --source the raw files are looked for
+under the data folder and, for tables that can be downloaded, fetched; there, too, lies the tree from which a
+table that names no tasks or classes takes them. Running it again does only what is missing or out of date.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from data import cache, captioned, newsgroups, prepare_sequences, safe_pickle, t
 from data.archives import open_zip, zipped_file
 from data.images import RawSplit, cached, decode_files, folder_split
 from data.loading import load_split
-from data.tables import MODALITIES, Table, Task, load_table
+from data.tables import MODALITIES, Table, Task, known_tables, load_table
 from data.text import RawTexts
 from data.text_encoders import HASH, download_encoder, load_encoder
 from utils import logs
@@ -203,16 +203,29 @@ def _from_tree_or_zip(table: Table, source: Path, fill: Filler) -> None:
         _from_zip(table, source, fill)
         return
 
-    def below(root: str) -> Path:
-        inner = source / Path(root).name
-        return inner if root and inner.is_dir() else source
+    modalities = {task.modality for task in table.tasks}
+    roots = {"image": table.root, "text": table.text_root}
+    names = {modality: Path(roots[modality]).name for modality in modalities}
+
+    def below(modality: str) -> Path:
+        name = names[modality]
+        if name and (source / name).is_dir():
+            return source / name
+        beside = next(
+            (other for other in names.values() if other != name and (source / other).is_dir()), None
+        )
+        if beside is not None:
+            raise UserError(
+                f"{source / name} not found, but {source / beside} is there: put the {modality}s beside it"
+            )
+        return source
 
     logging.info("reading the tree %s", source)
 
     def split_of(task: Task, split: str) -> RawSplit | RawTexts:
         if task.modality == "image":
-            return folder_split(below(table.root), table, task, split)
-        return text.folder_split(below(table.text_root), table, task, split)
+            return folder_split(below("image"), table, task, split)
+        return text.folder_split(below("text"), table, task, split)
 
     fill.from_raw(table, split_of)
 
@@ -354,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare",
         description=__doc__,
+        epilog=f"Tables: {', '.join(known_tables())}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -14,6 +14,7 @@
 : "${CONFIG:=digits_docs}" "${ARCH:=perceiver_io}"
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+REFUSALS=(--transfers yes)
 parse_pair "$@"
 start_stage "stage 3-1b, transfer the targets' K/V projections" ${REST[@]+"${REST[@]}"}
 leave_out_backbone

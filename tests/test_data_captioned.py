@@ -91,6 +91,17 @@ def test_oxfords_pictures_and_captions_are_split_alike(oxford, tmp_path, caplog)
     assert load(table, "group7", tmp_path).fingerprint == texts.fingerprint
 
 
+def test_captions_in_another_encoding_are_decoded_with_replacement_and_counted(oxford, tmp_path, caplog):
+    table, raw = oxford
+    listing = raw / "image_caption.csv"
+    text = listing.read_text().replace("another flower 0", "fleur \u00e9trange")
+    listing.write_bytes(text.encode("latin-1"))
+    with caplog.at_level("INFO"):
+        fill(table, raw, tmp_path)
+    assert "texts: 0 empty and left out, 4 not in UTF-8, decoded with replacement, 0 cut" in caplog.text
+    assert len(load(table, "group7", tmp_path).train) == 64
+
+
 def test_cubs_pictures_lie_in_a_folder_a_class(tmp_path):
     table = part_of("cub", "group1", "group28", root=tmp_path)
     rows = []
@@ -140,6 +151,12 @@ def test_n24news_is_read_from_its_two_trees(tmp_path):
                 path = source / f"text/{split}/group2/{section}/{number}.txt"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(f"{section} {number}")
+    (source / "text").rename(source / "texts")
+    with pytest.raises(
+        UserError, match=r"N24News/text not found, but \S+N24News/image is there: put the texts"
+    ):
+        fill(table, source, tmp_path)
+    (source / "texts").rename(source / "text")
     fill(table, source, tmp_path)
     # Later runs look below the data folder.
     shutil.copytree(source, tmp_path / "n24news")
@@ -207,4 +224,22 @@ def test_incomplete_coco_is_named(coco, tmp_path, spoil, message):
     table, raw = coco
     (raw / spoil).unlink()
     with pytest.raises(UserError, match=message):
+        fill(table, raw, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "key"),
+    [
+        ("instances_train2017", "annotations", "bbox"),
+        ("instances_train2017", "images", "file_name"),
+        ("captions_val2017", "annotations", "caption"),
+    ],
+)
+def test_an_incomplete_entry_of_coco_is_told_with_its_file(coco, tmp_path, name, kind, key):
+    table, raw = coco
+    path = raw / f"annotations/{name}.json"
+    content = json.loads(path.read_text())
+    del content[kind][0][key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"{name}\.json has an entry that is incomplete .*{key}.*: extract"):
         fill(table, raw, tmp_path)

@@ -69,6 +69,27 @@ def test_narrower_embeddings_are_filled_up_with_zeros_and_wider_ones_refused():
         HuggingFaceEncoder("large", Tokenizer(), Embeddings(width=769))
 
 
+@pytest.mark.parametrize(("words", "positions"), [(len(WORDS), MAX_TOKENS - 1), (len(WORDS) - 1, MAX_TOKENS)])
+def test_embeddings_that_do_not_take_what_the_tokenizer_gives_are_refused(words, positions):
+    small = Embeddings()
+    small.words, small.positions = nn.Embedding(words, WIDTH), nn.Embedding(positions, WIDTH)
+    with pytest.raises(UserError, match=r"'small' cannot embed 128 word pieces of its own vocabulary \("):
+        HuggingFaceEncoder("small", Tokenizer(), small)
+
+
+def test_embeddings_saved_with_fewer_bits_are_read():
+    half = HuggingFaceEncoder("bert", Tokenizer(), Embeddings().bfloat16())
+    same = HuggingFaceEncoder("bert", Tokenizer(), Embeddings().bfloat16().float())
+    tokens = torch.tensor([[3, 6]])
+    assert torch.equal(half.embed(tokens), same.embed(tokens)) and half.identity == same.identity
+
+
+def test_a_path_that_is_no_folder_is_named_as_such(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"text encoder './modles/bert' is no folder"):
+        load_encoder("./modles/bert")
+
+
 def test_the_identity_follows_the_weights_and_names_no_path():
     assert encoder().identity == encoder().identity != encoder(seed=1).identity
     assert encoder().identity.startswith("tiny_bert ")

@@ -278,10 +278,31 @@ def test_without_the_transfer_the_result_lies_elsewhere_and_differs(mixed: Mixed
 
 def test_a_target_with_its_projection_is_not_trained_by_the_script_without_transfers(trained: Mixed) -> None:
     before = snapshot(trained.root)
-    message = refusal(cpg_script.main, trained.target_flags("mail"))
-    assert "--arch perceiver_io: its targets bring their own K/V projections" in message
-    assert "w_backbone_MM.sh" in message
+    for flags in (), ("--save_folder", trained.root / "elsewhere"):
+        message = refusal(cpg_script.main, trained.target_flags("mail", *flags))
+        assert "--arch perceiver_io: its targets bring their own K/V projections" in message
+        assert "w_backbone_MM.sh" in message
     assert snapshot(trained.root) == before
+
+
+def test_networks_without_projections_are_refused_before_anything_is_read(
+    tmp_path: Path,
+) -> None:
+    roots = [flag for name in ("data", "checkpoints", "logs") for flag in (f"--{name}_root", str(tmp_path))]
+    for main, flags in ((transfer_script.main, []), (mm_script.main, ["--backbone", "from_csv"])):
+        message = refusal(main, [*roots, *flags, "--arch", "lenet5"])
+        assert "--arch lenet5 has no K/V projections to transfer: take perceiver_io" in message
+
+
+def test_the_scripts_across_modalities_take_a_perceiver_and_a_table_of_both_unless_told_otherwise() -> None:
+    for args in (mm_script.parse([]), transfer_script.parse([])):
+        assert (args.arch, args.dataset_config) == ("perceiver_io", "digits_docs")
+
+
+def test_leaving_the_transfer_out_is_about_a_backbone(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        mm_script.parse(["--no_kv_transfer"])
+    assert "--no_kv_transfer is about a backbone: give --backbone" in capsys.readouterr().err
 
 
 def test_a_target_on_a_redone_backbone_is_refused_until_the_transfer_is_redone(mixed: Mixed) -> None:
@@ -393,7 +414,7 @@ def test_gradients_are_clipped_as_the_log_says_and_a_finished_run_with_others_is
     folder = mixed.paths.baselines("mixed") / "pets"
     assert " clip_grad_norm=1.0 " in (folder / "train.log").read_text().splitlines()[0]
     message = refusal(packnet_script.main, mixed.flags("pets", "--epochs", 1, "--clip_grad_norm", 0))
-    assert "clip_grad_norm (1.0 there, None asked)" in message
+    assert "clip_grad_norm (1.0 there, none asked)" in message
     before = load(folder / "checkpoint-1.pth.tar")["model_state_dict"]
     mixed.baseline("pets", "--clip_grad_norm", 1e-3, "--overwrite")
     after = load(folder / "checkpoint-1.pth.tar")["model_state_dict"]

@@ -1,5 +1,7 @@
 """Ownership: nothing that an earlier task knows changes, to the bit."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from methods.ownership import OwnedTraining, SharedNetwork
 from models.layers import PLAIN, SharableLinear
 from models.lenet5 import lenet5
 from utils.errors import UserError
+from utils.training import train_step
 
 CPG_LENET = models.ARCHITECTURES["lenet5"]
 PACKNET_LENET = packnet_models.ARCHITECTURES["lenet5"]
@@ -105,7 +108,8 @@ def test_the_live_network_and_its_dense_view_agree_to_the_bit():
     assert 0.0 < picked < 1.0, "the piggymasks must really pick"
 
 
-def test_a_nan_gradient_does_not_reach_another_tasks_weights():
+@pytest.mark.parametrize("clip_grad_norm", [None, 1.0])
+def test_a_nan_gradient_does_not_reach_another_tasks_weights(clip_grad_norm):
     shared = first_task(PACKNET_LENET)
     inputs, labels = batch(0)
     before = shared.as_task("first")(inputs)
@@ -114,9 +118,18 @@ def test_a_nan_gradient_does_not_reach_another_tasks_weights():
     method.before_task()
     optimizer = weight_optimizer(shared)
     optimizer.param_groups[0]["lr"] = 0.1
-    (cross_entropy(shared.network(inputs), labels) * float("nan")).backward()
-    method.after_backward()
-    optimizer.step()
+    spoilt = inputs.clone()
+    spoilt[0, 0, 0, 0] = float("nan")
+    loss, _ = train_step(
+        network=shared.network,
+        method=method,
+        optimizers=[optimizer],
+        inputs=spoilt,
+        labels=labels,
+        autocast=nullcontext(),
+        clip_grad_norm=clip_grad_norm,
+    )
+    assert loss.isnan()
     assert torch.equal(shared.as_task("first")(inputs), before)
 
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from methods.cpg import (
     CPG,
@@ -115,7 +116,21 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 
 class CPGRun(TaskRun):
-    """One task's own network, or the task on a backbone."""
+    """One task's own network, or the task on a backbone.
+
+    Attributes:
+        transfers: whether targets bring K/V projections of their own to their backbones.
+
+    Raises:
+        UserError: for an architecture whose targets do the other on a backbone.
+    """
+
+    transfers = False
+
+    def __init__(self, args: argparse.Namespace, **task: Any) -> None:
+        super().__init__(args, **task)
+        if args.backbone is not None:
+            arguments.check_transfers(self.build, transfers=self.transfers)
 
     @cached_property
     def backbone(self) -> str | None:
@@ -131,12 +146,7 @@ class CPGRun(TaskRun):
 
     @property
     def target_folder(self) -> Path:
-        """Folder of the task on its backbone.
-
-        Raises:
-            UserError: for an architecture whose targets bring K/V projections of their own.
-        """
-        arguments.check_transfers(self.build, transfers=False)
+        """Folder of the task on its backbone."""
         return self.paths.target(self.table.name, self.backbone, self.task.name)
 
     def backbone_file(self) -> Path:

@@ -1,6 +1,7 @@
 """The command-line flags that scripts share, with their defaults."""
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,8 @@ from utils.paths import Paths, default_root
 
 FROM_TARGET = "from_target"
 MUTATIONS = 100
+# What scripts take that are for several modalities, unless told otherwise.
+MULTIMODAL = {"arch": "perceiver_io", "dataset_config": "digits_docs"}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -352,7 +355,9 @@ def mutations(asked: int | None, *, build: "Builder") -> int:
 
 def clip_grad_norm(asked: float | None, *, build: "Builder") -> float | None:
     """The greatest norm of a step's gradients, from what `--clip_grad_norm` asked for; None: any."""
-    return build.clip_grad_norm if asked is None else asked or None
+    if asked is None:
+        return build.clip_grad_norm
+    return None if asked in (0.0, math.inf) else asked
 
 
 def check_transfers(build: "Builder", *, transfers: bool) -> None:

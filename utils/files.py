@@ -110,8 +110,13 @@ def update_json(path: Path, entries: Mapping) -> None:
         write_changed(path, json_text(merged))
 
 
-def read_csv(path: Path, *, columns: Sequence[str], remedy: str) -> list[dict[str, str]]:
+def read_csv(
+    path: Path, *, columns: Sequence[str], remedy: str, errors: str = "strict"
+) -> list[dict[str, str]]:
     """Read a CSV file with a header line.
+
+    Args:
+        errors: what to do with bytes that are not UTF-8: "strict" refuses them, "replace" puts U+FFFD there.
 
     Raises:
         UserError: if the file or one of `columns` is missing; `remedy` ends the message.
@@ -120,7 +125,7 @@ def read_csv(path: Path, *, columns: Sequence[str], remedy: str) -> list[dict[st
     if not path.is_file():
         raise UserError(f"{path} not found: {remedy}")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors=errors) as file:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:

@@ -41,6 +41,8 @@ def require_same(found: Mapping, asked: Mapping, *, where: Path) -> None:
 def _brief(value: object) -> str:
     if isinstance(value, list) and len(value) > 4:
         return f"{len(value)} of them"
+    if value is None:
+        return "none"
     return str(value)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -213,12 +213,21 @@ def train_step(
     loss.backward()
     method.after_backward()
     if clip_grad_norm is not None:
-        weights = [weight for group in optimizers[0].param_groups for weight in group["params"]]
-        clip_grad_norm_(weights, clip_grad_norm)
+        _clip(optimizers[0], clip_grad_norm)
     for optimizer in optimizers:
         optimizer.step()
     method.after_step()
     return loss.detach(), logits.detach()
+
+
+def _clip(optimizer: Optimizer, norm: float) -> None:
+    """Shorten the gradients of all that `optimizer` trains to `norm`, taken together."""
+    weights = [
+        weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None
+    ]
+    # Multiplied by a norm that is NaN, gradients of 0 would carry it into what other tasks own.
+    total = get_total_norm([weight.grad for weight in weights]).nan_to_num(nan=0.0)
+    clip_grads_with_norm_(weights, norm, total)
 
 
 @torch.no_grad()
