@@ -81,7 +81,8 @@ def test_impossible_searches_are_refused(flags: tuple, named: str, fleet: Fleet)
 
 def test_an_architecture_without_projections_is_no_target_across_modalities(fleet: Fleet) -> None:
     before = snapshot(fleet.root)
-    message = refusal(mm_script.main, fleet.target_flags("3"))
+    flags = fleet.target_flags("3", "--arch", "lenet5", "--dataset_config", "digits")
+    message = refusal(mm_script.main, flags)
     assert "--arch lenet5 has no K/V projections to transfer: take perceiver_io" in message
     assert snapshot(fleet.root) == before
 

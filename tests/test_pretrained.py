@@ -155,7 +155,7 @@ def test_a_sequence_half_done_from_random_weights_is_not_continued_from_others(f
     for path in tmp_path.glob("c/**/gradual_prune/checkpoint-*"):
         path.unlink()
     line = refusal(cpg_script.main, [*argv, *quick, "--pretrained_file", str(file)])
-    assert "width-1.0" in line and "made with other arguments: pretrained (None there, sha256:" in line
+    assert "width-1.0" in line and "made with other arguments: pretrained (none there, sha256:" in line
 
 
 def test_weights_that_cannot_be_used_end_in_one_line(flags, file, mobilenet, tmp_path, monkeypatch):
