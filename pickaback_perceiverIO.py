@@ -86,12 +86,8 @@ class Search:
         self.args = args
         self.table = table
         self.paths = arguments.paths_of(args)
-        self.build = arguments.architecture(
-            ARCHITECTURES,
-            args.arch,
-            in_channels=table.channels,
-            size=table.size,
-            sizes=arguments.given_sizes(args),
+        self.build = arguments.asked_architecture(
+            ARCHITECTURES, args, in_channels=table.channels, size=table.size
         )
         self.mutations = arguments.mutations(args.max_iterations, build=self.build)
         self.device = resolve_device(args.device)

@@ -115,12 +115,8 @@ class Transfers:
 
     def builder(self, registry: Mapping[str, Callable]) -> arguments.Builder:
         """Makes the networks of `registry`."""
-        return arguments.architecture(
-            registry,
-            self.args.arch,
-            in_channels=self.table.channels,
-            size=self.table.size,
-            sizes=arguments.given_sizes(self.args),
+        return arguments.asked_architecture(
+            registry, self.args, in_channels=self.table.channels, size=self.table.size
         )
 
     def load(

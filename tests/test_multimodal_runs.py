@@ -285,9 +285,7 @@ def test_a_target_with_its_projection_is_not_trained_by_the_script_without_trans
     assert snapshot(trained.root) == before
 
 
-def test_networks_without_projections_are_refused_before_anything_is_read(
-    tmp_path: Path,
-) -> None:
+def test_networks_without_projections_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     roots = [flag for name in ("data", "checkpoints", "logs") for flag in (f"--{name}_root", str(tmp_path))]
     for main, flags in ((transfer_script.main, []), (mm_script.main, ["--backbone", "from_csv"])):
         message = refusal(main, [*roots, *flags, "--arch", "lenet5"])

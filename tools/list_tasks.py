@@ -43,13 +43,7 @@ def check_architecture(args: argparse.Namespace, *, table: Table) -> None:
     """Refuse an unknown architecture or size, and what the later stages refuse of it, before any job."""
     from models import ARCHITECTURES
 
-    build = arguments.architecture(
-        ARCHITECTURES,
-        args.arch,
-        in_channels=table.channels,
-        size=table.size,
-        sizes=arguments.given_sizes(args),
-    )
+    build = arguments.asked_architecture(ARCHITECTURES, args, in_channels=table.channels, size=table.size)
     arguments.mutations(args.max_iterations, build=build)
     if args.transfers is not None:
         arguments.check_transfers(build, transfers=args.transfers == "yes")

@@ -53,13 +53,7 @@ class TaskRun:
         self.table = table
         self.task = task
         self.paths: Paths = arguments.paths_of(args)
-        self.build = arguments.architecture(
-            registry,
-            args.arch,
-            in_channels=table.channels,
-            size=table.size,
-            sizes=arguments.given_sizes(args),
-        )
+        self.build = arguments.asked_architecture(registry, args, in_channels=table.channels, size=table.size)
         self.architecture = self.build.entry(layers)
         self.clip_grad_norm = arguments.clip_grad_norm(args.clip_grad_norm, build=self.build)
         self.device = resolve_device(args.device)

@@ -480,6 +480,13 @@ def architecture(
     )
 
 
+def asked_architecture(
+    registry: Mapping[str, Callable], args: argparse.Namespace, *, in_channels: int, size: int
+) -> Builder:
+    """The builder of what `--arch` and the size flags ask for. See `architecture`."""
+    return architecture(registry, args.arch, in_channels=in_channels, size=size, sizes=given_sizes(args))
+
+
 def resolved_sizes(registry: Mapping[str, Callable], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """All sizes of architecture `name`: its defaults, changed by the preset, changed by what was given.
 
