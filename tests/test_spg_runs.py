@@ -294,6 +294,20 @@ def test_plateau_schedule():
     assert schedule.finished
 
 
+def test_a_loss_that_barely_falls_does_not_hold_the_rate_up():
+    """An improvement is one of more than 1e-4, relative, as in torch's ReduceLROnPlateau."""
+    ours = PlateauSchedule(0.25)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.25)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=1 / 3, patience=4, min_lr=1e-3)
+    losses = [10.0 - 5e-6 * epoch for epoch in range(12)] + [9.0] * 7 + [9.0 * (1 - 2e-4)] * 5
+    for loss in losses:
+        ours.observe(loss)
+        reference.step(loss)
+        assert ours.at(1) == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert ours.at(1) < 0.25
+
+
 def test_plateau_schedule_goes_on_from_its_state():
     one, other = (PlateauSchedule(0.25) for _ in range(2))
     for figure in (1.0, 2.0, 2.0, 2.0):

@@ -24,7 +24,7 @@ from utils.paths import Paths, checkpoints_in
 from utils.runs import Output, require_same
 from utils.runtime import autocast, resolve_device
 from utils.seeds import derive_seed
-from utils.training import Evaluation, evaluate
+from utils.training import PLATEAU_THRESHOLD, Evaluation, evaluate
 
 LAYERS = "plain"
 TUNED = "alexnet"  # the backbone that the sequences' dropouts are tuned for, and the only one that takes them
@@ -164,6 +164,7 @@ class SequenceRun:
             "appr": approach,
             "seed": self.seed,
             "dropout": self.dropout,
+            "lr_threshold": PLATEAU_THRESHOLD,
         }
 
     def data(self, number: int) -> TaskData:

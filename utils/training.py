@@ -96,21 +96,34 @@ class StepSchedule(Schedule):
         return self.lr * math.prod(factor for after, factor in self.drops.items() if epoch > after)
 
 
+# The published SPG leaves this to torch's ReduceLROnPlateau, whose default it is.
+PLATEAU_THRESHOLD = 1e-4
+
+
 class PlateauSchedule(Schedule):
     """A learning rate that falls when the watched figure stops improving, and then ends training.
 
     Args:
         lr: the first learning rate.
         factor: the rate falls to `factor` times itself …
-        patience: … after more than this many epochs in a row without a new best figure …
+        patience: … after more than this many epochs in a row without an improvement …
         floor: … but not below this (or `lr`, if that is lower).
-        stop_after: at the floor, training ends after this many epochs without a new best figure.
+        stop_after: at the floor, training ends after this many epochs without an improvement.
+        threshold: an improvement is a figure below (1 − threshold) times the best one.
     """
 
     def __init__(
-        self, lr: float, *, factor: float = 1 / 3, patience: int = 4, floor: float = 1e-3, stop_after: int = 5
+        self,
+        lr: float,
+        *,
+        factor: float = 1 / 3,
+        patience: int = 4,
+        floor: float = 1e-3,
+        stop_after: int = 5,
+        threshold: float = PLATEAU_THRESHOLD,
     ) -> None:
         self.lr = lr
+        self.threshold = threshold
         self.factor, self.patience, self.stop_after = factor, patience, stop_after
         self.floor = min(floor, lr)
         self.best = math.inf
@@ -122,7 +135,7 @@ class PlateauSchedule(Schedule):
 
     def observe(self, figure: float) -> None:
         at_floor = self.lr <= self.floor
-        if figure < self.best:
+        if figure < self.best * (1 - self.threshold):
             self.best, self.waited = figure, 0
             return
         self.waited += 1
