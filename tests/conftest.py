@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from helpers import Fleet, build_fleet
 from PIL import Image
+
+from tests.helpers import Fleet, build_fleet
 
 _CIFAR_ZIP = Path(__file__).parents[1].parent / "shared" / "data" / "cifar100_org.zip"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Fleet, load, refusal
 from torch import Tensor
 
 import models
@@ -16,6 +15,7 @@ from data.tables import load_table
 from methods.ownership import SharedNetwork
 from models.layers import PLAIN
 from models.lenet5 import lenet5
+from tests.helpers import Fleet, load, refusal
 from tools import export_task
 from tools.export_task import as_onnx, read_exported
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import refusal
 
 import CPG_cifar100_main_normal as cpg_script
 import models
@@ -13,6 +12,7 @@ import packnet_cifar100_main_normal as packnet_script
 import packnet_models
 import pickaback_perceiverIO as search_script
 import spg_main as spg_script
+from tests.helpers import refusal
 from tools import list_tasks
 from utils import arguments
 from utils.paths import REPOSITORY

@@ -11,7 +11,7 @@ import packnet_cifar100_main_normal
 import pickaback_perceiverIO
 from data import prepare
 
-SHARED = Path(__file__).parents[1].parent / "shared"
+SHARED = Path(__file__).resolve().parents[3] / "shared"
 CHECKPOINTS = SHARED / "reference" / "pickaback" / "checkpoints_lenet5"
 LINE = re.compile(
     r"loss: (?P<loss>[\d.]+), accuracy: (?P<accuracy>[\d.]+), sparsity: (?P<sparsity>[\d.]+), "

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from helpers import refusal
 from PIL import Image
 
 import models
+from tests.helpers import refusal
 from tools import verify_pairs
 from tools.export_task import as_state_dict
 from utils.verification import best_threshold, fold_accuracies, true_accept_rate

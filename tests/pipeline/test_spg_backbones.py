@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import load, refusal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -15,6 +14,7 @@ import spg_main
 from methods.approaches import APPROACHES
 from methods.sequence import Settings, TaskPasses, train_on_learned_statistics
 from methods.spg import SPG, normalised_importance, task_importance
+from tests.helpers import load, refusal
 from utils.runtime import autocast
 from utils.training import train_step
 

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import numpy
 import pytest
-from helpers import (
+from PIL import Image
+
+import CPG_cifar100_main_normal as cpg_script
+import CPG_MM_main_normal as mm_script
+import packnet_cifar100_main_normal as packnet_script
+import pickaback_perceiverIO as search_script
+import transfer_kv_perceiver_io as transfer_script
+from data import prepare
+from tests.helpers import (
     EPOCHS,
     RATIOS,
     Fleet,
@@ -23,14 +31,6 @@ from helpers import (
     same,
     snapshot,
 )
-from PIL import Image
-
-import CPG_cifar100_main_normal as cpg_script
-import CPG_MM_main_normal as mm_script
-import packnet_cifar100_main_normal as packnet_script
-import pickaback_perceiverIO as search_script
-import transfer_kv_perceiver_io as transfer_script
-from data import prepare
 from tools import export_task, list_tasks, report, verify_pairs
 from tools import select_pruning_ratio as select_script
 from utils.files import read_csv

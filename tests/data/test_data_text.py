@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import refusal
 
 import packnet_cifar100_main_normal as packnet_script
 from data import cache, docstrings, prepare, text
@@ -15,6 +14,7 @@ from data.loading import Batches, load_split, load_task
 from data.splits import in_test
 from data.tables import load_table
 from data.text_encoders import MAX_TOKENS, WIDTH, HashEncoder, load_encoder
+from tests.helpers import refusal
 from utils.errors import UserError
 
 ENTRY = '[letters]\ntext_root = "letters"\n'

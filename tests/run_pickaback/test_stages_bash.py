@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = REPOSITORY / "run_pickaback"
 
 # Answers the questions of lib.sh; any other command is noted as a `start` and an `end` line.

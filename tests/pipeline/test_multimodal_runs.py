@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from helpers import REPOSITORY, assert_same_checkpoint, load, refusal, same, snapshot
 from PIL import Image
 
 import CPG_cifar100_main_normal as cpg_script
@@ -25,6 +24,7 @@ import transfer_kv_perceiver_io as transfer_script
 from data.text_encoders import HashEncoder
 from methods.ownership import SharedNetwork
 from models import ARCHITECTURES
+from tests.helpers import REPOSITORY, assert_same_checkpoint, load, refusal, same, snapshot
 from tools import list_tasks, report
 from tools import select_pruning_ratio as select_script
 from utils import arguments

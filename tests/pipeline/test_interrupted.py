@@ -10,7 +10,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from helpers import (
+
+import CPG_cifar100_main_normal as cpg_script
+import packnet_cifar100_main_normal as packnet_script
+import pickaback_perceiverIO as search_script
+from data import cache
+from tests.helpers import (
     EPOCHS,
     RATIOS,
     Fleet,
@@ -22,11 +27,6 @@ from helpers import (
     same,
     snapshot,
 )
-
-import CPG_cifar100_main_normal as cpg_script
-import packnet_cifar100_main_normal as packnet_script
-import pickaback_perceiverIO as search_script
-from data import cache
 from tools import cpg_run, learning
 from tools import select_pruning_ratio as select_script
 from utils import logs

@@ -6,7 +6,6 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from helpers import load, refusal
 from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models._api import WeightsEnum
@@ -16,6 +15,7 @@ import models
 import packnet_cifar100_main_normal as packnet_script
 import packnet_models
 from models.pretrained import PRETRAINED, start_from
+from tests.helpers import load, refusal
 from utils.paths import checkpoint_in
 
 

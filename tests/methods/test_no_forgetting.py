@@ -1,12 +1,12 @@
 """No forgetting, to the bit, through the scripts: a backbone still answers as it did on its own device."""
 
 import torch
-from helpers import Fleet, load
 
 import models
 from data.loading import evaluation_batches, load_task
 from data.tables import load_table
 from methods.ownership import SharedNetwork
+from tests.helpers import Fleet, load
 
 
 def logits(path, task: str, fleet: Fleet) -> torch.Tensor:

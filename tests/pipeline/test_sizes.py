@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Fleet, load, refusal
 
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import packnet_models
+from tests.helpers import Fleet, load, refusal
 from tools import select_pruning_ratio as select_script
 from utils import arguments
 from utils.errors import UserError

@@ -3,8 +3,8 @@
 import csv
 
 import pytest
-from helpers import Fleet, load, refusal
 
+from tests.helpers import Fleet, load, refusal
 from tools import report
 
 

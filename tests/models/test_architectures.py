@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import Fleet, refusal
 from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -17,6 +16,7 @@ from methods.ownership import SharedNetwork
 from models.conversion import convert
 from models.layers import PLAIN, SHARABLE
 from models.network import Network
+from tests.helpers import Fleet, refusal
 
 TORCHVISION = {
     "vgg16_bn": "vgg16_bn",

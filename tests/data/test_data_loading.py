@@ -202,7 +202,7 @@ def test_loading_imports_nothing_slow():
     code = f"import sys, data.loading; print([name for name in {slow} if name in sys.modules])"
     run = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
         check=True,

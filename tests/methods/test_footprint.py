@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import Fleet, load
 
 import CPG_cifar100_main_normal as cpg_script
 import models
 import packnet_cifar100_main_normal as packnet_script
 from methods.footprint import as_text, footprint
 from methods.ownership import SharedNetwork
+from tests.helpers import Fleet, load
 
 LENET = partial(models.ARCHITECTURES["lenet5"], in_channels=3, size=32)
 IMAGE = torch.zeros(1, 3, 32, 32)
