@@ -7,23 +7,26 @@ With --total_num_tasks, instead: learn all tasks in sequence in one network.
 import argparse
 from collections.abc import Sequence
 
-from models import ARCHITECTURES
-from tools import cpg_run, cpg_sequence
-from tools.task_run import run_tasks
+from pipeline import cpg, cpg_sequence, flags
 from utils import errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    work = run_tasks if args.total_num_tasks is None else cpg_sequence.learn_sequence
-    work(args, script=cpg_run.CPGRun, registry=ARCHITECTURES, layers=cpg_run.LAYERS)
+    stage = cpg if args.total_num_tasks is None else cpg_sequence
+    stage.run(args)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cpg_run.parser(__doc__)
-    cpg_sequence.add_flags(parser)
-    args = cpg_run.parse(parser, argv)
-    cpg_sequence.check(parser, args)
+    parser = flags.parser(__doc__)
+    flags.add_common(parser)
+    flags.add_training(parser)
+    flags.add_report(parser)
+    flags.add_cpg(parser)
+    flags.add_in_sequence(parser)
+    args = parser.parse_args(argv)
+    flags.check_cpg(parser, args)
+    flags.check_in_sequence(parser, args)
     return args
 
 

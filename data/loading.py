@@ -257,6 +257,16 @@ class Batches:
         cropped = data.table.augment.crop_padding > 0 or data.table.augment.flip
         self._augment = augment and cropped and data.task.modality == "image"
 
+    def resized(self, batch_size: int) -> "Batches":
+        """Training batches of another size over the same samples."""
+        return Batches(
+            self._data,
+            batch_size=batch_size,
+            val_batch_size=self._val_batch_size,
+            shuffle=self._shuffle,
+            augment=self._augment,
+        )
+
     @cached_property
     def _augmenter(self) -> Augmenter:
         return Augmenter(self._samples.inputs, self._data.table.augment)

@@ -6,7 +6,7 @@ import torch
 from torch.optim import SGD, Adam, Optimizer
 
 from methods.ownership import OwnedTraining, SharedNetwork
-from utils.training import StepSchedule
+from training.schedules import StepSchedule
 
 MOMENTUM = 0.9
 

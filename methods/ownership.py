@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.layers import PICK_THRESHOLD, PrivateLinear, SharableConv2d, SharableLinear
 from models.network import Network
 from utils.errors import UserError
-from utils.training import Method
+from training.method import Method
 
 PIGGYMASK_INIT = 0.01
 

@@ -4,20 +4,19 @@ After each task, the importance of every feature parameter is read off gradients
 while the next tasks are learned, gradients are scaled down by it.
 """
 
-import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from methods.sequence import ClippedHead, Naive, Settings, TaskPasses, train_on_learned_statistics
+from methods.approaches.base import Approach, ClippedHead, TaskPasses, train_on_learned_statistics
 from models.network import Network
-from utils.training import Batch, Method
+from training.method import Batch, Method
 
 # Samples of a batch in the importance pass, where larger batches are faster. (The gradient is summed over
 # the whole training set, and its scale does not matter.)
@@ -165,7 +164,6 @@ class AccumulatedImportance(ClippedHead):
         self.passes = passes
 
     def after_task(self) -> None:
-        begun = time.perf_counter()
         train_on_learned_statistics(self.network)
         newest = task_importance(
             network=self.network,
@@ -175,20 +173,17 @@ class AccumulatedImportance(ClippedHead):
         importance = self.spg.importance
         for name, value in newest.items():
             importance[name] = torch.maximum(importance[name], value) if name in importance else value
-        seconds = time.perf_counter() - begun
-        self.spg.seconds += seconds
-        logging.info("Importance by %d heads: %.1f s", len(self.spg.tasks), seconds)
 
 
-class SPG(Naive):
-    """Soft-masked learning (`spg`).
+class SPG(Approach):
+    """Scales gradients by 1 − Γ, the importance to the tasks learned before.
 
     Attributes:
         importance: feature parameter → Γ, 0 to 1; empty before the first task is learned.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, **setup: Any) -> None:
+        super().__init__(**setup)
         self.importance: dict[str, Tensor] = {}
 
     def method(self, passes: TaskPasses) -> Method:
@@ -204,7 +199,7 @@ class SPG(Naive):
             ]
         )
 
-    def to(self, device: torch.device) -> "SPG":
+    def to(self, device: torch.device) -> Self:
         super().to(device)
         self.importance = {name: value.to(device) for name, value in self.importance.items()}
         return self
@@ -213,10 +208,10 @@ class SPG(Naive):
         return super().payload() | {"importance": dict(self.importance)}
 
     @classmethod
-    def from_payload(cls, payload: dict, source: Path, *, settings: Settings) -> "SPG":
-        learned = super().from_payload(payload, source, settings=settings)
-        learned.importance = dict(payload["importance"])
-        return learned
+    def from_payload(cls, payload: dict, source: Path, **setup: Any) -> Self:
+        approach = super().from_payload(payload, source, **setup)
+        approach.importance = dict(payload["importance"])
+        return approach
 
 
 def soft_masks(importance: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:

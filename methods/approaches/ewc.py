@@ -1,37 +1,52 @@
-"""EWC: elastic weight consolidation (Kirkpatrick et al. 2017), as HAT's experiments run it."""
+"""Elastic weight consolidation (`ewc`, Kirkpatrick et al. 2017), as in the experiments of HAT."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from methods.sequence import ClippedHead, Naive, Settings, TaskPasses, train_on_learned_statistics
-from utils.training import Method
+from methods.approaches.base import (
+    Approach,
+    ClippedHead,
+    TaskPasses,
+    setting,
+    train_on_learned_statistics,
+)
+from training.method import Method
 
-# Samples whose mean gradient is squared at once.
+# Samples per batch whose mean gradient is squared.
 FISHER_BATCH = 20
 
 
-class EWC(Naive):
-    """Feature parameters are pulled back to where the last task left them, by their Fisher information.
+@dataclass(frozen=True)
+class EWCOptions:
+    ewc_lambda: float = setting(5000.0, kind="positive_float", help="Weight of the penalty of `ewc`.")
 
-    The loss gets λ/2 · Σ F (w − w*)². F is the mean over the tasks learned of each one's empirical Fisher
-    information, which is the mean, over batches of 20 samples, of the squared gradient.
+
+class EWC(Approach):
+    """Pulls feature parameters back to where the last task left them, by their Fisher information.
+
+    The loss gains λ/2 · Σ F (w − w*)² (eq. 3). F is the mean over the learned tasks of their empirical Fisher
+    information: the squared gradient of a batch of 20 samples, averaged over batches.
 
     Attributes:
         fisher, anchors: feature parameter → F, and → w*; empty before the first task is learned.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    Options = EWCOptions
+
+    def __init__(self, **setup: Any) -> None:
+        super().__init__(**setup)
         self.fisher: dict[str, Tensor] = {}
         self.anchors: dict[str, Tensor] = {}
 
     def method(self, passes: TaskPasses) -> Method:
         return Consolidation(ewc=self, passes=passes)
 
-    def to(self, device: torch.device) -> "EWC":
+    def to(self, device: torch.device) -> Self:
         super().to(device)
         self.fisher = {name: value.to(device) for name, value in self.fisher.items()}
         self.anchors = {name: value.to(device) for name, value in self.anchors.items()}
@@ -41,14 +56,14 @@ class EWC(Naive):
         return super().payload() | {"fisher": dict(self.fisher), "anchors": dict(self.anchors)}
 
     @classmethod
-    def from_payload(cls, payload: dict, source: Path, *, settings: Settings) -> "EWC":
-        learned = super().from_payload(payload, source, settings=settings)
-        learned.fisher, learned.anchors = dict(payload["fisher"]), dict(payload["anchors"])
-        return learned
+    def from_payload(cls, payload: dict, source: Path, **setup: Any) -> Self:
+        approach = super().from_payload(payload, source, **setup)
+        approach.fisher, approach.anchors = dict(payload["fisher"]), dict(payload["anchors"])
+        return approach
 
 
 class Consolidation(ClippedHead):
-    """Adds the penalty's gradient, and after the task takes the Fisher information."""
+    """Adds the gradient of the penalty; after the task, updates the Fisher information."""
 
     def __init__(self, *, ewc: EWC, passes: TaskPasses) -> None:
         super().__init__(network=ewc.network, clip=ewc.settings.clip)
@@ -61,7 +76,7 @@ class Consolidation(ClippedHead):
         for name, parameter in self.ewc.feature_parameters().items():
             if name in self.ewc.fisher:
                 pull = (parameter - self.ewc.anchors[name]).mul_(self.ewc.fisher[name])
-                parameter.grad.add_(pull, alpha=self.ewc.settings.ewc_lambda)
+                parameter.grad.add_(pull, alpha=self.ewc.options.ewc_lambda)
 
     def after_task(self) -> None:
         ewc = self.ewc

@@ -1,0 +1,9 @@
+"""A network per task (`one`), the reference of forward transfer."""
+
+from methods.approaches.base import Approach
+
+
+class Alone(Approach):
+    """Every task starts from a new network."""
+
+    independent = True

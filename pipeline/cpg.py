@@ -1,0 +1,343 @@
+"""Stages 2-1 and 3-2: a task's own network, pruned gradually, or the task on a backbone, with growth."""
+
+import argparse
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from methods.cpg import must_grow, width_multipliers
+from methods.ownership import SharedNetwork
+from pipeline.architectures import SHARABLE, check_transfers
+from pipeline.fleet import backbone_of, final_width, read_widths
+from pipeline.flags import FROM_TARGET
+from pipeline.recipe import GradualPruningRecipe, OnBackboneRecipe, OwnNetworkRecipe
+from pipeline.train_task import TaskRun, run_tasks
+from training.checkpoints import fingerprint
+from utils.errors import UserError
+from utils.files import json_text, update_json, write_changed
+from utils.paths import (
+    TRAIN_CSV,
+    checkpoint_in,
+    checkpoint_name,
+    checkpoints_in,
+    record_file,
+    sparsity_folder,
+    width_folder,
+    widths_file,
+)
+
+BACKBONE_REMEDY = "run wo_backbone.sh and select_pruning_ratio_of_backbone.sh for the backbone first"
+
+
+class Backbones:
+    """Where the backbones' networks come from, and where targets on them go.
+
+    Attributes:
+        transfers: whether targets bring K/V projections of their own.
+    """
+
+    transfers = False
+
+    def checkpoint(self, task: TaskRun, backbone: str) -> Path:
+        """The checkpoint of the backbone that the task starts from."""
+        folder = task.args.load_folder or task.paths.pruned(task.table.name, backbone)
+        return checkpoint_in(folder, remedy=BACKBONE_REMEDY)
+
+    def target_folder(self, task: TaskRun, backbone: str) -> Path:
+        """Folder of the task on its backbone, by the layout."""
+        return task.paths.target(task.table.name, backbone, task.task.name)
+
+
+def run(
+    args: argparse.Namespace, *, backbones: Backbones | None = None, modality: str | None = None
+) -> None:
+    """Train, prune or evaluate, as `--mode` says, every task that `--dataset` names.
+
+    Args:
+        modality: leaves out the tasks of any other.
+    """
+    source = backbones or Backbones()
+    run_tasks(
+        args,
+        layers=SHARABLE,
+        stage=partial(CPGTask, backbones=source),
+        modality=modality,
+    )
+
+
+class CPGTask:
+    """One task's own network, or the task on a backbone.
+
+    Attributes:
+        backbone: the backbone's name; None to train from scratch.
+        multiplier: width multiplier to begin with.
+
+    Raises:
+        UserError: for an architecture whose targets the other script of stage 3-2 trains on backbones.
+    """
+
+    def __init__(self, task: TaskRun, *, backbones: Backbones) -> None:
+        self.task = task
+        self.args = task.args
+        self.name: str = task.task.name
+        self.config: str = task.table.name
+        self.backbones = backbones
+        self.backbone: str | None = None
+        if self.args.backbone is not None:
+            check_transfers(task.build, transfers=backbones.transfers)
+            pair = {"table": task.table, "pairs": task.pairs_file}
+            self.backbone = backbone_of(task.task, asked=self.args.backbone, **pair).name
+        self.multiplier: float = self.args.network_width_multiplier
+        if self.args.network_width_multiplier == FROM_TARGET:
+            self.multiplier = final_width(
+                task.paths, table=task.table, target=task.task, pairs=task.pairs_file
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Where the networks of the task go."""
+        paths = self.task.paths
+        if self.args.save_folder:
+            return self.args.save_folder
+        if self.args.mode == ["prune"]:
+            return paths.pruned(self.config, self.name)
+        if self.backbone is not None:
+            return self.backbones.target_folder(self.task, self.backbone)
+        if self.multiplier != 1.0:
+            return paths.control(self.config, self.name, width_multiplier=self.multiplier)
+        return paths.single_scratch(self.config, self.name)
+
+    @property
+    def pruned(self) -> Path:
+        """Folder of the pruned networks."""
+        if self.args.save_folder and self.args.mode == ["prune"]:
+            return self.args.save_folder
+        return self.task.paths.pruned(self.config, self.name)
+
+    def work(self) -> None:
+        """What the flags request."""
+        if self.args.mode == ["inference"]:
+            self.task.inspect(self.args.load_folder or self.folder)
+            return
+        if "finetune" in self.args.mode:
+            if self.backbone is None:
+                self.learn_alone()
+            else:
+                self.learn_on_backbone()
+        if "prune" in self.args.mode:
+            self.prune()
+
+    # The task's own network
+
+    def learn_alone(self) -> None:
+        """Stage 2-1, first half: the task's own network, before pruning."""
+        recipe = OwnNetworkRecipe(
+            run=self.task.recipe,
+            samples=self.task.samples,
+            epochs=self.args.epochs,
+            lr=self.args.lr,
+            width_multiplier=self.multiplier,
+            pretrained=self.task.origin,
+        )
+        payload = self.task.train(
+            recipe,
+            folder=self.folder,
+            begin=lambda: self.task.new_network(width=self.multiplier**0.5),
+        )
+        accuracy = payload["metrics"]["validation_accuracy"]
+        in_layout = self.folder == self.task.paths.single_scratch(self.config, self.name)
+        if in_layout or self.args.pruning_ratio_to_acc_record_file:
+            self.record(0.0, accuracy)
+        logging.info("Accuracy of %s without a backbone: %.4f", self.name, accuracy)
+
+    def record(self, sparsity: float, accuracy: float) -> None:
+        """Enter an accuracy in the file of accuracies by sparsity."""
+        path = self.args.pruning_ratio_to_acc_record_file or record_file(self.pruned)
+        update_json(path, {str(sparsity): accuracy})
+
+    def prune(self) -> None:
+        """Stage 2-1, second half: the pruning ratios in turn."""
+        initial = self.args.initial_sparsity
+        if initial:
+            start = sparsity_folder(self.pruned, initial)
+        else:
+            start = self.task.paths.single_scratch(self.config, self.name)
+        source = checkpoint_in(
+            self.args.load_folder or start, remedy="train the task first, with --mode finetune"
+        )
+        ratios = self.args.target_sparsity
+        parent = self.task.load(source)
+        for ratio, payload in prune_gradually(
+            self.task, parent, source=source, pruned=self.pruned, ratios=ratios, initial=initial
+        ):
+            self.record(ratio, payload["metrics"]["validation_accuracy"])
+
+    # The task on a backbone
+
+    def learn_on_backbone(self) -> None:
+        """Stage 3-2: the target on its backbone's pruned network, which grows until it is wide enough."""
+        source = self.backbones.checkpoint(self.task, self.backbone)
+        backbone = self.task.load(source)
+        try:
+            self.task.restore(backbone, source).index_of(self.backbone)
+        except UserError as error:
+            raise UserError(f"{source}: {error}: correct --load_folder or --backbone") from error
+        baseline = self.task.baseline()
+        widest = self.args.max_allowed_network_width_multiplier
+        if self.multiplier > widest:
+            raise UserError(
+                f"--network_width_multiplier {self.multiplier} is over "
+                f"--max_allowed_network_width_multiplier {widest}: lower one or raise the other"
+            )
+
+        def too_small(metrics: dict) -> bool:
+            return must_grow(
+                accuracy=metrics["validation_accuracy"],
+                baseline=baseline,
+                train_accuracy=metrics["train_accuracy"],
+            )
+
+        payload, widths = grow(
+            width_multipliers(self.multiplier, widest),
+            train_at=lambda multiplier: self.learn_at_width(multiplier, backbone=backbone, source=source),
+            too_small=too_small,
+        )
+        self.finish_target(widths)
+        logging.info(
+            "Final accuracy of %s on %s: %.4f at width multiplier %s (scratch baseline %.4f)",
+            self.name,
+            self.backbone,
+            payload["metrics"]["validation_accuracy"],
+            max(widths),
+            baseline,
+        )
+
+    def learn_at_width(self, multiplier: float, *, backbone: dict, source: Path) -> dict:
+        """Train the target on its backbone at one width; returns the finished payload."""
+        recipe = OnBackboneRecipe(
+            run=self.task.recipe,
+            samples=self.task.samples,
+            epochs=self.args.epochs,
+            lr=self.args.lr,
+            lr_mask=self.args.lr_mask,
+            width_multiplier=multiplier,
+            backbone=self.backbone,
+            parent=fingerprint(backbone),
+        )
+        return self.task.train(
+            recipe,
+            folder=width_folder(self.folder, multiplier),
+            begin=lambda: on_top_of(self.task, backbone, source=source, multiplier=multiplier),
+        )
+
+    def finish_target(self, widths: dict[float, dict]) -> None:
+        """Put the metrics of every width, and the checkpoint of the widest, in place.
+
+        This is done last, so that the target's folder only ever holds the final width. Widths that an
+        earlier run tried count too, unless this run redoes the target.
+        """
+        if widths_file(self.folder).exists() and not self.args.overwrite:
+            earlier = read_widths(self.folder)
+            if max(earlier) > max(widths):
+                logging.info(
+                    "The target stays as an earlier run left it, at width multiplier %s", max(earlier)
+                )
+            widths = earlier | widths
+        name = checkpoint_name(self.args.epochs)
+        final = self.folder / name
+        source = width_folder(self.folder, max(widths))
+        write_changed(final, (source / name).read_bytes())
+        write_changed(self.folder / TRAIN_CSV, (source / TRAIN_CSV).read_bytes())
+        for path in checkpoints_in(self.folder).values():
+            if path != final:
+                path.unlink()
+        write_changed(widths_file(self.folder), widths_text(widths))
+
+
+def on_top_of(task: TaskRun, before: dict, *, source: Path, multiplier: float) -> SharedNetwork:
+    """The network in the checkpoint `before`, grown to a width multiplier, with the task begun."""
+    shared = task.restore(before, source)
+    task.begin_task(shared, width=multiplier**0.5)
+    return shared
+
+
+def grow(
+    multipliers: Sequence[float],
+    *,
+    train_at: Callable[[float], dict],
+    too_small: Callable[[dict], bool],
+) -> tuple[dict, dict[float, dict]]:
+    """Train at one width multiplier after the other, until the network is no longer too small.
+
+    Args:
+        train_at: trains at one width and returns the finished payload.
+        too_small: judges by the metrics of that payload.
+
+    Returns:
+        The payload of the last width, and the metrics of each width tried.
+    """
+    widths: dict[float, dict] = {}
+    for multiplier in multipliers:
+        payload = train_at(multiplier)
+        widths[multiplier] = payload["metrics"] | {"grow": too_small(payload["metrics"])}
+        if not widths[multiplier]["grow"]:
+            break
+        if multiplier != multipliers[-1]:
+            logging.info("It's time to expand the Network")
+    return payload, widths
+
+
+def widths_text(widths: dict[float, dict]) -> str:
+    """The metrics of every width tried, as JSON."""
+    return json_text({str(width): widths[width] for width in sorted(widths)})
+
+
+def prune_gradually(
+    task: TaskRun,
+    parent: dict,
+    *,
+    source: Path,
+    pruned: Path,
+    ratios: Sequence[float],
+    initial: float = 0.0,
+) -> Iterator[tuple[float, dict]]:
+    """Prune a network to one ratio after the other, each from the one before.
+
+    Args:
+        parent: the payload of the network to start from, whose sparsity is `initial`.
+        source: where that payload is from, for messages.
+        pruned: folder of the pruned networks.
+
+    Yields:
+        Each ratio with the finished payload.
+    """
+    args = task.args
+    for ratio in ratios:
+        recipe = GradualPruningRecipe(
+            run=task.recipe,
+            samples=task.samples,
+            epochs=args.prune_epochs,
+            lr=args.prune_lr,
+            initial_sparsity=initial,
+            final_sparsity=ratio,
+            pruning_interval=args.pruning_interval,
+            pruning_frequency=args.pruning_frequency,
+            parent=fingerprint(parent),
+        )
+        folder = sparsity_folder(pruned, ratio)
+        begin = partial(task.restore, parent, source)
+        parent = task.train(recipe, folder=folder, begin=begin)
+        accuracy = parent["metrics"]["validation_accuracy"]
+        logging.info("Accuracy of %s at sparsity %s: %.4f", task.task.name, ratio, accuracy)
+        yield ratio, parent
+        source, initial = folder, ratio
+
+
+def log_choice(ratio: float, *, task: str, accuracy: float, baseline: float) -> None:
+    """Log the chosen ratio, 0.0 for the unpruned network, and the accuracy at it."""
+    logging.info("%s: scratch baseline %.4f, accuracy %.4f at sparsity %s", task, baseline, accuracy, ratio)
+    if ratio:
+        logging.info("We choose pruning ratio %s", ratio)
+    else:
+        logging.info("We select scratch: no pruned network of %s reaches the baseline", task)

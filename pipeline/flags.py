@@ -1,0 +1,719 @@
+"""The command-line flags of all scripts, in groups, with their defaults. Nothing here but argparse."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from utils.paths import default_root
+
+FROM_TARGET = "from_target"
+FROM_CSV = "from_csv"
+MUTATIONS = 100
+# Defaults of the scripts for several modalities.
+MULTIMODAL = {"arch": "perceiver_io", "dataset_config": "digits_docs"}
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser that shows defaults and accepts no abbreviations."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.help or ""
+        if action.default in (None, argparse.SUPPRESS) or "default" in shown:
+            return shown
+        return f"{shown} (default: %(default)s)"
+
+
+# Types
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """An integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A number greater than 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """A number of at least 0."""
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return value
+
+
+def sparsity(text: str) -> float:
+    """A share of at least 0 and less than 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and less than 1")
+    return value
+
+
+def width_multiplier(text: str) -> float | str:
+    """A number greater than 0, or `from_target`."""
+    return FROM_TARGET if text == FROM_TARGET else positive_float(text)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The tasks that may become a target's backbone.
+
+    Attributes:
+        tasks: names, ids and ranges, or all.
+        among: restricts them to the target's modality ("same") or to the others ("other"); "all" does not.
+    """
+
+    tasks: str = "all"
+    among: str = "all"
+
+    def __str__(self) -> str:
+        return ",".join(dict.fromkeys((self.among, self.tasks))) if self.among != "all" else self.tasks
+
+
+def candidates(text: str) -> Candidates:
+    """Names, ids and ranges separated by commas; `same` or `other` among them restricts the modality."""
+    parts = [part.strip() for part in text.split(",")]
+    among = {part for part in parts if part in ("same", "other")}
+    if len(among) > 1:
+        raise argparse.ArgumentTypeError(f"{text}: same and other exclude one another; all means both")
+    tasks = ",".join(part for part in parts if part not in among)
+    return Candidates(tasks=tasks or "all", among=among.pop() if among else "all")
+
+
+# Groups that several scripts share
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The flags of every script that computes."""
+    add_files(parser)
+    add_overwrite(parser)
+    add_computing(parser)
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Which tasks, and where their files are."""
+    group = parser.add_argument_group("tasks and files")
+    add_tasks(group)
+    _add_sizes(group)
+    group.add_argument(
+        "--text_encoder",
+        default="hash",
+        help="Encoder of text tasks: hash, which needs no download, a model such as bert-base-uncased, or a "
+        "local folder in the Hugging Face format.",
+    )
+    _add_results(group, run="<arch>/seed<seed>[-heldout]")
+    group.add_argument(
+        "--protocol",
+        choices=("published", "heldout"),
+        default="published",
+        help="What growth, pruning and selection are decided on: the test set, as published, or a tenth of "
+        "the training samples, held out.",
+    )
+    _add_seed(group)
+
+
+def add_tasks(group: argparse._ActionsContainer) -> None:
+    """Which tasks of which table, where its data is, and the architecture that learns them."""
+    group.add_argument("--arch", default="lenet5", help="Architecture.")
+    group.add_argument(
+        "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
+    )
+    group.add_argument(
+        "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."
+    )
+    _add_root(group, "data")
+
+
+_SIZES: dict[str, tuple[Callable, str]] = {
+    "num_latents": (positive_int, "Number of latent vectors."),
+    "latent_dim": (positive_int, "Width of a latent vector."),
+    "depth": (positive_int, "Layers of the trunk."),
+    "self_per_cross_attn": (positive_int, "Latent self-attention blocks after each cross-attention."),
+    "latent_heads": (positive_int, "Heads of the latent self-attention."),
+    "latent_dim_head": (positive_int, "Width of a head of the latent self-attention."),
+    "cross_heads": (positive_int, "Heads of the cross-attention."),
+    "cross_dim_head": (positive_int, "Width of a head of the cross-attention."),
+    "num_freq_bands": (positive_int, "Frequency bands of the position encoding per axis."),
+    "max_freq": (positive_float, "Sampling rate of the position encoding: twice its highest frequency."),
+    "max_text_length": (positive_int, "Maximum number of tokens in a text."),
+    "feature_width": (positive_int, "Width of the features that a head receives."),
+    "queries_dim": (positive_int, "Width of the decoder's output queries."),
+}
+
+
+def _add_sizes(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--size",
+        default=argparse.SUPPRESS,
+        help="Preset of sizes, such as tiny or base (default: the architecture's).",
+    )
+    for name, (kind, text) in _SIZES.items():
+        group.add_argument(
+            f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"{text} (default: the architecture's)"
+        )
+
+
+def given_sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """The size flags that were given, `size` for the preset."""
+    return {name: getattr(args, name) for name in ("size", *_SIZES) if hasattr(args, name)}
+
+
+def _add_root(group: argparse._ActionsContainer, name: str) -> None:
+    group.add_argument(
+        f"--{name}_root",
+        type=Path,
+        default=default_root(name),
+        help=f"Folder of {name}; the environment variable {name.upper()}_ROOT changes it too.",
+    )
+
+
+def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
+    _add_root(group, "checkpoints")
+    _add_root(group, "logs")
+    group.add_argument("--run", help=f"Name of the run under the roots (default: {run}).")
+
+
+def _add_seed(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--seed", type=non_negative_int, default=1, help="Seed of everything random.")
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """The flag of every script that leaves finished outputs."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Redo finished outputs (default: skip them)."
+    )
+
+
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """Where and how numbers are computed."""
+    group = parser.add_argument_group("computing")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<i>.")
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16"),
+        default="fp32",
+        help="Number format: fp32 everywhere; TF32 in matrix products and convolutions on CUDA; or bfloat16 "
+        "autocast in forward passes.",
+    )
+    group.add_argument(
+        "--nondeterministic",
+        action="store_true",
+        help="On CUDA: let cuDNN pick the fastest algorithms, which are not deterministic (default: "
+        "deterministic ones, without autotuning).",
+    )
+    group.add_argument(
+        "--threads", type=non_negative_int, default=0, help="CPU threads; 0 keeps torch's choice."
+    )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The flags of the scripts that train tasks of a table."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--epochs",
+        type=positive_int,
+        default=100,
+        help="Epochs of training. The learning rate drops to a tenth after half of them and again after 0.8 "
+        "of them (published: fixed at 50 and 80 of 100).",
+    )
+    group.add_argument("--batch_size", type=positive_int, default=32, help="Samples per training step.")
+    group.add_argument(
+        "--val_batch_size", type=positive_int, default=500, help="Samples per batch in evaluation."
+    )
+    group.add_argument("--lr", type=positive_float, default=1e-2, help="Initial learning rate of weights.")
+    group.add_argument(
+        "--weight_decay", type=non_negative_float, default=4e-5, help="Weight decay on owned weights."
+    )
+    group.add_argument(
+        "--clip_grad_norm",
+        type=non_negative_float,
+        help="Clip the gradient norm of the weights to this value; 0 disables clipping (default: 1 for "
+        "Perceivers, none for other architectures).",
+    )
+    group.add_argument(
+        "--num_classes",
+        type=int,
+        default=-1,
+        help="Number of classes of the task; -1 uses the table's, any other number must agree with it.",
+    )
+    group.add_argument(
+        "--load_folder", type=Path, help="Folder of the checkpoint to start from (default: by the layout)."
+    )
+    group.add_argument("--save_folder", type=Path, help="Folder to write to (default: by the layout).")
+    group.add_argument(
+        "--use_imagenet_pretrained",
+        action="store_true",
+        help="Start the first task of a network from torchvision's ImageNet weights, which torchvision "
+        "downloads; without effect on a backbone (default: start at random).",
+    )
+    group.add_argument(
+        "--pretrained_file",
+        type=Path,
+        help="Start the first task of a network from this state dict of torchvision's model (default: start "
+        "at random).",
+    )
+    group.add_argument("--log_path", type=Path, help="Folder of the log file (default: the save folder).")
+    group.add_argument("--logfile", default="train.log", help="Name of the log file.")
+    group.add_argument(
+        "--list_unfinished",
+        action="store_true",
+        help="Train nothing: print the tasks of --dataset that are not finished, one per line (default: "
+        "train them).",
+    )
+    add_baseline_file(group)
+
+
+def add_baseline_file(group: argparse._ActionsContainer) -> None:
+    """The flag of the file of stage 1's accuracies."""
+    group.add_argument(
+        "--jsonfile", type=Path, help="JSON file of the scratch baselines (default: by the layout)."
+    )
+
+
+def add_record_file(group: argparse._ActionsContainer) -> None:
+    """The flag of the file of accuracies by sparsity."""
+    group.add_argument(
+        "--pruning_ratio_to_acc_record_file",
+        type=Path,
+        help="JSON file of accuracy by sparsity (default: record.txt beside the pruned networks).",
+    )
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """The flags that report on a checkpoint."""
+    group = parser.add_argument_group("report on a checkpoint")
+    group.add_argument(
+        "--compute_report",
+        action="store_true",
+        help="With --mode inference: print parameters, bytes of weights and masks, multiply-adds per forward "
+        "pass and each task's share of the weights (default: only the accuracy).",
+    )
+    group.add_argument(
+        "--report_file", type=Path, help="JSON file for the report (default: it is only printed)."
+    )
+
+
+def check_report(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject report flags without --mode inference."""
+    if args.compute_report and "inference" not in args.mode:
+        parser.error("--compute_report requires --mode inference")
+    if args.report_file and not args.compute_report:
+        parser.error("--report_file requires --compute_report")
+
+
+def add_width(group: argparse._ArgumentGroup) -> None:
+    """The flag of the network's width."""
+    group.add_argument(
+        "--network_width_multiplier",
+        type=width_multiplier,
+        default=1.0,
+        help="The number of channels scales with its square root; from_target uses the width that the task "
+        "reached in stage 3-2.",
+    )
+
+
+def add_candidates(group: argparse._ArgumentGroup, *, help: str) -> None:
+    """The flag of the tasks that may become a backbone."""
+    group.add_argument("--candidates", type=candidates, default=Candidates(), help=help)
+
+
+def add_mutations(group: argparse._ActionsContainer) -> None:
+    """The flag of the search's mutations."""
+    group.add_argument(
+        "--max_iterations",
+        type=non_negative_int,
+        help=f"Mutations of the probes; 0 disables them (default: {MUTATIONS}, but 0 where networks are "
+        "compared by keys and values).",
+    )
+
+
+def add_chosen_pairs(group: argparse._ArgumentGroup) -> None:
+    """The flags that say which choice of stage 3-1 counts, for the stages after it."""
+    add_candidates(
+        group,
+        help="Which choice of stage 3-1 to use, as given there: among all candidates, or among those of the "
+        "`same` or the `other` modality.",
+    )
+    group.add_argument("--csv_path", type=Path, help="CSV of the chosen backbones (default: by the layout).")
+
+
+def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The flag of the pruning ratios."""
+    parser.add_argument(
+        "--target_sparsity",
+        type=sparsity,
+        nargs="+",
+        default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95],
+        help="Pruning ratios, run in turn, each from the one before.",
+    )
+
+
+def add_allowed_loss(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The flag of the accuracy that pruning may cost."""
+    parser.add_argument(
+        "--allow_acc_loss",
+        type=non_negative_float,
+        default=0.001,
+        help="Accuracy that a pruned network may lose against the scratch baseline.",
+    )
+
+
+# Stage 1
+
+
+def add_packnet(parser: argparse.ArgumentParser) -> None:
+    """The flags of stage 1."""
+    group = parser.add_argument_group("PackNet")
+    group.add_argument(
+        "--mode",
+        choices=("finetune", "prune", "inference"),
+        default="finetune",
+        help="Train; or prune once and retrain; or evaluate a checkpoint.",
+    )
+    group.add_argument(
+        "--target_sparsity",
+        type=sparsity,
+        nargs="+",
+        default=[0.5],
+        help="Pruning ratios of --mode prune, each applied to the unpruned network.",
+    )
+    add_width(group)
+    add_chosen_pairs(group)
+
+
+def check_packnet(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject combinations of flags that contradict each other."""
+    check_report(parser, args)
+    _check_listing(parser, args)
+    if args.load_folder and args.mode == "finetune":
+        parser.error("--load_folder: --mode finetune starts from scratch")
+
+
+def _check_listing(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.list_unfinished and (args.overwrite or "inference" in args.mode):
+        parser.error("--list_unfinished excludes --overwrite and --mode inference")
+
+
+# Stages 2-1 and 3-2
+
+
+def add_cpg(parser: argparse.ArgumentParser) -> None:
+    """The flags of CPG and of gradual pruning."""
+    group = parser.add_argument_group("CPG")
+    group.add_argument(
+        "--mode",
+        choices=("finetune", "prune", "inference"),
+        nargs="+",
+        default=["finetune"],
+        help="Train, prune gradually, or evaluate a checkpoint; `finetune prune` does the first two in turn.",
+    )
+    group.add_argument(
+        "--backbone",
+        help=f"Train on this task's pruned network: a name, an id, or {FROM_CSV} for the one that stage 3-1 "
+        "chose (default: train from scratch).",
+    )
+    add_chosen_pairs(group)
+    group.add_argument("--lr_mask", type=positive_float, default=1e-4, help="Learning rate of piggymasks.")
+    add_width(group)
+    group.add_argument(
+        "--max_allowed_network_width_multiplier",
+        type=positive_float,
+        default=2.0,
+        help="On a backbone, or in sequence: maximum width of the network, which grows in steps of 0.5.",
+    )
+    group = parser.add_argument_group("gradual pruning")
+    add_sparsities(group)
+    group.add_argument(
+        "--initial_sparsity",
+        type=sparsity,
+        default=0.0,
+        help="Sparsity to start from; above 0, the network pruned to it is the starting point.",
+    )
+    group.add_argument(
+        "--prune_epochs", type=positive_int, default=20, help="Epochs at each pruning ratio."
+    )
+    group.add_argument("--prune_lr", type=positive_float, default=1e-3, help="Learning rate while pruning.")
+    group.add_argument(
+        "--pruning_interval",
+        type=positive_int,
+        default=4,
+        help="Number of the --prune_epochs during which the sparsity grows.",
+    )
+    group.add_argument(
+        "--pruning_frequency", type=positive_int, default=10, help="Steps between two cuts."
+    )
+    add_record_file(group)
+
+
+def check_cpg(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject combinations of flags that contradict each other."""
+    check_report(parser, args)
+    _check_listing(parser, args)
+    if args.target_sparsity != sorted(set(args.target_sparsity)) or (
+        args.target_sparsity[0] <= args.initial_sparsity
+    ):
+        parser.error("--target_sparsity must increase from one value to the next, from above --initial_sparsity")
+    if "inference" in args.mode and len(args.mode) > 1:
+        parser.error("--mode inference cannot be combined with another mode")
+    if args.backbone and "prune" in args.mode:
+        parser.error("--mode prune prunes a task's own network: leave out --backbone")
+    if args.load_folder and args.mode == ["finetune"] and not args.backbone:
+        parser.error("--load_folder: --mode finetune starts from it only with --backbone")
+    if len(args.mode) > 1 and (args.load_folder or args.save_folder):
+        parser.error("--load_folder and --save_folder belong to one mode: run finetune and prune in turn")
+
+
+def add_in_sequence(parser: argparse.ArgumentParser) -> None:
+    """The flags of CPG's tasks in sequence."""
+    group = parser.add_argument_group("tasks in sequence")
+    group.add_argument(
+        "--total_num_tasks",
+        type=positive_int,
+        help="Learn the tasks of --dataset in turn in one network that finally holds this many: each is "
+        "trained and pruned, and its ratio chosen, before the next; with --mode finetune prune (default: a "
+        "network per task).",
+    )
+    add_allowed_loss(group)
+    group.add_argument(
+        "--stop_pruning_early",
+        action="store_true",
+        help="Stop at the first ratio that misses the baseline (default: try all; a higher one may reach it).",
+    )
+    group.add_argument(
+        "--keep_checkpoints",
+        action="store_true",
+        help="Keep the networks of every width and ratio (default: only the chosen one).",
+    )
+
+
+def check_in_sequence(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject flags that contradict a sequence of tasks, or that need one."""
+    if args.total_num_tasks is None:
+        if args.stop_pruning_early or args.keep_checkpoints:
+            parser.error("--stop_pruning_early and --keep_checkpoints require --total_num_tasks")
+        return
+    if args.mode != ["finetune", "prune"]:
+        parser.error("--total_num_tasks requires --mode finetune prune")
+    if (
+        args.backbone
+        or args.initial_sparsity
+        or args.pruning_ratio_to_acc_record_file
+        or args.network_width_multiplier == FROM_TARGET
+        or args.list_unfinished
+    ):
+        parser.error(
+            "--total_num_tasks: leave out --backbone, --initial_sparsity, --list_unfinished, "
+            "--pruning_ratio_to_acc_record_file and --network_width_multiplier from_target"
+        )
+
+
+def add_multimodal(parser: argparse.ArgumentParser, *, modalities: Sequence[str]) -> None:
+    """The flags of stage 3-2 across modalities."""
+    group = parser.add_argument_group("multimodal")
+    group.add_argument(
+        "--modality", choices=modalities, help="Only the tasks of this modality (default: all tasks)."
+    )
+    group.add_argument(
+        "--no_kv_transfer",
+        action="store_true",
+        help="On a backbone: start from the backbone's own projections, as a control (default: from the "
+        "checkpoint of stage 3-1b).",
+    )
+    parser.set_defaults(**MULTIMODAL)
+
+
+def check_multimodal(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject combinations of flags that contradict each other."""
+    check_cpg(parser, args)
+    if args.no_kv_transfer and args.backbone is None:
+        parser.error("--no_kv_transfer requires --backbone")
+
+
+# Stages 3-1 and 3-1b
+
+
+def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None:
+    """The flags of the search for a backbone."""
+    group = parser.add_argument_group("search")
+    group.add_argument("--target_id", help="The targets: ids, names or ranges (default: --dataset).")
+    add_candidates(
+        group,
+        help="Tasks that may become the backbone: names, ids, ranges or all; `same` or `other` among them "
+        "restricts them to the target's modality or to the others, and the choice is then kept in files of "
+        "its own.",
+    )
+    group.add_argument(
+        "--baseline_folder",
+        type=Path,
+        help="Folder of the scratch networks, <task>/checkpoint-<epoch>.pth.tar (default: by the layout).",
+    )
+    add_mutations(group)
+    group.add_argument("--epsilon", type=positive_float, default=0.1, help="Size of a mutation.")
+    group.add_argument("--val_batch_size", type=positive_int, default=50, help="Probes from each task.")
+    group.add_argument(
+        "--select",
+        choices=rules,
+        default="farthest",
+        help="Selection rule: the candidate at the largest distance, as in the published code, at the "
+        "smallest, or a random one.",
+    )
+    group.add_argument("--backbone", help="Choose this task whatever its distance (default: by --select).")
+    group.add_argument(
+        "--csv_path", type=Path, help="CSV file of the chosen backbones (default: by the layout)."
+    )
+    group.add_argument(
+        "--list_unfinished",
+        action="store_true",
+        help="Search nothing: print the targets without a choice, one per line (default: search).",
+    )
+
+
+def check_search(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject combinations of flags that contradict each other."""
+    if args.list_unfinished and args.overwrite:
+        parser.error("--list_unfinished excludes --overwrite")
+
+
+def add_kv_transfer(parser: argparse.ArgumentParser) -> None:
+    """The flags of the K/V transfer."""
+    group = parser.add_argument_group("K/V transfer")
+    group.add_argument("--target_id", help="The targets: ids, names or ranges (default: --dataset).")
+    group.add_argument(
+        "--backbone",
+        default=FROM_CSV,
+        help=f"The backbone: a name, an id, or {FROM_CSV} for the one that stage 3-1 chose.",
+    )
+    add_chosen_pairs(group)
+    group.add_argument(
+        "--baseline_folder",
+        type=Path,
+        help="Folder of the targets' own networks, <task>/checkpoint-<epoch>.pth.tar (default: the scratch "
+        "networks of stage 1, by the layout).",
+    )
+    group.add_argument(
+        "--load_folder",
+        type=Path,
+        help="Folder of the backbone's checkpoint; the new one is written beside it (default: by the layout).",
+    )
+    parser.set_defaults(**MULTIMODAL)
+
+
+# SPG and the approaches it is compared with
+
+
+def add_continual(parser: argparse.ArgumentParser) -> None:
+    """The flags of learning a sequence of tasks in one network, but for the approaches' own."""
+    group = parser.add_argument_group("sequence and files")
+    group.add_argument("--seq", default="digits_5", help="Sequence of tasks; data/sequences.toml has them.")
+    group.add_argument("--appr", default="spg", help="Approach.")
+    group.add_argument(
+        "--arch",
+        "--backbone",
+        dest="arch",
+        default="alexnet",
+        help="Convolutional architecture that learns the sequence (--backbone is an alias).",
+    )
+    _add_root(group, "data")
+    _add_results(group, run="spg/<seq>/<appr>[-<arch>]/seed<seed>")
+    _add_seed(group)
+    add_overwrite(parser)
+    add_computing(parser)
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--epochs", type=positive_int, default=500, help="Maximum number of epochs per task."
+    )
+    group.add_argument("--batch_size", type=positive_int, default=64, help="Samples per training step.")
+    group.add_argument(
+        "--val_batch_size", type=positive_int, default=500, help="Samples per batch in evaluation."
+    )
+    group.add_argument(
+        "--dropout",
+        type=sparsity,
+        nargs=2,
+        metavar=("CONV", "REST"),
+        help="Dropout of the first two convolutions, and of the rest (default: tuned for the sequence).",
+    )
+    group.add_argument(
+        "--keep_checkpoints",
+        action="store_true",
+        help="Keep the checkpoint of every task (default: only the newest one).",
+    )
+
+
+def add_trials(parser: argparse.ArgumentParser) -> None:
+    """The flags of several runs of the same command."""
+    group = parser.add_argument_group("several runs")
+    group.add_argument("--trials", type=positive_int, default=1, help="Number of seeds, from --seed on.")
+    group.add_argument(
+        "--tune", action="store_true", help="Search the dropouts on validation accuracy, with Optuna."
+    )
+    group.add_argument(
+        "--tune_trials", type=positive_int, default=20, help="Number of dropout pairs that --tune tries."
+    )
+
+
+def check_trials(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject combinations of flags that contradict each other."""
+    if args.trials > 1 and args.run:
+        parser.error("--trials makes several runs: leave out --run")
+    if args.tune and args.trials > 1:
+        parser.error("--tune searches with one seed: leave out --trials")
+    if args.tune and args.dropout:
+        parser.error("--tune chooses the dropouts: leave out --dropout")
+
+
+_KINDS: Mapping[str, Callable] = {
+    "positive_float": positive_float,
+    "positive_int": positive_int,
+    "non_negative_float": non_negative_float,
+    "non_negative_int": non_negative_int,
+    "share": sparsity,
+}
+
+
+def add_settings(parser: argparse.ArgumentParser, title: str, settings: type) -> None:
+    """A flag for each field of a settings dataclass, whose metadata holds its `kind` and `help`.
+
+    An approach so declares its flags beside the code that they act on (see `methods.approaches.base`).
+    """
+    declared = fields(settings)
+    if not declared:
+        return
+    group = parser.add_argument_group(title)
+    for item in declared:
+        default = None if item.default is MISSING else item.default
+        group.add_argument(
+            f"--{item.name}",
+            type=_KINDS[item.metadata["kind"]],
+            default=default,
+            help=item.metadata["help"],
+        )
+
+
+def settings_from(args: argparse.Namespace, settings: type) -> Any:
+    """The settings that the flags give."""
+    return settings(**{item.name: getattr(args, item.name) for item in fields(settings)})

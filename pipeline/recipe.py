@@ -1,0 +1,472 @@
+"""What decides a result: one frozen dataclass per stage.
+
+A stage builds its learner from its recipe alone, and stamps its output with the same recipe. So no setting
+can act on a result without being recorded with it, and an output made with another recipe is recognised.
+"""
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar
+
+from data.loading import Batches, TaskData
+from data.text_encoders import MAX_TOKENS
+from methods.approaches.base import Approach, Settings, TaskPasses
+from methods.cpg import (
+    CPG,
+    freeze_epoch,
+    piggymask_optimizer,
+    piggymask_schedule,
+    piggymasks_of,
+    weight_optimizer,
+    weight_schedule,
+)
+from methods.gradual_pruning import GradualPruning
+from methods.ownership import OwnedTraining, SharedNetwork
+from methods.packnet import PackNetPruning
+from pipeline.architectures import Builder, resolved_clip_grad_norm
+from training.loop import Compute, Learner
+from training.schedules import StepSchedule
+from utils.seeds import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings that decide a result.
+
+    Fields that hold recipes, settings or mappings are flattened in the stamp. A field marked `in_stage` is recorded
+    as part of the stage's name, one marked `omit_if_off` only if it is on.
+    """
+
+    def stamp(self) -> dict[str, Any]:
+        """Every setting, as plain numbers and strings."""
+        entries: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.metadata.get("in_stage") or (item.metadata.get("omit_if_off") and not value):
+                continue
+            if isinstance(value, Recipe):
+                entries |= value.stamp()
+            elif isinstance(value, Mapping):
+                entries |= value
+            elif is_dataclass(value):
+                entries |= vars(value)
+            else:
+                entries[item.name] = list(value) if isinstance(value, tuple) else value
+        return entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecipe(Recipe):
+    """What every training run under the same flags has in common.
+
+    Attributes:
+        sizes: of the architecture, beyond the width.
+        clip_grad_norm: as resolved; None: no clipping.
+    """
+
+    arch: str
+    sizes: Mapping[str, Any]
+    seed: int
+    protocol: str
+    precision: str
+    nondeterministic: bool = field(metadata={"omit_if_off": True})
+    batch_size: int
+    weight_decay: float
+    clip_grad_norm: float | None
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, *, build: Builder) -> "RunRecipe":
+        return cls(
+            arch=args.arch,
+            sizes=build.sizes,
+            seed=args.seed,
+            protocol=args.protocol,
+            precision=args.precision,
+            nondeterministic=args.nondeterministic,
+            batch_size=args.batch_size,
+            weight_decay=args.weight_decay,
+            clip_grad_norm=resolved_clip_grad_norm(args.clip_grad_norm, build=build),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesRecipe(Recipe):
+    """The samples of a task.
+
+    Attributes:
+        data: fingerprint of the samples and of their preprocessing.
+        text_encoder, max_tokens: of texts: the encoder's identity, and where they are cut.
+    """
+
+    config: str
+    task: str
+    data: str
+    text_encoder: str | None = None
+    max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, data: TaskData) -> "SamplesRecipe":
+        texts = {} if data.encoder is None else text_entries(data.encoder.identity)
+        return cls(config=data.table.name, task=data.task.name, data=data.fingerprint, **texts)
+
+
+def text_entries(identity: str) -> dict[str, Any]:
+    """What is recorded of a text task beyond its data; named, so that a refusal can name it."""
+    return {"text_encoder": identity, "max_tokens": MAX_TOKENS}
+
+
+# One training run on one task of a table
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecipe(Recipe, ABC):
+    """One training run: what all stages depend on, and what this one does.
+
+    Attributes:
+        lr: initial learning rate of the weights.
+    """
+
+    run: RunRecipe
+    samples: SamplesRecipe
+    epochs: int
+    lr: float
+
+    @property
+    @abstractmethod
+    def stage(self) -> str:
+        """Name of the stage."""
+
+    @property
+    def title(self) -> str:
+        """Title of the progress bar and in messages."""
+        return f"{self.samples.task}, {self.stage}"
+
+    @property
+    def draws(self) -> int:
+        """Seed of the initial weights and of every draw."""
+        return derive_seed(self.run.seed, self.samples.config, self.samples.task, self.stage)
+
+    @property
+    def lr_flag(self) -> str:
+        """The flag that sets the learning rate, for messages."""
+        return "--lr"
+
+    @abstractmethod
+    def learner(self, model: SharedNetwork, *, batches: Batches, compute: Compute) -> Learner:
+        """How the newest task of a network is trained."""
+
+    def stamp(self) -> dict[str, Any]:
+        return super().stamp() | {"stage": self.stage}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe(StageRecipe):
+    """Training under CPG's schedule: two drops of the learning rate, at shares of the epochs.
+
+    Attributes:
+        width_multiplier: of the network while the task is trained.
+    """
+
+    width_multiplier: float
+
+    def stamp(self) -> dict[str, Any]:
+        if self.epochs >= 3:
+            return super().stamp()
+        # With so few epochs the drops used to come before the first epoch, or to merge into one.
+        drops = sorted(weight_schedule(lr=self.lr, epochs=self.epochs).drops.items())
+        return super().stamp() | {"lr_drops": [f"{factor:g} after {epoch}" for epoch, factor in drops]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchRecipe(TrainingRecipe):
+    """Stage 1: a scratch network with PackNet's ownership.
+
+    Attributes:
+        pretrained: origin of the initial weights; None: random.
+    """
+
+    pretrained: str | None
+
+    @property
+    def stage(self) -> str:
+        return "baseline"
+
+    def learner(self, model: SharedNetwork, *, batches: Batches, compute: Compute) -> Learner:
+        return Learner(
+            method=OwnedTraining(shared=model, weight_decay=self.run.weight_decay),
+            optimizers={"weights": weight_optimizer(model)},
+            schedules={"weights": weight_schedule(lr=self.lr, epochs=self.epochs)},
+            epochs=self.epochs,
+            clip_grad_norm=self.run.clip_grad_norm,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackNetPruningRecipe(StageRecipe):
+    """One cut of a scratch network, and retraining.
+
+    Attributes:
+        sparsity: share of each layer's weights that is freed.
+        parent: fingerprint of the network that is pruned.
+    """
+
+    sparsity: float = field(metadata={"in_stage": True})
+    parent: str
+
+    @property
+    def stage(self) -> str:
+        return f"prune {self.sparsity}"
+
+    def learner(self, model: SharedNetwork, *, batches: Batches, compute: Compute) -> Learner:
+        optimizer = weight_optimizer(model)
+        method = PackNetPruning(
+            shared=model,
+            weight_decay=self.run.weight_decay,
+            optimizer=optimizer,
+            sparsity=self.sparsity,
+        )
+        return Learner(
+            method=method,
+            optimizers={"weights": optimizer},
+            schedules={"weights": StepSchedule(self.lr)},
+            epochs=self.epochs,
+            clip_grad_norm=self.run.clip_grad_norm,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPGRecipe(TrainingRecipe, ABC):
+    """Training with CPG: the task's own weights, and piggymasks over earlier tasks' ones.
+
+    Attributes:
+        lr_mask: learning rate of piggymasks; None for a network that has none.
+        parent: fingerprint of the network that training starts from.
+        pretrained: origin of the initial weights if there is no parent; None: random.
+    """
+
+    lr_mask: float | None = None
+    parent: str | None = None
+    pretrained: str | None = None
+
+    def learner(self, model: SharedNetwork, *, batches: Batches, compute: Compute) -> Learner:
+        optimizers = {"weights": weight_optimizer(model)}
+        schedules = {"weights": weight_schedule(lr=self.lr, epochs=self.epochs)}
+        if piggymasks_of(model):
+            optimizers["piggymasks"] = piggymask_optimizer(model)
+            schedules["piggymasks"] = piggymask_schedule(lr=self.lr_mask, epochs=self.epochs)
+        method = CPG(
+            shared=model,
+            weight_decay=self.run.weight_decay,
+            freeze_after=freeze_epoch(self.epochs),
+        )
+        return Learner(
+            method=method,
+            optimizers=optimizers,
+            schedules=schedules,
+            epochs=self.epochs,
+            clip_grad_norm=self.run.clip_grad_norm,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnNetworkRecipe(CPGRecipe):
+    """Stage 2-1: a task's own network before pruning, and the control at a grown width."""
+
+    @property
+    def stage(self) -> str:
+        return "scratch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnBackboneRecipe(CPGRecipe):
+    """Stage 3-2: a target on its backbone at one width."""
+
+    backbone: str
+
+    @property
+    def stage(self) -> str:
+        return f"width {self.width_multiplier}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InSequenceRecipe(CPGRecipe):
+    """One task of a sequence at one width, on top of the tasks before it."""
+
+    @property
+    def stage(self) -> str:
+        return f"in sequence, width {self.width_multiplier}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradualPruningRecipe(StageRecipe):
+    """Gradual pruning from one sparsity to the next.
+
+    Attributes:
+        pruning_interval: epochs during which the sparsity grows.
+        pruning_frequency: steps between two cuts.
+        parent: fingerprint of the network that is pruned.
+    """
+
+    initial_sparsity: float
+    final_sparsity: float = field(metadata={"in_stage": True})
+    pruning_interval: int
+    pruning_frequency: int
+    parent: str
+
+    @property
+    def stage(self) -> str:
+        return f"prune {self.final_sparsity}"
+
+    @property
+    def lr_flag(self) -> str:
+        return "--prune_lr"
+
+    def learner(self, model: SharedNetwork, *, batches: Batches, compute: Compute) -> Learner:
+        for piggymask in piggymasks_of(model):  # they stay as they are: no gradients to compute
+            piggymask.requires_grad_(False)
+        optimizer = weight_optimizer(model)
+        method = GradualPruning(
+            shared=model,
+            weight_decay=self.run.weight_decay,
+            optimizer=optimizer,
+            initial=self.initial_sparsity,
+            final=self.final_sparsity,
+            interval=self.pruning_frequency,
+            span=min(self.pruning_interval, self.epochs) * batches.steps_per_epoch,
+        )
+        return Learner(
+            method=method,
+            optimizers={"weights": optimizer},
+            schedules={"weights": StepSchedule(self.lr)},
+            epochs=self.epochs,
+            clip_grad_norm=self.run.clip_grad_norm,
+        )
+
+
+# Several training runs, and choices
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceTaskRecipe(Recipe):
+    """A task of a sequence from its training to its chosen ratio, but for the room left to later tasks."""
+
+    run: RunRecipe
+    samples: SamplesRecipe
+    epochs: int
+    lr: float
+    lr_mask: float
+    prune_epochs: int
+    prune_lr: float
+    pruning_interval: int
+    pruning_frequency: int
+    target_sparsity: tuple[float, ...]
+    allow_acc_loss: float
+    stop_pruning_early: bool
+    network_width_multiplier: float
+    max_allowed_network_width_multiplier: float
+    baseline: float
+    parent: str | None
+    pretrained: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRecipe(Recipe):
+    """The choice of a target's backbone.
+
+    Attributes:
+        candidates: ids of the tasks compared.
+        networks: fingerprints of the target's network and samples, then of each candidate's.
+        max_iterations, epsilon: mutations of the probes, and their size.
+        val_batch_size: probes from each task.
+        select: the rule, or the backbone that was given.
+    """
+
+    candidates: tuple[int, ...]
+    networks: tuple[str, ...]
+    max_iterations: int
+    epsilon: float
+    val_batch_size: int
+    seed: int
+    protocol: str
+    precision: str
+    nondeterministic: bool = field(metadata={"omit_if_off": True})
+    select: str
+
+    def stamp(self) -> dict[str, Any]:
+        # Mutations used to take +ε whenever it beat the best score, though -ε may beat it by more.
+        better = {"mutation": "better sign"} if self.max_iterations else {}
+        return super().stamp() | better
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferRecipe(Recipe):
+    """A K/V transfer.
+
+    Attributes:
+        target: the task whose projection is transferred.
+        backbone, projection: fingerprints of the networks that receive and give it.
+    """
+
+    target: str
+    backbone: str
+    projection: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinualRecipe(Recipe):
+    """An approach on a sequence of tasks, but for the data.
+
+    Attributes:
+        settings: those that all approaches share.
+        options: those of the approach itself.
+        dropout: of the first two convolutions, and of the rest; None for an architecture without.
+    """
+
+    seq: str
+    appr: str
+    arch: str
+    seed: int
+    precision: str
+    nondeterministic: bool = field(metadata={"omit_if_off": True})
+    epochs: int
+    batch_size: int
+    dropout: tuple[float, float] | None
+    settings: Settings
+    options: object
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinualStageRecipe(Recipe):
+    """One stage of learning one task of a sequence.
+
+    Attributes:
+        data: fingerprint of the samples of all tasks so far.
+    """
+
+    run: ContinualRecipe
+    task: str
+    stage: str
+    data: str
+
+    lr_flag: ClassVar[str] = "--lr"
+
+    @property
+    def title(self) -> str:
+        """Title of the progress bar and in messages."""
+        return f"{self.task}, {self.stage}"
+
+    @property
+    def draws(self) -> int:
+        """Seed of the initial weights and of every draw."""
+        return derive_seed(self.run.seed, self.run.seq, self.task, self.stage)
+
+    def learner(self, model: Approach, *, batches: Batches, compute: Compute) -> Learner:
+        """How the newest task is trained."""
+        passes = TaskPasses(
+            batches=lambda size: batches.resized(size).epoch(None), autocast=compute.autocast
+        )
+        return model.learner(self.stage, passes, epochs=self.run.epochs)
+
+

@@ -1,0 +1,98 @@
+"""Stage 1: the scratch network of a task, with PackNet's ownership."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from methods.cpg import BASELINE_DIGITS
+from pipeline.architectures import PLAIN
+from pipeline.fleet import final_width
+from pipeline.flags import FROM_TARGET
+from pipeline.recipe import PackNetPruningRecipe, ScratchRecipe
+from pipeline.train_task import TaskRun, run_tasks
+from training.checkpoints import fingerprint
+from utils.files import update_json
+from utils.paths import checkpoint_in, sparsity_folder
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, prune or evaluate, as `--mode` says, every task that `--dataset` names."""
+    run_tasks(args, layers=PLAIN, stage=ScratchTask)
+
+
+class ScratchTask:
+    """One task's scratch network.
+
+    Attributes:
+        multiplier: the network's width multiplier.
+        layout: where the layout puts the network.
+        folder: where it goes.
+    """
+
+    def __init__(self, task: TaskRun) -> None:
+        self.task = task
+        self.args = task.args
+        self.name: str = task.task.name
+        self.multiplier: float = self.args.network_width_multiplier
+        if self.args.network_width_multiplier == FROM_TARGET:
+            self.multiplier = final_width(
+                task.paths, table=task.table, target=task.task, pairs=task.pairs_file
+            )
+        self.layout: Path = (
+            task.paths.baselines(task.table.name, width_multiplier=self.multiplier) / self.name
+        )
+        self.folder: Path = self.args.save_folder or self.layout
+
+    def work(self) -> None:
+        """Do what the flags request."""
+        if self.args.mode == "finetune":
+            self.finetune()
+        elif self.args.mode == "prune":
+            for sparsity in self.args.target_sparsity:
+                self.prune(sparsity)
+        else:
+            self.task.inspect(self.args.load_folder or self.layout)
+
+    def finetune(self) -> None:
+        """Train the scratch network, and enter its accuracy in the file of baselines."""
+        recipe = ScratchRecipe(
+            run=self.task.recipe,
+            samples=self.task.samples,
+            epochs=self.args.epochs,
+            lr=self.args.lr,
+            width_multiplier=self.multiplier,
+            pretrained=self.task.origin,
+        )
+        payload = self.task.train(
+            recipe,
+            folder=self.folder,
+            begin=lambda: self.task.new_network(width=self.multiplier**0.5),
+        )
+        accuracy = payload["metrics"]["validation_accuracy"]
+        logging.info("Scratch accuracy of %s: %.4f", self.name, accuracy)
+        if self.folder == self.layout or self.args.jsonfile:
+            path = self.args.jsonfile or self.task.paths.baseline_file(
+                self.task.table.name, width_multiplier=self.multiplier
+            )
+            update_json(path, {self.name: f"{accuracy:.{BASELINE_DIGITS}f}"})
+
+    def prune(self, sparsity: float) -> None:
+        """Cut the scratch network once, and retrain it."""
+        source = self.args.load_folder or self.layout
+        path = checkpoint_in(source, remedy="train the task first, with --mode finetune")
+        parent = self.task.load(path)
+        recipe = PackNetPruningRecipe(
+            run=self.task.recipe,
+            samples=self.task.samples,
+            epochs=self.args.epochs,
+            lr=self.args.lr,
+            sparsity=sparsity,
+            parent=fingerprint(parent),
+        )
+        payload = self.task.train(
+            recipe,
+            folder=sparsity_folder(self.args.save_folder or self.layout / "prune", sparsity),
+            begin=lambda: self.task.restore(parent, path),
+        )
+        accuracy = payload["metrics"]["validation_accuracy"]
+        logging.info("Accuracy of %s at sparsity %s: %.4f", self.name, sparsity, accuracy)

@@ -1,0 +1,444 @@
+"""An approach on a sequence of tasks: learned in turn in one network, evaluated after each task."""
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data.loading import Batches, TaskData
+from data.sequences import Sequence as TaskSequence
+from data.sequences import joint_task, load_sequence, load_task
+from methods.approaches import APPROACHES
+from methods.approaches.base import Approach, Settings
+from models import BUILDERS
+from models.network import Network
+from pipeline.architectures import PLAIN, registry_of
+from pipeline.flags import settings_from
+from pipeline.recipe import ContinualRecipe, ContinualStageRecipe
+from pipeline.train_task import EpochLog, train_into, train_line, validation_line
+from training.loop import Compute, evaluate
+from training.outputs import Output, require_same
+from utils import logs, metrics
+from utils.errors import UserError
+from utils.files import csv_text, read_json, write_atomically
+from utils.paths import Paths, checkpoints_in
+from utils.runtime import Stopwatch, resolve_device, set_up_process
+from utils.tables import mean_and_deviation, aligned
+
+TUNED = "alexnet"  # the architecture that the sequences' dropouts are tuned for, and the only one with any
+ARCHITECTURES = ("lenet5", *BUILDERS)  # the convolutional ones
+JOINT = "all_tasks"
+
+# Columns of the final table: the key in metrics.json, the heading, the format.
+_COLUMNS = (
+    ("average_accuracy", "accuracy", "{:.3f}"),
+    ("average_over_time", "over time", "{:.3f}"),
+    ("backward_transfer", "backward", "{:+.3f}"),
+    ("forward_transfer", "forward", "{:+.3f}"),
+    ("forgetting", "forgetting", "{:.3f}"),
+    ("epochs", "epochs", "{:.0f}"),
+    ("seconds_per_task", "s/task", "{:.1f}"),
+)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run an approach with one or several seeds, and print its metrics."""
+    set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
+    seeds = range(args.seed, args.seed + args.trials)
+    results = [ContinualRun(args, seed=seed).run() for seed in seeds]
+    sys.stdout.write(table(results) + "\n")
+
+
+class ContinualLog(EpochLog):
+    """Logs the epochs of an approach, which keeps count of what its tasks cost."""
+
+    def __init__(self, model: Approach, *, output: Output, compute: Compute) -> None:
+        super().__init__(model, output=output, compute=compute)
+        self._stopwatch = Stopwatch(compute.device)
+
+    def metrics(self) -> dict:
+        self.model.seconds += self._stopwatch.lap()
+        self.model.epochs += 1
+        return {}
+
+    def after_task(self) -> None:
+        seconds = self._stopwatch.lap()
+        self.model.seconds += seconds
+        logging.info("After the last epoch, the approach took another %.1f s", seconds)
+
+    def lines(self, row: dict) -> Sequence[str]:
+        return train_line(row), validation_line(row, epoch=row["epoch"])
+
+
+class ContinualRun:
+    """One approach on one sequence of tasks, with one seed.
+
+    Args:
+        args: the flags of spg_main.py.
+        seed, approach: instead of the flags'.
+        decide_on: the samples that accuracies are measured on: "test", or "validation" for tuning.
+
+    Raises:
+        UserError: for an unknown approach, architecture or sequence (the message lists the known ones), a
+            sequence whose raw files are not prepared, or dropouts for an architecture without any.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, *, seed: int, approach: str | None = None, decide_on: str = "test"
+    ) -> None:
+        self.args = args
+        self.approach = approach or args.appr
+        if self.approach not in APPROACHES:
+            raise UserError(f"unknown approach {self.approach!r}: choose from {', '.join(APPROACHES)}")
+        self.kind = APPROACHES[self.approach]
+        self.sequence: TaskSequence = load_sequence(args.seq, data_root=args.data_root, seed=seed)
+        self.names = [task.name for task in self.sequence.table.tasks]
+        if args.arch not in ARCHITECTURES:
+            raise UserError(f"unknown --arch {args.arch!r}: choose from {', '.join(ARCHITECTURES)}")
+        if args.dropout and args.arch != TUNED:
+            raise UserError(f"--dropout requires --arch {TUNED}: {args.arch} has its own, or none")
+        dropout = tuple(args.dropout or self.sequence.dropout) if args.arch == TUNED else None
+        self.recipe = ContinualRecipe(
+            seq=args.seq,
+            appr=self.approach,
+            arch=args.arch,
+            seed=seed,
+            precision=args.precision,
+            nondeterministic=args.nondeterministic,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            dropout=dropout,
+            settings=settings_from(args, Settings),
+            options=settings_from(args, self.kind.Options),
+        )
+        self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
+        self.decide_on = decide_on
+        run = args.run or self.run_name(self.approach)
+        if decide_on == "validation":
+            run = Paths.tuning_run_name(run, dropout=dropout)
+        self.paths = self.paths_of(run)
+        self._data: dict[int, TaskData] = {}
+
+    def run_name(self, approach: str) -> str:
+        """The default name of an approach's run on the same sequence, seed and architecture."""
+        return Paths.sequence_run_name(
+            sequence=self.recipe.seq, approach=approach, seed=self.recipe.seed, arch=self.recipe.arch
+        )
+
+    def paths_of(self, run: str) -> Paths:
+        """Where the files of a run are."""
+        args = self.args
+        return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
+
+    # What is learned, and how
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """The arguments of the approach's constructor."""
+        return {
+            "build": self.build,
+            "total": len(self.names),
+            "settings": self.recipe.settings,
+            "options": self.recipe.options,
+        }
+
+    def build(self, *, width: float) -> Network:
+        """The sequence's network, without heads, its channels multiplied by `width`."""
+        table = self.sequence.table
+        dropout = {} if self.recipe.dropout is None else {"dropout": self.recipe.dropout}
+        try:
+            network = registry_of(PLAIN)[self.recipe.arch](
+                width=width * self.sequence.width, size=table.size, in_channels=table.channels, **dropout
+            )
+        except ValueError as error:
+            raise UserError(
+                f"--arch {self.recipe.arch} cannot learn {self.recipe.seq}: {error}: choose another"
+            ) from error
+        # The heads are linear (SphereNet's own are not).
+        return Network(features=network.features, feature_width=network.feature_width)
+
+    def configuration(self) -> dict:
+        """Every flag as it was resolved for this run."""
+        resolved = vars(self.args) | {
+            "appr": self.approach,
+            "seed": self.recipe.seed,
+            "device": str(self.compute.device),
+            "dropout": None if self.recipe.dropout is None else list(self.recipe.dropout),
+            "run": self.paths.run,
+        }
+        return {name: str(value) if isinstance(value, Path) else value for name, value in resolved.items()}
+
+    def data(self, number: int) -> TaskData:
+        """The samples of task `number`, from 1, on the device; each is read once."""
+        if number not in self._data:
+            self._data[number] = load_task(
+                self.sequence, number, data_root=self.args.data_root, device=self.compute.device
+            )
+        return self._data[number]
+
+    def data_until(self, number: int) -> str:
+        """Fingerprint of the data of tasks 1 to `number`.
+
+        Of the earlier tasks only the samples that accuracies are measured on stay in memory, so that memory
+        does not grow with what has been learned.
+        """
+        for earlier in range(1, number):
+            self._data[earlier] = self.data(earlier).only(self.decide_on)
+        fingerprints = [self.data(task).fingerprint for task in range(1, number + 1)]
+        return hashlib.sha256("".join(fingerprints).encode()).hexdigest()
+
+    def batches(self, data: TaskData) -> Batches:
+        """Batches of a task's samples, in fixed order."""
+        return Batches(
+            data,
+            batch_size=self.recipe.batch_size,
+            val_batch_size=self.args.val_batch_size,
+            shuffle=False,
+            augment=False,
+        )
+
+    def stage_recipe(self, number: int, stage: str) -> ContinualStageRecipe:
+        """What decides a stage of learning a task; all tasks at once are learned as the last one."""
+        name = JOINT if self.kind.joint else self.names[number - 1]
+        return ContinualStageRecipe(run=self.recipe, task=name, stage=stage, data=self.data_until(number))
+
+    def output(self, recipe: ContinualStageRecipe) -> Output:
+        """Where that stage goes."""
+        return Output(
+            folder=self.paths.sequence_task(recipe.task, recipe.stage),
+            epochs=self.recipe.epochs,
+            architecture={"name": self.recipe.arch, "layers": PLAIN},
+            stamp=recipe.stamp(),
+            task_table={
+                "config": self.recipe.seq,
+                "name": recipe.task,
+                "classes": {task.name: list(task.classes) for task in self.sequence.table.tasks},
+                "size": self.sequence.table.size,
+                "channels": self.sequence.table.channels,
+            },
+        )
+
+    # The run
+
+    def run(self) -> dict:
+        """Learn what is not learned yet; returns the content of `metrics.json`."""
+        if self.args.overwrite:
+            self.clear()
+        with logs.to_file(self.paths.sequence_log()):
+            logs.configuration(self.configuration())
+            logging.info(
+                "%s on %s, seed %d: %d tasks",
+                *(self.approach, self.recipe.seq, self.recipe.seed, len(self.names)),
+            )
+            history = self.learn_jointly() if self.kind.joint else self.learn_in_turn()
+            result = self.metrics(history)
+            write_atomically(self.paths.metrics_file(), json.dumps(result, indent=1) + "\n")
+            write_atomically(
+                self.paths.configuration_file(), json.dumps(self.configuration(), indent=1) + "\n"
+            )
+        return result
+
+    def clear(self) -> None:
+        """Remove what an earlier run left."""
+        shutil.rmtree(self.paths.sequence_checkpoints(), ignore_errors=True)
+        for name in ("accuracy_matrix", "metrics_file", "configuration_file"):
+            getattr(self.paths, name)().unlink(missing_ok=True)
+
+    def learn_in_turn(self) -> list[dict]:
+        """Learn task after task, and evaluate on all tasks so far after each.
+
+        Returns:
+            For each task, what it cost, and the accuracies after it.
+        """
+        history: list[dict] = []
+        done, payload = self.newest_finished()
+        if done:
+            logging.info("Tasks 1 to %d are finished: skipped (--overwrite redoes them)", done)
+        for number in range(max(done, 1), len(self.names) + 1):
+            if number > done:
+                payload = self.learn_task(number, before=payload, history=history)
+            approach = self.restore(payload, self.output(self.stage_recipe(number, "train")).checkpoint)
+            history = [*approach.history, self.evaluate_after(number, approach)]
+            self.write_matrix([entry["accuracies"] for entry in history])
+            if number > 1 and not self.args.keep_checkpoints:
+                shutil.rmtree(self.paths.sequence_checkpoints() / self.names[number - 2], ignore_errors=True)
+        return history
+
+    def newest_finished(self) -> tuple[int, dict | None]:
+        """The last task that is learned, from 1, and its checkpoint; 0 and None if there is none.
+
+        Raises:
+            UserError: if another recipe made it.
+        """
+        for number in range(len(self.names), 0, -1):
+            stage = self.stages(number)[-1]
+            if checkpoints_in(self.paths.sequence_task(self.names[number - 1], stage)):
+                return number, self.output(self.stage_recipe(number, stage)).finished()
+        return 0, None
+
+    def stages(self, number: int) -> tuple[str, ...]:
+        """The stages of learning a task."""
+        return self.kind.stages(remaining=len(self.names) - number)
+
+    def learn_task(self, number: int, *, before: dict | None, history: list[dict]) -> dict:
+        """Learn one task on top of what was learned before; returns its checkpoint's payload."""
+        data = self.data(number)
+        task = data.task
+
+        def begin() -> Approach:
+            fresh = before is None or self.kind.independent
+            approach = self.kind(**self.setup) if fresh else self.restore(before, self.paths.run)
+            approach.begin_task(task.name, task.num_classes)
+            approach.history = history
+            return approach
+
+        first, *others = self.stages(number)
+        payload = self.learn_stage(number, first, begin=begin, data=data)
+        for stage in others:
+            parent = payload
+            payload = self.learn_stage(
+                number, stage, begin=lambda parent=parent: self.restore(parent, self.paths.run), data=data
+            )
+        return payload
+
+    def learn_jointly(self) -> list[dict]:
+        """Learn all tasks at once; returns what they cost, and the accuracies, as a single entry."""
+        total = len(self.names)
+        parts = [self.data(number) for number in range(1, total + 1)]
+
+        def begin() -> Approach:
+            approach = self.kind(**self.setup)
+            for part in parts:
+                approach.begin_task(part.task.name, part.task.num_classes)
+            return approach
+
+        data = joint_task(self.sequence, parts, name=JOINT)
+        payload = self.learn_stage(total, "train", begin=begin, data=data)
+        approach = self.restore(payload, self.output(self.stage_recipe(total, "train")).checkpoint)
+        entry = self.evaluate_after(total, approach) | {"task": JOINT}
+        self.write_matrix([entry["accuracies"]], after=[JOINT])
+        return [entry]
+
+    def learn_stage(
+        self, number: int, stage: str, *, begin: Callable[[], Approach], data: TaskData
+    ) -> dict:
+        """Train the newest task of a network; skipped if finished, resumed if unfinished."""
+        recipe = self.stage_recipe(number, stage)
+        return train_into(
+            self.output(recipe),
+            recipe=recipe,
+            begin=begin,
+            restore=self.restore,
+            batches=self.batches(data),
+            compute=self.compute,
+            log=ContinualLog,
+        )
+
+    def restore(self, payload: dict, source: Path | str) -> Approach:
+        """The network in a checkpoint."""
+        return self.kind.from_payload(payload, source, **self.setup).to(self.compute.device)
+
+    def evaluate_after(self, number: int, approach: Approach) -> dict:
+        """Evaluate on tasks 1 to `number`; returns the accuracies, and what the newest task cost."""
+        known = [entry["accuracies"][-1] for entry in approach.history] if self.kind.independent else []
+        for index in range(len(known), number):
+            result = evaluate(
+                approach.as_task(self.names[index]),
+                getattr(self.batches(self.data(index + 1)), self.decide_on)(),
+                autocast=self.compute.autocast,
+            )
+            known.append(result.accuracy)
+        name = self.names[number - 1]
+        shown = " ".join(f"{accuracy:.3f}" for accuracy in known)
+        logging.info("Accuracy after task %d of %d, %s: %s", number, len(self.names), name, shown)
+        return {
+            "task": name,
+            "epochs": approach.epochs,
+            "seconds": round(approach.seconds, 1),
+            "accuracies": known,
+        }
+
+    # What is reported
+
+    def write_matrix(self, rows: list[list[float]], *, after: list[str] | None = None) -> None:
+        """Write the accuracy matrix: a row after each task learned, a column for each task."""
+        entries = [
+            {"after": name} | {task: f"{value:.6f}" for task, value in zip(self.names, row, strict=False)}
+            for name, row in zip(after or self.names, rows, strict=False)
+        ]
+        write_atomically(self.paths.accuracy_matrix(), csv_text(entries, ["after", *self.names]))
+
+    def metrics(self, history: list[dict]) -> dict:
+        """The metrics of a finished run; None where one is not defined or lacks its reference."""
+        rows = [entry["accuracies"] for entry in history]
+        counts = [self.sequence.counts["test"]] * len(self.names)
+        in_turn = not self.kind.joint
+        result = {
+            "sequence": self.recipe.seq,
+            "approach": self.approach,
+            "seed": self.recipe.seed,
+            "accuracies_of": self.decide_on,
+            "average_accuracy": metrics.average_accuracy(rows, counts),
+            "average_over_time": metrics.average_over_time(rows, counts) if in_turn else None,
+            "backward_transfer": metrics.backward_transfer(rows, counts) if in_turn else None,
+            "forgetting": metrics.forgetting(rows) if in_turn else None,
+            "forward_transfer": None,
+            "epochs": sum(entry["epochs"] for entry in history),
+            "seconds": round(sum(entry["seconds"] for entry in history), 1),
+            "tasks": [
+                {name: entry[name] for name in ("task", "epochs", "seconds")} for entry in history
+            ],
+            "accuracy_matrix": rows,
+            "arguments": self.recipe.stamp() | {"data": self.data_until(len(self.names))},
+        }
+        alone = self.reference() if in_turn else None
+        if alone is not None:
+            result["forward_transfer"] = metrics.forward_transfer(rows, counts, alone)
+        return result
+
+    def reference(self) -> list[float] | None:
+        """Accuracy of a network trained on each task alone; None, with a log line, if there is no such run.
+
+        It is measured on test samples, so that accuracies on validation samples have no reference.
+        """
+        if self.approach == "one" or self.decide_on != "test":
+            return None
+        path = self.paths_of(self.run_name("one")).metrics_file()
+        command = f"python spg_main.py --seq {self.recipe.seq} --appr one --seed {self.recipe.seed}"
+        if self.recipe.arch != TUNED:
+            command += f" --arch {self.recipe.arch}"
+        if not path.exists():
+            logging.info("No forward transfer: its reference is missing (`%s` makes it)", command)
+            return None
+        found = read_json(path, remedy=f"run `{command} --overwrite`")
+        alone = ContinualRun(self.args, seed=self.recipe.seed, approach="one").recipe
+        asked = alone.stamp() | {"data": self.data_until(len(self.names))}
+        try:
+            require_same(found["arguments"], asked, where=path)
+        except UserError as error:
+            logging.info("No forward transfer: %s", error)
+            return None
+        return [row[-1] for row in found["accuracy_matrix"]]
+
+
+def table(results: Sequence[Mapping]) -> str:
+    """The metrics of one or several runs as aligned text; several end with mean ± standard deviation."""
+    rows = [result | {"seconds_per_task": result["seconds"] / len(result["tasks"])} for result in results]
+    cells = [["run", *(heading for _, heading, _ in _COLUMNS)]]
+    for row in rows:
+        name = f"{row['approach']} {row['sequence']} seed {row['seed']}"
+        cells.append([name, *(_cell(row[key], shape) for key, _, shape in _COLUMNS)])
+    if len(rows) > 1:
+        means = [mean_and_deviation([row[key] for row in rows], shape) for key, _, shape in _COLUMNS]
+        cells.append(["mean ± deviation", *means])
+    return aligned(cells)
+
+
+def _cell(value: float | None, shape: str) -> str:
+    return "-" if value is None else shape.format(value)

@@ -1,0 +1,490 @@
+"""One task through the training loop into its folder, and a finished checkpoint evaluated as a task."""
+
+import argparse
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from data.loading import Batches, TaskData, load_task
+from data.tables import Table, Task, load_table
+from methods import footprint
+from methods.ownership import SharedNetwork, Shares
+from pipeline.architectures import Builder, requested_architecture
+from pipeline.fleet import (
+    check_num_classes,
+    check_text_encoder,
+    pairs_file,
+    paths_of,
+    read_baseline,
+    selected_tasks,
+)
+from pipeline.pretrained import start_of
+from pipeline.recipe import ContinualStageRecipe, RunRecipe, SamplesRecipe, StageRecipe, text_entries
+from training.checkpoints import load_checkpoint
+from training.loop import Compute, Diverged, Evaluation, Observer, Progress, evaluate, final_row, fit
+from training.outputs import Output, Unfinished
+from utils import logs
+from utils.errors import UserError
+from utils.files import json_text, write_atomically
+from utils.paths import Paths, checkpoint_in
+from utils.runtime import resolve_device, set_up_process
+from utils.seeds import derive_seed
+
+# The share of the time since it was last saved that saving an unfinished run may take. The state of a large
+# network takes seconds to write, and may take longer than an epoch.
+SAVING_SHARE = 0.05
+
+
+class TaskRun:
+    """One task of a table under one set of flags: its data, its networks, and where they go.
+
+    Args:
+        args: the script's flags.
+        layers: kind of layers of its networks, `architectures.PLAIN` or `SHARABLE`.
+
+    Attributes:
+        recipe: what all its training runs have in common.
+        log_folder: folder whose log file is already open.
+    """
+
+    def __init__(self, args: argparse.Namespace, *, table: Table, task: Task, layers: str) -> None:
+        self.args = args
+        self.table = table
+        self.task = task
+        self.paths: Paths = paths_of(args)
+        self.build: Builder = requested_architecture(
+            args, layers=layers, in_channels=table.channels, size=table.size
+        )
+        self.recipe = RunRecipe.from_args(args, build=self.build)
+        self.compute = Compute(device=resolve_device(args.device), precision=self.recipe.precision)
+        self.start = start_of(args)
+        self.log_folder: Path | None = None
+        check_num_classes(args.num_classes, task=task)
+
+    @property
+    def pairs_file(self) -> Path:
+        """CSV of the chosen backbones."""
+        return pairs_file(self.args, self.table.name)
+
+    @cached_property
+    def origin(self) -> str | None:
+        """Where the initial weights of a first task come from; None: they are random."""
+        return None if self.start is None else self.start.origin
+
+    @cached_property
+    def data(self) -> TaskData:
+        """The task's samples, on the device.
+
+        Raises:
+            UserError: if a text is longer than the network has positions.
+        """
+        data = load_task(
+            self.table,
+            self.task,
+            data_root=self.args.data_root,
+            protocol=self.recipe.protocol,
+            seed=self.recipe.seed,
+            device=self.compute.device,
+            text_encoder=self.args.text_encoder,
+        )
+        positions = self.build.sizes.get("max_text_length")
+        if data.encoder is not None and positions is not None:
+            splits = data.train, data.validation, data.test
+            longest = max(int((samples.inputs != 0).sum(dim=1).max()) for samples in splits)
+            if longest > positions:
+                raise UserError(
+                    f"--max_text_length {positions}: task {self.task.name} has texts of {longest} tokens: "
+                    f"give {longest} or more"
+                )
+        return data
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Batches of the task's samples."""
+        return Batches(
+            self.data, batch_size=self.recipe.batch_size, val_batch_size=self.args.val_batch_size
+        )
+
+    @property
+    def samples(self) -> SamplesRecipe:
+        """The samples as recipes record them."""
+        return SamplesRecipe.of(self.data)
+
+    def baseline(self) -> float:
+        """The accuracy of the task's scratch network, as stage 1 wrote it.
+
+        Raises:
+            UserError: if the file or the task's entry in it is missing.
+        """
+        path = self.args.jsonfile or self.paths.baseline_file(self.table.name)
+        return read_baseline(path, task=self.task.name)
+
+    # Networks
+
+    def new_network(self, *, width: float) -> SharedNetwork:
+        """A network that has just begun the task and has learned nothing before."""
+        shared = SharedNetwork(build=self.build, width=width)
+        if self.start is not None:
+            self.start.put_into(shared.network, build=self.build)
+        self.begin_task(shared)
+        return shared
+
+    def begin_task(self, shared: SharedNetwork, *, width: float | None = None) -> None:
+        """Begin the task in a network, at √(width multiplier) `width` or the network's own."""
+        shared.begin_task(
+            self.task.name, num_classes=self.task.num_classes, width=width, modality=self.task.modality
+        )
+
+    def restore(self, payload: dict, source: Path) -> SharedNetwork:
+        """The network in a checkpoint, on the CPU."""
+        return SharedNetwork.from_payload(payload, build=self.build, source=source)
+
+    def load(self, path: Path) -> dict:
+        """The payload of the checkpoint at `path`, which must match the architecture and its sizes."""
+        return load_checkpoint(
+            path, architecture=self.build.name, layers=self.build.layers, sizes=self.build.sizes
+        )
+
+    # Training
+
+    def train(self, recipe: StageRecipe, *, folder: Path, begin: Callable[[], SharedNetwork]) -> dict:
+        """Train the task as `recipe` says, into `folder`; skipped if finished, resumed if unfinished.
+
+        Args:
+            begin: makes the network with the task begun, when there is nothing to resume.
+
+        Returns:
+            The finished checkpoint's payload.
+
+        Raises:
+            Unfinished: if there is training left and `--list_unfinished` asks for no more than that.
+        """
+        output = Output(
+            folder=folder,
+            epochs=recipe.epochs,
+            architecture=self.build.entry,
+            stamp=recipe.stamp(),
+            task_table=self.task_table(),
+            overwrite=self.args.overwrite,
+            listing=self.args.list_unfinished,
+        )
+        with self.log_into(folder):
+            return train_into(
+                output,
+                recipe=recipe,
+                begin=begin,
+                restore=self.restore,
+                batches=self.batches,
+                compute=self.compute,
+            )
+
+    def task_table(self) -> dict:
+        """The task's entry in its table, with the preprocessing in use."""
+        entry = {
+            "config": self.table.name,
+            "id": self.task.id,
+            "name": self.task.name,
+            "classes": list(self.task.classes),
+            "modality": self.task.modality,
+        }
+        if self.task.modality == "text":
+            return entry | text_entries(self.data.encoder.identity)
+        return entry | {
+            "size": self.table.size,
+            "channels": self.table.channels,
+            "crop_padding": self.table.augment.crop_padding,
+            "flip": self.table.augment.flip,
+            "mean": self.data.mean.tolist(),
+            "std": self.data.std.tolist(),
+        }
+
+    def log_into(self, folder: Path) -> AbstractContextManager:
+        """A log file in an output folder, unless the run's own log is already there."""
+        if self.args.log_path or self.args.list_unfinished or folder == self.log_folder:
+            return nullcontext()
+        return logs.to_file(folder / self.args.logfile)
+
+    # Evaluation
+
+    def evaluate(self, shared: SharedNetwork, *, epoch: int) -> Evaluation:
+        """Evaluate a network as the task on the test samples, and log the validation line."""
+        shared.to(self.compute.device)
+        network = shared.as_task(self.task.name)
+        result = evaluate(network, self.batches.test(), autocast=self.compute.autocast)
+        shares = shared.shares(self.task.name)
+        row = {"val_loss": result.loss, "val_accuracy": result.accuracy} | ownership_metrics(shares)
+        logging.info(shared_line(row, epoch=epoch, task_index=shares.index))
+        return result
+
+    def inspect(self, folder: Path) -> None:
+        """Evaluate the checkpoint in `folder` as the task, and report its footprint if flags request it."""
+        path = checkpoint_in(folder, remedy="give the folder of a checkpoint with --load_folder")
+        payload = self.load(path)
+        identity = None if self.data.encoder is None else self.data.encoder.identity
+        check_text_encoder(payload, task=self.task, identity=identity, where=path)
+        shared = self.restore(payload, path)
+        try:
+            found = shared.tasks[shared.index_of(self.task.name) - 1].num_classes
+        except UserError as error:
+            raise UserError(f"{path}: {error}: choose one of those with --dataset") from error
+        if found != self.task.num_classes:
+            raise UserError(
+                f"{path} has {found} classes for task {self.task.name}, its table {self.task.num_classes}"
+            )
+        self.evaluate(shared, epoch=payload.get("epoch", int(path.name.split("-")[1].split(".")[0])))
+        if self.args.compute_report:
+            self.report_footprint(shared)
+
+    def report_footprint(self, shared: SharedNetwork) -> None:
+        """Print the network's footprint, and write it as JSON to `--report_file`."""
+        inputs, _ = next(iter(self.batches.test()))
+        figures = footprint.footprint(shared, self.task.name, inputs=inputs[:1])
+        sys.stdout.write(footprint.as_text(figures) + "\n")
+        if self.args.report_file:
+            write_atomically(self.args.report_file, json_text(figures | {"architecture": self.build.entry}))
+
+
+class Stage(Protocol):
+    """What a stage does with one task."""
+
+    folder: Path
+
+    def work(self) -> None:
+        """Do what the flags request."""
+
+
+def run_tasks(
+    args: argparse.Namespace,
+    *,
+    layers: str,
+    stage: Callable[[TaskRun], Stage],
+    modality: str | None = None,
+) -> None:
+    """Run a stage for every task that `--dataset` names, in turn, each with its log file.
+
+    With `--list_unfinished`, nothing is trained: the tasks with work left are printed.
+
+    Args:
+        modality: leaves out the tasks of any other.
+    """
+    set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
+    table = load_table(args.dataset_config, data_root=args.data_root)
+    for task in selected_tasks(args, table, modality=modality):
+        if args.list_unfinished:
+            if has_work_left(lambda task=task: stage(TaskRun(args, table=table, task=task, layers=layers))):
+                sys.stdout.write(f"{task.name}\n")
+            continue
+        run = TaskRun(args, table=table, task=task, layers=layers)
+        work = stage(run)
+        # Evaluating a checkpoint leaves its folder as it is.
+        run.log_folder = args.log_path or (None if "inference" in args.mode else work.folder)
+        log = nullcontext()
+        if run.log_folder:
+            log = logs.to_file(run.log_folder / args.logfile, shared=bool(args.log_path))
+        with log:
+            logs.configuration(vars(args) | run.build.sizes | {"clip_grad_norm": run.recipe.clip_grad_norm})
+            logs.protocol(args.protocol)
+            work.work()
+
+
+def has_work_left(stage: Callable[[], Stage]) -> bool:
+    """Whether a stage still has to train something; what it finds finished is logged.
+
+    A task with a fault counts as unfinished: the run proper reports the fault.
+    """
+    try:
+        stage().work()
+    except (Unfinished, UserError):
+        return True
+    return False
+
+
+# The training loop with its output folder
+
+
+class Trainable(Protocol):
+    """A network with everything that its tasks own: a `SharedNetwork` or an `Approach`."""
+
+    network: nn.Module
+
+    def to(self, device: torch.device) -> Any:
+        """Move everything to `device`."""
+
+    def payload(self) -> dict:
+        """Its part of a checkpoint."""
+
+
+def train_into(
+    output: Output,
+    *,
+    recipe: StageRecipe | ContinualStageRecipe,
+    begin: Callable[[], Trainable],
+    restore: Callable[[dict, Path], Trainable],
+    batches: Batches,
+    compute: Compute,
+    log: type["EpochLog"] | None = None,
+) -> dict:
+    """Train the newest task of a network as `recipe` says, and write its checkpoint.
+
+    Args:
+        begin: makes the network with the task begun, when there is nothing to resume.
+        restore: makes the network from an unfinished checkpoint and its path.
+        log: logs the epochs and saves the unfinished run (default: `EpochLog`).
+
+    Returns:
+        The finished checkpoint's payload; `payload["metrics"]` has the final metrics.
+
+    Raises:
+        Diverged: if the loss is no longer finite, and no best state was kept; the unfinished run is removed.
+        Unfinished: if the output is only asked for, and there is training left.
+    """
+    finished = output.finished()
+    if finished is not None:
+        logging.info("%s is finished: skipped (--overwrite redoes it)", output.checkpoint)
+        return finished
+    unfinished = output.unfinished()
+    torch.manual_seed(recipe.draws)
+    if unfinished is None:
+        model, progress = begin(), None
+    else:
+        model = restore(unfinished, output.resume)
+        progress = Progress(**unfinished["progress"])
+        logs.forget_epochs(after=progress.epoch)
+    model.to(compute.device)
+    learner = recipe.learner(model, batches=batches, compute=compute)
+    epoch_log = (log or EpochLog)(model, output=output, compute=compute)
+    messages = {"title": recipe.title, "remedy": f"lower {recipe.lr_flag}"}
+    try:
+        progress = fit(
+            model.network,
+            learner=learner,
+            batches=batches,
+            compute=compute,
+            seed=recipe.draws,
+            progress=progress,
+            observer=epoch_log,
+            **messages,
+        )
+        row = final_row(progress, monitor=learner.monitor, **messages)
+    except Diverged:
+        output.discard()
+        raise
+    epoch_log.after_task()
+    test = evaluate(model.network, batches.test(), autocast=compute.autocast, method=learner.method)
+    metrics = {
+        "train_accuracy": row["accuracy"],
+        "validation_accuracy": row["val_accuracy"],
+        "test_accuracy": test.accuracy,
+    }
+    return output.finish(model.payload(), progress, metrics=metrics)
+
+
+class EpochLog(Observer):
+    """Logs every epoch of a network whose weights tasks own, and saves the unfinished run now and then.
+
+    Args:
+        model: the network with everything that its tasks own.
+        output: where the unfinished run is saved.
+    """
+
+    def __init__(self, model: Trainable, *, output: Output, compute: Compute) -> None:
+        self.model = model
+        self.output = output
+        self.compute = compute
+        self._save = Sparingly(self.save)
+
+    def metrics(self) -> dict:
+        return ownership_metrics(self.model.shares(self.model.tasks[-1].name))
+
+    def after_epoch(self, progress: Progress) -> None:
+        for line in self.lines(progress.history[-1]):
+            logs.epoch_line(line)
+        if progress.epoch < self.output.epochs:
+            self._save.call(progress)
+
+    def after_task(self) -> None:
+        """Run once training has ended, before the final evaluation."""
+
+    def lines(self, row: dict) -> Sequence[str]:
+        """One row of the history as log lines, in the published format."""
+        train = f"{train_line(row)}, sparsity: {row['sparsity']:.3f}, network_width_mpl: {row['mpl']}"
+        return train, shared_line(row, epoch=row["epoch"], task_index=len(self.model.tasks))
+
+    def save(self, progress: Progress) -> None:
+        """Write what resuming needs."""
+        payload = self.model.payload()
+        if progress.best_epoch == progress.epoch:
+            # The same tensors twice take the space of one.
+            payload["model_state_dict"] = progress.best
+        self.output.save_unfinished(payload, progress)
+
+
+class Sparingly:
+    """Calls a function the first time, and then only as often as it stays within a share of the time.
+
+    Epochs that were not saved are learned again after a kill, in the same steps.
+    """
+
+    def __init__(self, function: Callable[[Progress], None]) -> None:
+        self.function = function
+        self.ended, self.seconds = -math.inf, 0.0
+
+    def call(self, progress: Progress) -> None:
+        begun = time.perf_counter()
+        if (begun - self.ended) * SAVING_SHARE < self.seconds:
+            return
+        self.function(progress)
+        self.ended = time.perf_counter()
+        self.seconds = self.ended - begun
+
+
+# Log lines, in the published format
+
+
+def ownership_metrics(shares: Shares) -> dict:
+    """How the weights are shared out, as it stands in `train.csv`."""
+    return {
+        "sparsity": shares.sparsity,
+        "task_ratio": shares.task_ratio,
+        "zero_ratio": shares.zero_ratio,
+        "mpl": shares.width,
+        "shared_ratio": shares.shared_ratio,
+    }
+
+
+def train_line(row: dict) -> str:
+    """The training metrics of one epoch."""
+    return (
+        f"In train()-> Train Ep. #{row['epoch']} loss: {_shown(row['loss'])}, "
+        f"accuracy: {100 * row['accuracy']:.2f}, lr: {row['lr']:.6g}"
+    )
+
+
+def validation_line(row: dict, *, epoch: int) -> str:
+    """The validation metrics after one epoch."""
+    return (
+        f"In validate()-> Val Ep. #{epoch} loss: {_shown(row['val_loss'])}, "
+        f"accuracy: {100 * row['val_accuracy']:.2f}"
+    )
+
+
+def shared_line(row: dict, *, epoch: int, task_index: int) -> str:
+    """The same with the shares of the weights."""
+    return (
+        f"{validation_line(row, epoch=epoch)}, sparsity: {row['sparsity']:.3f}, "
+        f"task{task_index} ratio: {row['task_ratio']:.3f}, zero ratio: {row['zero_ratio']:.3f}, "
+        f"mpl: {row['mpl']}, shared_ratio: {row['shared_ratio']:.3f}"
+    )
+
+
+def _shown(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.3f}"

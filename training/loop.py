@@ -1,0 +1,394 @@
+"""The one training loop: train an epoch, validate, let schedules and the method react, repeat."""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from training.method import Batch, Method
+from training.schedules import Schedule
+from utils import logs
+from utils.errors import UserError
+from utils.runtime import autocast, random_state, set_random_state
+
+
+class Diverged(UserError):
+    """A loss is no longer finite."""
+
+
+class Batches(Protocol):
+    """Where a task's batches come from; `data.loading.Batches` is one."""
+
+    steps_per_epoch: int
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
+        """The training batches of one epoch, drawn with `generator`."""
+
+    def validation(self) -> Iterable[Batch]:
+        """Batches of the samples that decisions are based on."""
+
+    def test(self) -> Iterable[Batch]:
+        """Batches of the test samples."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where, and in which number format, networks run."""
+
+    device: torch.device
+    precision: str = "fp32"
+
+    @cached_property
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass."""
+        return autocast(self.device, self.precision)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """How a network is trained: the method, its optimizers and their schedules.
+
+    Attributes:
+        method: the hooks.
+        optimizers, schedules: by name, the weights' first; its learning rate is the one logged.
+        epochs: maximum number of epochs; a schedule may end training earlier.
+        monitor: metric, the lower the better, that schedules observe. The network ends with its state after
+            the best epoch, and returns to that state when a loss is no longer finite. None: the last state
+            counts, and a loss that is not finite ends training.
+        clip_grad_norm: see `train_step`.
+    """
+
+    method: Method
+    optimizers: Mapping[str, Optimizer]
+    schedules: Mapping[str, Schedule]
+    epochs: int
+    monitor: str | None = None
+    clip_grad_norm: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether a schedule has ended training."""
+        return any(schedule.finished for schedule in self.schedules.values())
+
+    @property
+    def lr(self) -> float:
+        """The weights' learning rate in the current epoch."""
+        return next(iter(self.optimizers.values())).param_groups[0]["lr"]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the learning rates of epoch `epoch`, counted from 1."""
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedules[name].at(epoch)
+        self.method.before_epoch(epoch)
+
+    def load_progress(self, progress: "Progress") -> None:
+        """Restore the state of optimizers, schedules and method."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(progress.optimizers[name])
+        self.method.load_state_dict(progress.method)
+        for name, state in progress.schedules.items():
+            self.schedules[name].load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and accuracy (0 to 1) over `count` samples."""
+
+    loss: float
+    accuracy: float
+    count: int
+
+
+@dataclass
+class Progress:
+    """How far a run has come: everything that resuming needs beside the network.
+
+    Attributes:
+        epoch: epochs finished.
+        history: one dict of metrics per epoch.
+        best: the network's state after the best epoch if a metric is monitored; epoch 0 is before the first.
+    """
+
+    epoch: int = 0
+    history: list[dict] = field(default_factory=list)
+    optimizers: dict = field(default_factory=dict)
+    generator: Tensor | None = None
+    random: dict = field(default_factory=dict)
+    method: dict = field(default_factory=dict)
+    schedules: dict = field(default_factory=dict)
+    best: dict | None = None
+    best_figure: float = math.inf
+    best_epoch: int = 0
+
+
+class Observer:
+    """What the caller of `fit` adds to an epoch."""
+
+    def metrics(self) -> dict:
+        """More metrics of the epoch that has just been validated."""
+        return {}
+
+    def after_epoch(self, progress: Progress) -> None:
+        """Log and save."""
+
+
+def train_step(
+    *,
+    network: nn.Module,
+    method: Method,
+    optimizers: Sequence[Optimizer],
+    inputs: Tensor,
+    labels: Tensor,
+    autocast: AbstractContextManager,
+    clip_grad_norm: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Take one step of gradient descent; returns the detached loss () and logits (B, classes).
+
+    Nothing here waits for the device or branches on the value of a tensor, so steps can be captured or
+    stacked (except for hooks that count steps, as gradual pruning does).
+
+    Args:
+        clip_grad_norm: clip the L2 norm of the gradients of everything that the first optimizer trains,
+            taken together, to this value (Pascanu et al. 2013). None disables clipping.
+    """
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    with autocast:
+        logits = method.select(network(inputs), labels)
+        loss = method.loss(logits, labels)
+    loss.backward()
+    method.after_backward()
+    if clip_grad_norm is not None:
+        _clip(optimizers[0], clip_grad_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+    method.after_step()
+    return loss.detach(), logits.detach()
+
+
+def _clip(optimizer: Optimizer, norm: float) -> None:
+    weights = [
+        weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None
+    ]
+    # A NaN norm must not spread: gradients of 0 times NaN would reach weights that other tasks own.
+    total = get_total_norm([weight.grad for weight in weights]).nan_to_num(nan=0.0)
+    clip_grads_with_norm_(weights, norm, total)
+
+
+def evaluate(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    autocast: AbstractContextManager,
+    method: Method | None = None,
+) -> Evaluation:
+    """Mean cross-entropy and accuracy of `network` in evaluation mode; its mode is restored afterwards.
+
+    Args:
+        method: selects among the logits if the network has more than the labels distinguish.
+    """
+    losses, hits, count = evaluation_sums(network, batches, autocast=autocast, method=method)
+    return Evaluation(loss=sum(losses.tolist()) / count, accuracy=sum(hits.tolist()) / count, count=count)
+
+
+@torch.no_grad()
+def evaluation_sums(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    autocast: AbstractContextManager,
+    method: Method | None = None,
+) -> tuple[Tensor, Tensor, int]:
+    """Sum of cross-entropies (batches,) and number of hits (batches,) on the device, and number of samples.
+
+    The host reads them once, at the end, instead of waiting for every batch.
+    """
+    training = network.training
+    network.eval()
+    losses, hits, count = [], [], 0
+    for inputs, labels in batches:
+        with autocast:
+            logits = network(inputs)
+        if method is not None:
+            logits = method.select(logits, labels)
+        losses.append(cross_entropy(logits.float(), labels, reduction="sum"))
+        hits.append((logits.argmax(dim=1) == labels).sum())
+        count += len(labels)
+    network.train(training)
+    return torch.stack(losses), torch.stack(hits), count
+
+
+def train_epoch(
+    network: nn.Module, *, learner: Learner, batches: Iterable[Batch], compute: Compute
+) -> tuple[float, float]:
+    """Train on `batches` once; returns the mean loss and the accuracy in training."""
+    network.train()
+    optimizers = tuple(learner.optimizers.values())
+    loss_sum = torch.zeros((), device=compute.device)
+    correct = torch.zeros((), dtype=torch.int64, device=compute.device)
+    count = 0
+    for inputs, labels in batches:
+        loss, logits = train_step(
+            network=network,
+            method=learner.method,
+            optimizers=optimizers,
+            inputs=inputs,
+            labels=labels,
+            autocast=compute.autocast,
+            clip_grad_norm=learner.clip_grad_norm,
+        )
+        loss_sum += loss * len(labels)
+        correct += (logits.argmax(dim=1) == labels).sum()
+        count += len(labels)
+    return loss_sum.item() / count, correct.item() / count
+
+
+def fit(
+    network: nn.Module,
+    *,
+    learner: Learner,
+    batches: Batches,
+    compute: Compute,
+    seed: int,
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+    title: str = "",
+    remedy: str = "lower the learning rate",
+) -> Progress:
+    """Train `network` until the learner's epochs are done or one of its schedules ends training.
+
+    Args:
+        seed: of the draws of batches and of torch's generators; ignored when resuming from `progress`.
+        title: of the progress bar and in messages.
+        remedy: what to do when a loss is no longer finite, for the message.
+
+    Returns:
+        The progress after the last epoch.
+
+    Raises:
+        Diverged: if a metric of an epoch is not finite and none is monitored.
+    """
+    observer = observer or Observer()
+    method, monitor = learner.method, learner.monitor
+    generator = torch.Generator()
+    method.before_task()
+    if progress is None:
+        progress = Progress(best=None if monitor is None else _snapshot(network))
+        generator.manual_seed(seed)
+        torch.manual_seed(seed)
+    else:
+        generator.set_state(progress.generator.cpu())
+        set_random_state(progress.random, compute.device)
+        learner.load_progress(progress)
+
+    for epoch in _with_bar(progress.epoch, learner.epochs, title=title):
+        if learner.finished:
+            break
+        learner.begin_epoch(epoch)
+        loss, accuracy = train_epoch(
+            network, learner=learner, batches=batches.epoch(generator), compute=compute
+        )
+        validation = evaluate(network, batches.validation(), autocast=compute.autocast, method=method)
+        row = {
+            "epoch": epoch,
+            "loss": loss,
+            "accuracy": accuracy,
+            "lr": learner.lr,
+            "val_loss": validation.loss,
+            "val_accuracy": validation.accuracy,
+            **observer.metrics(),
+        }
+        if monitor is None:
+            _require_finite(row, title=title, remedy=remedy)
+        else:
+            row = _keep_best(row, network=network, learner=learner, progress=progress, title=title)
+        progress.history.append(row)
+        progress.epoch = epoch
+        progress.optimizers = {name: value.state_dict() for name, value in learner.optimizers.items()}
+        progress.generator = generator.get_state()
+        progress.random = random_state(compute.device)
+        progress.method = method.state_dict()
+        progress.schedules = {name: value.state_dict() for name, value in learner.schedules.items()}
+        observer.after_epoch(progress)
+    if progress.best is not None:
+        network.load_state_dict(progress.best)
+        progress.best = None
+    method.after_task()
+    return progress
+
+
+def final_row(progress: Progress, *, monitor: str | None, title: str, remedy: str) -> dict:
+    """The row of the history whose metrics are the run's: the best epoch's if a metric is monitored.
+
+    Raises:
+        Diverged: if the monitored metric was finite in no epoch.
+    """
+    if monitor is None:
+        return progress.history[-1]
+    finite = [row for row in progress.history if row[monitor] is not None]
+    if not finite:
+        raise Diverged(f"{title}: the loss was not finite in any epoch: {remedy}")
+    return min(finite, key=lambda row: row[monitor])
+
+
+def _with_bar(done: int, epochs: int, *, title: str) -> Iterable[int]:
+    return tqdm(
+        range(done + 1, epochs + 1),
+        desc=title,
+        unit="epoch",
+        initial=done,
+        total=epochs,
+        disable=logs.hide_bar(),
+    )
+
+
+def _require_finite(row: dict, *, title: str, remedy: str) -> None:
+    # The validation loss, too: the last step of an epoch may break what no training loss has shown yet.
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Diverged(f"{title}: {name} is {value} in epoch {row['epoch']}: {remedy}")
+
+
+def _keep_best(
+    row: dict, *, network: nn.Module, learner: Learner, progress: Progress, title: str
+) -> dict:
+    """Keep the network's state if it is the best so far; return to the best state after a divergence.
+
+    Returns:
+        The row of the history; metrics that are not finite are None in it.
+    """
+    metric = row[learner.monitor] if math.isfinite(row["loss"]) else math.nan
+    if math.isfinite(metric):
+        if metric < progress.best_figure:
+            progress.best, progress.best_figure = _snapshot(network), metric
+            progress.best_epoch = row["epoch"]
+    else:
+        metric = math.inf
+        network.load_state_dict(progress.best)
+        logging.warning(
+            "%s: the loss is %s in epoch %d (%s: %s): returning to the best state so far and continuing with "
+            "the next lower learning rate",
+            *(title, row["loss"], row["epoch"], learner.monitor, row[learner.monitor]),
+        )
+        row = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+    for schedule in learner.schedules.values():
+        schedule.observe(metric)
+    return row
+
+
+def _snapshot(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
