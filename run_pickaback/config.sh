@@ -1,7 +1,7 @@
 # Every variable of the stages, with its default. Edit it here, or set it for one command:
 #     EPOCHS=10 JOBS=4 bash run_pickaback/baseline.sh cifar100
-# A table's own defaults, in config_<table>.sh, take precedence over these. A variable in the environment that
-# a stage cannot act on is refused.
+# A table's own defaults, in config_<table>.sh, take precedence over these. A stage refuses a variable in the
+# environment if neither it nor the rest of its run acts on it.
 # shellcheck shell=bash disable=SC2034
 
 # tasks and network

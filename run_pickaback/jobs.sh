@@ -77,8 +77,8 @@ fan_out() {
 }
 
 # find_unfinished COMMAND…: set fan_out's `todo` to the tasks that COMMAND reports as unfinished. One process
-# answers for all of them, since importing PyTorch for each takes seconds. If it fails, every task is to do:
-# the job itself then reports the error.
+# answers for all of them, since importing PyTorch for each takes seconds. If it fails, all tasks are
+# started: the jobs then report the error.
 find_unfinished() {
     local list log to_list from_list to_log from_log task
     local -a names

@@ -255,7 +255,7 @@ start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before t
         "device: ${GPUS:+GPUs }${GPUS:-$DEVICE}, protocol: $protocol"
 }
 
-start_sequence() { # ARGUMENTS…: the same for SPG, which learns a sequence of tasks in one process
+start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence of tasks in one process
     STAGE="SPG, learn a sequence of tasks in one network"
     positional "$@"
     ((${#GIVEN[@]} <= 1)) || usage_error "too many arguments: ${GIVEN[*]:1}"

@@ -39,7 +39,7 @@ if ((CONTROL)); then
             run_one bash "run_pickaback/$script.sh" "$CONFIG" "$targets"
         done
         if [[ $among == other ]]; then
-            echo "== controls: the same without the K/V transfer"
+            echo "== controls: the best backbone of the other modality, without the K/V transfer"
             KV_TRANSFER=0 run_one bash run_pickaback/w_backbone_MM.sh "$CONFIG" "$targets"
         fi
     done

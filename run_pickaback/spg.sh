@@ -6,8 +6,8 @@
 #   seq  sequence: digits_5 (default), cifar100_10, cifar100_20, tinyimagenet_10, tinyimagenet_20,
 #        imagenet_100, fceleba_10, fceleba_20, femnist_10, femnist_20
 #
-# APPR lists the approaches. The variables in run_pickaback/config.sh that spg.sh accepts can also be set in
-# the environment; any other is refused.
+# APPR lists the approaches. The variables of SPG in run_pickaback/config.sh can also be set in the
+# environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 start_sequence "$@"
