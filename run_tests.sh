@@ -3,13 +3,18 @@
 #
 # usage: bash run_tests.sh [pytest arguments]
 #
-# Makes .venv when missing; PYTHON=… uses that interpreter as it is.
-source "$(dirname "${BASH_SOURCE[0]}")/run_pickaback/lib.sh"
+# Creates .venv when missing; PYTHON=… uses that interpreter instead.
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    exit 0
+fi
+source "$(dirname "${BASH_SOURCE[0]}")/run_pickaback/python.sh"
+source run_pickaback/jobs.sh
+source run_pickaback/config.sh
 
-[[ ${1:-} != -h && ${1:-} != --help ]] || { usage; exit 0; }
 setup_python dev
 if [[ -n $PYTHON ]] && ! "$PYTHON_BIN" -m ruff --version >/dev/null 2>&1; then
-    echo "PYTHON=$PYTHON has no ruff: the style checks are left out"
+    echo "PYTHON=$PYTHON has no ruff: the style checks are skipped"
 else
     "$PYTHON_BIN" -m ruff check .
     "$PYTHON_BIN" -m ruff format --check .

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Time the search for one target's backbone over all other tasks, start-up included.
+# Time the search for one target's backbone among all other tasks, start-up included.
 #
 # usage: bash benchmarks/bench_search.sh [config] [target]
 #

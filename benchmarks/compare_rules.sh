@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Which rule for choosing a backbone helps? Every target at width 1.0 on the backbone that each rule picks.
+# Compare the rules for choosing a backbone: each target at width 1.0 on the backbone that each rule picks.
 #
 # usage: bash benchmarks/compare_rules.sh [config] [targets]
 #

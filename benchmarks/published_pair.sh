@@ -4,7 +4,7 @@
 #
 # usage: bash benchmarks/published_pair.sh FOLDER [SEED…]
 #
-#   FOLDER  of the published checkpoint-20.pth.tar: …/food_containers/gradual_prune/0.8
+#   FOLDER  holds the published checkpoint-20.pth.tar: …/food_containers/gradual_prune/0.8
 #
 # The published run (one seed) reached 0.716, 0.740 and 0.756 at width multipliers 1.0, 1.5 and 2.0.
 set -euo pipefail

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Stage 1: train a scratch network for every task and note its accuracy.
+# Stage 1: train a scratch network for every task and record its accuracy.
 #
 # usage: bash run_pickaback/baseline.sh [config] [tasks]
 #
-#   config  task table: digits (default), cifar100 or a .toml file of yours
+#   config  task table: digits (default), cifar100 or your own .toml file
 #   tasks   names, ids or ranges: 4  1-20  fish,14  all (default)
 #
-# Every other variable is in run_pickaback/config.sh and can be set in the environment.
+# The variables in run_pickaback/config.sh can also be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 start_stage "stage 1, scratch baseline of every task" "$@"

@@ -1,4 +1,4 @@
-# Defaults for the table digits_docs: a network and epochs that fit two cores (see config.sh for each variable).
+# Defaults for the table digits_docs: a network and a schedule that fit two cores (config.sh explains the variables).
 # shellcheck shell=bash disable=SC2034
 
 : "${ARCH:=perceiver_io}"

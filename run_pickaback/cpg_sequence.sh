@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# CPG: learn all tasks in sequence in one network (train, prune, choose, next), then evaluate every task.
+# CPG: learn all tasks in sequence in one network (train, prune, choose the ratio), then evaluate each.
 #
 # usage: bash run_pickaback/cpg_sequence.sh [config] [tasks]
 #
-#   config  task table: digits (default), cifar100 or a .toml file of yours
-#   tasks   names, ids or ranges, in the order of learning: 4  1-20  fish,14  all (default)
+#   config  task table: digits (default), cifar100 or your own .toml file
+#   tasks   names, ids or ranges, learned in this order: 4  1-20  fish,14  all (default)
 #
-# Scratch baselines that are missing are trained first, as baseline.sh does. Finished tasks are skipped.
-# Every other variable is in run_pickaback/config.sh and can be set in the environment.
+# Missing scratch baselines are trained first, as by baseline.sh. Finished tasks are skipped. The variables
+# in run_pickaback/config.sh can also be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-asked_jobs=$JOBS JOBS=1 # one process, so that it gets all cores unless THREADS says otherwise
+baseline_jobs=$JOBS JOBS=1 # the sequence is one process: by default it gets all cores
 start_stage "CPG sequence, all tasks in one network" "$@"
-JOBS=$asked_jobs run_one bash run_pickaback/baseline.sh "$CONFIG" "$TASKS"
+JOBS=$baseline_jobs run_one bash run_pickaback/baseline.sh "$CONFIG" "$TASKS"
 words "$SPARSITIES"
 sparsities=("${WORDS[@]}")
 words "$EXTRA_SEQUENCE_ARGS"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Stage 3-1: choose for every target the task whose network becomes its backbone.
+# Stage 3-1: choose the task whose network becomes the backbone, per target.
 #
 # usage: bash run_pickaback/find_backbone.sh [config] [targets]
 #
-#   config   task table: digits (default), cifar100 or a .toml file of yours
+#   config   task table: digits (default), cifar100 or your own .toml file
 #   targets  names, ids or ranges: 4  1-20  fish,14  all (default)
 #
-# BACKBONE is the rule (farthest, nearest, random) or a task. Every variable is in
-# run_pickaback/config.sh and can be set in the environment.
+# BACKBONE is a rule (farthest, nearest, random) or a task. The variables in run_pickaback/config.sh can
+# also be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-start_stage "stage 3-1, choose a backbone for every target" "$@"
+start_stage "stage 3-1, choose a backbone for each target" "$@"
 choice=(--select "$BACKBONE")
 if backbone_is_a_task; then
     choice=(--backbone "$BACKBONE")

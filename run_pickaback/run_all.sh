@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# All stages from 1 to 3-2, then a table of what the backbones gained.
+# All stages from 1 to 3-2, then a table of the gains from the backbones.
 #
 # usage: bash run_pickaback/run_all.sh [config] [tasks] [--control]
 #
-#   config     task table: digits (default), cifar100 or a .toml file of yours
+#   config     task table: digits (default), cifar100 or your own .toml file
 #   tasks      names, ids or ranges: 4  1-20  fish,14  all (default)
-#   --control  also train every target without a backbone at the width that it grew to
+#   --control  also train each target without a backbone, at its final width
 #
-# Finished work is skipped, so a run that was stopped goes on with the same command. Every other
-# variable is in run_pickaback/config.sh and can be set in the environment.
+# Finished work is skipped, so the same command resumes a stopped run. The variables in
+# run_pickaback/config.sh can also be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 REFUSALS=(--transfers no)
@@ -20,10 +20,10 @@ for script in baseline wo_backbone select_pruning_ratio_of_backbone find_backbon
     run_one bash "run_pickaback/$script.sh" "$CONFIG" "$TASKS"
 done
 if ((CONTROL)); then
-    echo "== controls: every target without a backbone at the width that it grew to"
+    echo "== controls: each target without a backbone, at its final width"
     for script in packnet_cifar100_main_normal.py CPG_cifar100_main_normal.py; do
         fan_out "$PYTHON_BIN" "$script" "${TRAINING_ARGS[@]}" --mode finetune --network_width_multiplier from_target \
             --candidates "$CANDIDATES"
     done
 fi
-run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "$CANDIDATES" --dataset "$(IFS=,; echo "${TASK_NAMES[*]}")"
+run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "$CANDIDATES" --dataset "$(joined_tasks)"

@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# All stages across modalities, from 1 to 3-2, then a table of what the backbones gained.
+# All stages across modalities, from 1 to 3-2, then a table of the gains from the backbones.
 #
 # usage: bash run_pickaback/run_all_MM.sh [config] [tasks] [--control]
 #
-#   config     task table: digits_docs (default), cifar_newsgroups or a .toml file of yours
+#   config     task table: digits_docs (default), cifar_newsgroups or your own .toml file
 #   tasks      names, ids or ranges: 4  1-20  fish,14  all (default)
-#   --control  also train every target on the best backbone of its own modality, on the best one of the
-#              other, and on that one without the K/V transfer
+#   --control  also train each target on the best backbone of its own modality, on the best one of the
+#              other modality, and on the latter without the K/V transfer
 #
-# Finished work is skipped, so a run that was stopped goes on with the same command. Every other
-# variable is in run_pickaback/config.sh and can be set in the environment; ARCH is perceiver_io here
-# unless set.
+# Finished work is skipped, so the same command resumes a stopped run. The variables in
+# run_pickaback/config.sh can also be set in the environment; ARCH defaults to perceiver_io here.
 : "${CONFIG:=digits_docs}" "${ARCH:=perceiver_io}"
 export ARCH
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -19,10 +18,10 @@ REFUSALS=(--transfers yes)
 parse_control "$@"
 start_stage "all stages across modalities, from scratch baselines to targets on their backbones" \
     ${REST[@]+"${REST[@]}"}
-((KV_TRANSFER)) || die "KV_TRANSFER=0 is for w_backbone_MM.sh: leave it out, and give --control to compare with it"
+((KV_TRANSFER)) || die "KV_TRANSFER=0 is for w_backbone_MM.sh: unset it, and give --control to compare with it"
 if ((CONTROL)); then
-    ! backbone_is_a_task || die "--control chooses backbones by their modality: leave BACKBONE=$BACKBONE out"
-    [[ ! $CANDIDATES =~ (^|,)(same|other)(,|$) ]] || die "--control runs all of same and other: leave them out of CANDIDATES"
+    ! backbone_is_a_task || die "--control chooses backbones by their modality: unset BACKBONE=$BACKBONE"
+    [[ ! $CANDIDATES =~ (^|,)(same|other)(,|$) ]] || die "--control runs both same and other: remove them from CANDIDATES"
 fi
 candidates_of_this_run
 leave_out_backbone
@@ -40,9 +39,9 @@ if ((CONTROL)); then
             run_one bash "run_pickaback/$script.sh" "$CONFIG" "$targets"
         done
         if [[ $among == other ]]; then
-            echo "== controls: the same without the K/V transfer"
+            echo "== controls: the best backbone of the other modality, without the K/V transfer"
             KV_TRANSFER=0 run_one bash run_pickaback/w_backbone_MM.sh "$CONFIG" "$targets"
         fi
     done
 fi
-run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "$pool" --dataset "$(IFS=,; echo "${TASK_NAMES[*]}")"
+run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "$pool" --dataset "$(joined_tasks)"

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Stage 3-2: train every target on its backbone, growing the network when it is too small.
+# Stage 3-2: train each target on its backbone; the network grows if it is too small.
 #
 # usage: bash run_pickaback/w_backbone.sh [config] [targets]
 #        bash run_pickaback/w_backbone.sh [config] --backbone TASK --target TARGETS
 #
-#   config             task table: digits (default), cifar100 or a .toml file of yours
+#   config             task table: digits (default), cifar100 or your own .toml file
 #   targets            names, ids or ranges: 4  1-20  fish,14  all (default)
-#   --backbone TASK    this backbone (a name or an id) instead of the one that stage 3-1 chose
-#   --target TARGETS   the target, with --backbone
+#   --backbone TASK    use this backbone (name or id) instead of the one chosen in stage 3-1
+#   --target TARGETS   the targets; required with --backbone
 #
-# Every other variable is in run_pickaback/config.sh and can be set in the environment.
+# The variables in run_pickaback/config.sh can also be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 REFUSALS=(--transfers no)
 parse_pair "$@"
-start_stage "stage 3-2, train every target on its backbone" ${REST[@]+"${REST[@]}"}
+start_stage "stage 3-2, train each target on its backbone" ${REST[@]+"${REST[@]}"}
 leave_out_backbone
 fan_out "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune \
     --candidates "$CANDIDATES" --backbone "${PAIR_BACKBONE:-from_csv}" \

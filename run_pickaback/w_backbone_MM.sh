@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Stage 3-2 across modalities: train every target, with its own K/V projection, on its backbone.
+# Stage 3-2 across modalities: train each target, with its own K/V projection, on its backbone.
 #
 # usage: bash run_pickaback/w_backbone_MM.sh [config] [targets]
 #        bash run_pickaback/w_backbone_MM.sh [config] --backbone TASK --target TARGETS
 #
-#   config             task table: digits_docs (default), cifar_newsgroups or a .toml file of yours
+#   config             task table: digits_docs (default), cifar_newsgroups or your own .toml file
 #   targets            names, ids or ranges: 4  1-20  fish,14  all (default)
-#   --backbone TASK    this backbone (a name or an id) instead of the one that stage 3-1 chose
-#   --target TARGETS   the target, with --backbone
+#   --backbone TASK    use this backbone (name or id) instead of the one chosen in stage 3-1
+#   --target TARGETS   the targets; required with --backbone
 #
-# CANDIDATES says which choice of stage 3-1 counts; KV_TRANSFER=0 leaves the transfer out. Every other
-# variable is in run_pickaback/config.sh and can be set in the environment; ARCH is perceiver_io here
-# unless set.
+# CANDIDATES selects among the choices of stage 3-1; KV_TRANSFER=0 skips the transfer (a control). The
+# variables in run_pickaback/config.sh can also be set in the environment; ARCH defaults to perceiver_io
+# here.
 : "${CONFIG:=digits_docs}" "${ARCH:=perceiver_io}"
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 REFUSALS=(--transfers yes)
 parse_pair "$@"
-start_stage "stage 3-2, train every target on its backbone across modalities" ${REST[@]+"${REST[@]}"}
+start_stage "stage 3-2, train each target on its backbone across modalities" ${REST[@]+"${REST[@]}"}
 leave_out_backbone
 transfer=()
 ((KV_TRANSFER)) || transfer+=(--no_kv_transfer)

@@ -1,4 +1,4 @@
-"""The bash layer, driven with a fake interpreter that only notes how it was called."""
+"""The bash layer, driven with a fake interpreter that only records how it was called."""
 
 import os
 import re
@@ -13,7 +13,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = REPOSITORY / "run_pickaback"
 
-# Answers the questions of lib.sh; any other command is noted as a `start` and an `end` line.
+# Answers the queries of the bash layer; any other command is logged as a `start` and an `end` line.
+# FAKE_FINISHED holds finished tasks, FAKE_UNFINISHED replaces the answer to --list_unfinished.
 FAKE_PYTHON = """#!/usr/bin/env bash
 case "$*" in
     "-c "*version_info*) echo "${FAKE_VERSION:-3.12}" ;;
@@ -32,8 +33,20 @@ case "$*" in
         exit 1 ;;
     "-m tools.list_tasks "*" --dataset ${FAKE_BACKBONE:-none}") echo "${FAKE_BACKBONE_NAME:-red}" ;;
     "-m tools.list_tasks "*) tr ' ' '\\n' <<<"${FAKE_TASKS:-red green blue}" ;;
+    *" --list_unfinished")
+        echo "list $$ $*" >>"$FAKE_LOG"
+        [[ -z ${FAKE_HANG:-} ]] || exec sleep 60
+        set -- "${@:1:$#-1}"
+        for task in ${!#//,/ }; do
+            if [[ " ${FAKE_FINISHED:-} " == *" $task "* ]]; then
+                echo "$task is finished: skipped" >&2
+            else
+                echo "${FAKE_UNFINISHED-$task}"
+            fi
+        done
+        exit "${FAKE_LIST_STATUS:-0}" ;;
     *)
-        echo "start $$ $* OMP=${OMP_NUM_THREADS:-} MMAP=${MALLOC_MMAP_THRESHOLD_:-}" >>"$FAKE_LOG"
+        echo "start $$ $* OMP=${OMP_NUM_THREADS:-}" >>"$FAKE_LOG"
         [[ -z ${FAKE_HANG:-} ]] || exec sleep 60
         sleep "${FAKE_SLEEP:-0}"
         echo "end $$" >>"$FAKE_LOG"
@@ -43,7 +56,7 @@ esac
 
 
 class Bash:
-    """Runs stage scripts in `folder` with nothing of the caller's configuration in the environment."""
+    """Runs stage scripts in `folder` without the caller's configuration in the environment."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -85,10 +98,14 @@ class Bash:
         """The commands started, without process ids."""
         return [line.split(" ", 2)[2] for line in self.lines() if line.startswith("start ")]
 
-    def wait_for_starts(self, count: int) -> list[int]:
-        """Process ids of the first `count` commands, once they have started."""
+    def queries(self) -> list[str]:
+        """The commands that only list the unfinished tasks, without process ids."""
+        return [line.split(" ", 2)[2] for line in self.lines() if line.startswith("list ")]
+
+    def wait_for(self, kind: str, count: int) -> list[int]:
+        """Process ids of the first `count` commands logged as `kind`, once they have started."""
         for _ in range(1000):
-            started = [int(line.split()[1]) for line in self.lines() if line.startswith("start ")]
+            started = [int(line.split()[1]) for line in self.lines() if line.startswith(f"{kind} ")]
             if len(started) >= count:
                 return started
             time.sleep(0.01)
@@ -101,7 +118,7 @@ def bash(tmp_path: Path) -> Bash:
 
 
 def value(command: str, flag: str) -> str:
-    """What follows `flag` in a noted command."""
+    """The word after `flag` in a logged command."""
     found = re.search(rf" {flag} (\S+)", command)
     assert found, f"{flag} not in {command}"
     return found.group(1)
@@ -121,12 +138,12 @@ def test_every_task_runs_once_and_at_most_jobs_at_a_time(bash: Bash) -> None:
 
     at_once = most = 0
     for line in bash.lines():
-        at_once += 1 if line.startswith("start ") else -1
+        at_once += {"start": 1, "end": -1, "list": 0}[line.split()[0]]
         most = max(most, at_once)
     assert most == 3
 
 
-def test_other_tasks_go_on_after_a_failure_which_is_named(bash: Bash) -> None:
+def test_other_tasks_continue_after_a_failure_which_is_named(bash: Bash) -> None:
     result = bash.run("baseline.sh", JOBS="1", FAKE_FAIL="red")
     assert result.returncode == 1
     assert [value(command, "--dataset") for command in bash.commands()] == ["red", "green", "blue"]
@@ -134,7 +151,7 @@ def test_other_tasks_go_on_after_a_failure_which_is_named(bash: Bash) -> None:
     assert "stage 1 stopped with exit status 1" in result.stdout
 
 
-def test_a_failure_is_noted_whichever_job_ends_first(bash: Bash) -> None:
+def test_a_failure_is_reported_for_any_order_of_ending(bash: Bash) -> None:
     tasks = " ".join(f"task{number}" for number in range(8))
     result = bash.run("baseline.sh", FAKE_TASKS=tasks, JOBS="8", FAKE_FAIL="task3")
     assert result.returncode == 1
@@ -147,34 +164,87 @@ def test_jobs_are_bound_to_the_gpus_in_turn(bash: Bash) -> None:
     assert devices == {"a": "cuda:0", "b": "cuda:3", "c": "cuda:0", "d": "cuda:3"}
 
 
-def test_a_freed_gpu_takes_the_next_task(bash: Bash) -> None:
+def test_a_freed_gpu_runs_the_next_task(bash: Bash) -> None:
     succeeded(bash.run("baseline.sh", GPUS="5", FAKE_TASKS="a b c"))
     assert [value(command, "--device") for command in bash.commands()] == ["cuda:5"] * 3
 
 
-def test_one_job_a_gpu_unless_said_otherwise(bash: Bash) -> None:
+def test_one_job_per_gpu_by_default(bash: Bash) -> None:
     result = bash.run("baseline.sh", GPUS="0 1 2")
     assert "jobs: 3," in result.stdout
 
 
 def test_threads_are_cores_over_jobs_and_pinned(bash: Bash) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # An OMP_NUM_THREADS of the user's must not change the number of cores that are counted.
+    # The user's OMP_NUM_THREADS must not change the number of cores counted.
     succeeded(bash.run("baseline.sh", JOBS="1", OMP_NUM_THREADS="1", FAKE_TASKS="a"))
     succeeded(bash.run("baseline.sh", JOBS="1000", FAKE_TASKS="a"))
     succeeded(bash.run("baseline.sh", JOBS="1000", THREADS="3", FAKE_TASKS="a"))
     threads = [value(command, "--threads") for command in bash.commands()]
     assert threads == [str(cores), "1", "3"]
     assert [re.search(r"OMP=(\d+)", command).group(1) for command in bash.commands()] == threads
-    assert all("MMAP=1073741824" in command for command in bash.commands())
+
+
+def test_finished_tasks_start_no_job(bash: Bash) -> None:
+    result = bash.run("baseline.sh", FAKE_FINISHED="red blue", FAKE_TASKS="red green blue")
+    succeeded(result)
+    assert [value(command, "--dataset") for command in bash.commands()] == ["green"]
+    assert "-- 1 of 1: green on auto" in result.stdout
+    assert result.stderr == "red is finished: skipped\nblue is finished: skipped\n"
+
+
+def test_a_stage_whose_tasks_are_all_finished_asks_once(bash: Bash) -> None:
+    arguments = {"FAKE_FINISHED": "red green blue", "SPARSITIES": "0.5"}
+    result = bash.run("wo_backbone.sh", **arguments)
+    succeeded(result)
+    assert not bash.commands()
+    (query,) = bash.queries()
+    assert query.endswith(" --target_sparsity 0.5 --dataset red,green,blue --list_unfinished")
+    assert "-- all 3 tasks are finished" in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("script", "number"), [("baseline.sh", signal.SIGTERM), ("baseline.sh", signal.SIGINT)]
+    "variables",
+    [
+        {"FAKE_LIST_STATUS": "2"},
+        {"FAKE_LIST_STATUS": "1", "FAKE_UNFINISHED": ""},
+        {"FAKE_UNFINISHED": "purple"},
+        {"FAKE_UNFINISHED": ""},
+    ],
 )
-def test_a_signal_stops_the_stage_and_its_jobs(bash: Bash, script: str, number: int) -> None:
-    stage = bash.start(script, JOBS="2", FAKE_HANG="1")
-    jobs = bash.wait_for_starts(2)
+def test_without_a_valid_list_of_unfinished_tasks_every_task_starts(
+    bash: Bash, variables: dict[str, str]
+) -> None:
+    result = bash.run("baseline.sh", JOBS="1", FAKE_FINISHED="red", **variables)
+    succeeded(result)
+    assert [value(command, "--dataset") for command in bash.commands()] == ["red", "green", "blue"]
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("variables", [{"OVERWRITE": "1"}, {"FAKE_TASKS": "red"}])
+def test_a_single_task_or_overwrite_needs_no_list(bash: Bash, variables: dict[str, str]) -> None:
+    succeeded(bash.run("baseline.sh", FAKE_FINISHED="red", **variables))
+    assert bash.commands() and not bash.queries()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_list_of_unfinished_tasks(bash: Bash, number: int) -> None:
+    (bash.folder / "tmp").mkdir()
+    stage = bash.start("baseline.sh", FAKE_HANG="1", TMPDIR=str(bash.folder / "tmp"))
+    (query,) = bash.wait_for("list", 1)
+    stage.send_signal(number)
+    stage.communicate(timeout=10)
+    assert stage.returncode == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(query, 0)
+    assert not bash.commands()
+    assert not list((bash.folder / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_stage_and_its_jobs(bash: Bash, number: int) -> None:
+    stage = bash.start("baseline.sh", JOBS="2", FAKE_HANG="1", OVERWRITE="1")
+    jobs = bash.wait_for("start", 2)
     stage.send_signal(number)
     stage.communicate(timeout=10)
     assert stage.returncode == 128 + number
@@ -185,8 +255,8 @@ def test_a_signal_stops_the_stage_and_its_jobs(bash: Bash, script: str, number: 
 
 
 def test_a_signal_to_run_all_stops_the_jobs_of_its_stage(bash: Bash) -> None:
-    run_all = bash.start("run_all.sh", JOBS="2", FAKE_HANG="1")
-    jobs = bash.wait_for_starts(2)
+    run_all = bash.start("run_all.sh", JOBS="2", FAKE_HANG="1", OVERWRITE="1")
+    jobs = bash.wait_for("start", 2)
     run_all.send_signal(signal.SIGTERM)
     output, _ = run_all.communicate(timeout=10)
     assert run_all.returncode == 143, output
@@ -195,7 +265,7 @@ def test_a_signal_to_run_all_stops_the_jobs_of_its_stage(bash: Bash) -> None:
             os.kill(job, 0)
 
 
-# What the stages hand to Python.
+# What the stages pass to Python.
 
 
 def test_variables_of_the_environment_reach_the_command(bash: Bash) -> None:
@@ -213,7 +283,7 @@ def test_variables_of_the_environment_reach_the_command(bash: Bash) -> None:
     expected = {
         **{"--arch": "resnet50", "--dataset_config": "cifar100", "--seed": "7", "--protocol": "heldout"},
         **{"--data_root": "data", "--logs_root": "/logs", "--run": "mine", "--precision": "bf16"},
-        # A relative path in the environment counts from where the user is.
+        # A relative path in the environment starts at the user's folder.
         **{"--checkpoints_root": str(bash.folder / "kept"), "--device": "cpu", "--mode": "finetune"},
         "--text_encoder": "bert-base-uncased",
         **{"--epochs": "3", "--batch_size": "8", "--lr": "0.5", "--weight_decay": "0", "--lr_mask": "*"},
@@ -222,15 +292,24 @@ def test_variables_of_the_environment_reach_the_command(bash: Bash) -> None:
     assert " --overwrite " in command
 
 
-def test_a_table_of_the_users_own_counts_from_where_the_user_is(bash: Bash) -> None:
+def test_a_relative_path_of_a_table_starts_at_the_users_folder(bash: Bash) -> None:
     (bash.folder / "mine.toml").touch()
     succeeded(bash.run("baseline.sh", "mine.toml"))
     assert value(bash.commands()[0], "--dataset_config") == str(bash.folder / "mine.toml")
 
 
-def test_what_is_not_asked_for_is_not_passed(bash: Bash) -> None:
+def test_flags_are_passed_only_on_request(bash: Bash) -> None:
     succeeded(bash.run("baseline.sh"))
-    assert not re.search(r"--(overwrite|run)\b", bash.commands()[0])
+    assert not re.search(r"--(overwrite|run|nondeterministic)\b", bash.commands()[0])
+
+
+def test_the_machine_variables_reach_the_commands_that_compute(bash: Bash) -> None:
+    for script in ("baseline.sh", "find_backbone.sh", "spg.sh"):
+        succeeded(bash.run(script, PRECISION="tf32", NONDETERMINISTIC="1", FAKE_TASKS="red"))
+        command = bash.commands()[-1]
+        assert value(command, "--precision") == "tf32" and " --nondeterministic " in command
+    succeeded(bash.run("select_pruning_ratio_of_backbone.sh", NONDETERMINISTIC="1"))
+    assert "--nondeterministic" not in bash.commands()[-1]
 
 
 def test_one_process_trains_and_prunes_a_task_to_all_ratios(bash: Bash) -> None:
@@ -256,7 +335,7 @@ def test_the_rule_or_a_task_decides_the_backbone(bash: Bash, backbone: str, expe
     assert f" {expected} --candidates 1-4 --max_iterations 0 " in bash.commands()[0]
 
 
-def test_targets_take_the_backbones_of_the_csv(bash: Bash) -> None:
+def test_targets_use_the_backbones_in_the_csv(bash: Bash) -> None:
     succeeded(bash.run("w_backbone.sh", "cifar100", "2", MAX_WIDTH="1.5"))
     assert " --backbone from_csv --max_allowed_network_width_multiplier 1.5 " in bash.commands()[0]
 
@@ -295,7 +374,7 @@ def test_run_all_trains_the_controls_before_the_report(bash: Bash) -> None:
     assert report.startswith("-m tools.report ")
 
 
-def test_a_task_that_is_the_backbone_of_all_is_no_target_itself(bash: Bash) -> None:
+def test_a_task_that_is_the_backbone_of_all_is_not_a_target(bash: Bash) -> None:
     names = {"BACKBONE": "2", "FAKE_BACKBONE": "2", "FAKE_BACKBONE_NAME": "green", "JOBS": "1"}
     for stage in ("find_backbone.sh", "w_backbone.sh"):
         succeeded(bash.run(stage, **names))
@@ -305,7 +384,7 @@ def test_a_task_that_is_the_backbone_of_all_is_no_target_itself(bash: Bash) -> N
 def test_run_all_refuses_a_single_task_before_it_trains_anything(bash: Bash) -> None:
     result = bash.run("run_all.sh", "digits", "2", FAKE_TASKS="red")
     assert result.returncode == 1
-    assert "a single task has no other to be its backbone" in result.stderr
+    assert "a single task has no other task as its backbone" in result.stderr
     assert not bash.log.exists() or not bash.commands()
 
 
@@ -327,7 +406,7 @@ def test_the_sequence_follows_the_baselines_in_one_process(bash: Bash) -> None:
     assert value(sequence, "--device") == "cuda:2"
 
 
-# What would only be refused at the end, after everything before it was trained.
+# What would otherwise be refused only after the earlier stages have trained.
 
 
 @pytest.mark.parametrize(
@@ -344,7 +423,7 @@ def test_the_sequence_follows_the_baselines_in_one_process(bash: Bash) -> None:
         ("baseline.sh", {"SIZE": "huge"}, "--size huge"),
     ],
 )
-def test_what_a_later_stage_refuses_is_told_once_before_any_job(
+def test_what_a_later_stage_refuses_is_reported_once_before_any_job(
     bash: Bash, script: str, variables: dict[str, str], refused: str
 ) -> None:
     result = bash.run(script, **variables, FAKE_REFUSED=refused)
@@ -368,7 +447,7 @@ def test_a_backbone_that_is_the_only_target_is_refused_in_one_line(
     names = {"FAKE_TASKS": "red", "FAKE_BACKBONE": "4", "FAKE_BACKBONE_NAME": "red"}
     result = bash.run(script, *arguments, **variables, **names)
     assert result.returncode == 1
-    assert result.stderr == "error: backbone and target are the same task, red: give another of them\n"
+    assert result.stderr == "error: backbone and target are the same task, red: choose two different ones\n"
     assert not bash.commands()
 
 
@@ -390,18 +469,18 @@ def test_run_all_mm_runs_the_stages_in_order_then_reports(bash: Bash) -> None:
     assert " --candidates 4,14 --dataset red,green --backbone from_csv " in f"{commands[4]} "
 
 
-def test_run_all_mm_runs_digits_docs_small_unless_told_otherwise(bash: Bash) -> None:
+def test_run_all_mm_runs_a_small_network_on_digits_docs_by_default(bash: Bash) -> None:
     succeeded(bash.run("run_all_MM.sh", EPOCHS="7", FAKE_TASKS="red green", JOBS="1"))
     commands = bash.commands()
     assert {value(command, "--dataset_config") for command in commands} == {"digits_docs"}
     assert {value(command, "--size") for command in commands} == {"tiny"}
     assert value(commands[0], "--epochs") == "7"
-    # A stage alone takes what the run took.
+    # A stage by itself uses the same defaults.
     succeeded(bash.run("wo_backbone.sh", "digits_docs", EPOCHS="7", FAKE_TASKS="red", JOBS="1"))
     assert bash.commands()[-1].split(" OMP=")[0] == commands[2].split(" OMP=")[0].replace("green", "red")
 
 
-def test_the_controls_choose_by_modality_and_leave_the_transfer_out(bash: Bash) -> None:
+def test_the_controls_choose_by_modality_and_skip_the_transfer(bash: Bash) -> None:
     succeeded(bash.run("run_all_MM.sh", "--control", FAKE_TASKS="red green", JOBS="1"))
     *_, report = commands = bash.commands()
     assert report.startswith("-m tools.report ")
@@ -425,13 +504,13 @@ def test_controls_that_contradict_the_choice_are_refused(bash: Bash, variables: 
     assert not bash.commands()
 
 
-def test_a_run_of_all_stages_has_the_transfer(bash: Bash) -> None:
+def test_a_run_of_all_stages_refuses_to_skip_the_transfer(bash: Bash) -> None:
     result = bash.run("run_all_MM.sh", KV_TRANSFER="0")
     assert result.returncode == 1 and result.stderr.startswith("error: KV_TRANSFER=0 ")
     assert not bash.commands()
 
 
-def test_a_pair_is_transferred_and_trained_whatever_the_csv_says(bash: Bash) -> None:
+def test_a_pair_takes_precedence_over_the_csv_across_modalities(bash: Bash) -> None:
     pair = ("digits_docs", "--backbone", "4", "--target", "1")
     names = {"FAKE_TASKS": "red", "FAKE_BACKBONE": "4", "FAKE_BACKBONE_NAME": "blue"}
     succeeded(bash.run("transfer_kv.sh", *pair, **names))
@@ -481,7 +560,8 @@ def test_half_a_pair_is_wrong_usage(bash: Bash) -> None:
         ({"JOBS": "0"}, "JOBS=0 must be"),
         ({"THREADS": "x"}, "THREADS=x must be"),
         ({"OVERWRITE": "yes"}, "OVERWRITE=yes must be"),
-        ({"GPUS": "0,1"}, 'GPUS="0,1" is no list'),
+        ({"NONDETERMINISTIC": "true"}, "NONDETERMINISTIC=true must be"),
+        ({"GPUS": "0,1"}, 'GPUS="0,1" is not a list'),
         ({"GPUS": "0", "DEVICE": "cpu"}, "contradict"),
     ],
 )
@@ -500,7 +580,10 @@ def test_bad_variables_are_refused_in_one_line(bash: Bash, variables: dict[str, 
 def test_an_old_interpreter_is_refused_in_one_line(bash: Bash, version: str) -> None:
     result = bash.run("baseline.sh", FAKE_VERSION=version)
     assert result.returncode == 1
-    assert result.stderr == f"error: PYTHON={bash.python} is Python {version}: name a Python 3.11 or later\n"
+    assert (
+        result.stderr
+        == f"error: PYTHON={bash.python} is Python {version}: set it to a Python 3.11 or later\n"
+    )
 
 
 def test_a_missing_interpreter_is_refused_in_one_line(bash: Bash) -> None:
@@ -543,16 +626,16 @@ def test_dependencies_are_installed_once(checkout: Bash) -> None:
     assert len(checkout.lines()) == 2
 
     succeeded(install(checkout, "dev"))
-    assert len(checkout.lines()) == 3, "the development tools are still to be installed"
+    assert len(checkout.lines()) == 3, "the development tools are missing"
     with (checkout.folder / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
     succeeded(install(checkout, "dev"))
     assert len(checkout.lines()) == 4
     succeeded(install(checkout))
-    assert len(checkout.lines()) == 4, "the development tools bring the rest along"
+    assert len(checkout.lines()) == 4, "the development tools include the rest"
 
 
-def test_a_killed_installation_is_made_anew(checkout: Bash) -> None:
+def test_a_killed_installation_starts_from_scratch(checkout: Bash) -> None:
     succeeded(install(checkout))
     (checkout.folder / ".venv" / ".installing").touch()
     (checkout.folder / ".venv" / ".installed-base").unlink()
@@ -561,7 +644,7 @@ def test_a_killed_installation_is_made_anew(checkout: Bash) -> None:
     assert not (checkout.folder / ".venv" / ".installing").exists()
 
 
-def test_a_failed_installation_is_tried_again(checkout: Bash) -> None:
+def test_a_failed_installation_is_repeated(checkout: Bash) -> None:
     failed = install(checkout, FAKE_PIP_STATUS="1")
     assert failed.returncode == 1
     assert "installing the dependencies failed" in failed.stderr
@@ -569,7 +652,7 @@ def test_a_failed_installation_is_tried_again(checkout: Bash) -> None:
     assert [line.split()[1] for line in checkout.lines()] == ["venv", "pip", "pip"]
 
 
-@pytest.mark.skipif(shutil.which("flock") is None, reason="without flock nothing locks")
+@pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
 def test_two_stages_started_at_once_install_once(checkout: Bash) -> None:
     environment = {
         "PYTHON": "",
@@ -624,3 +707,142 @@ def test_spg_without_an_argument_learns_digits_and_refuses_two(bash: Bash) -> No
     assert value(command, "--threads") == "1" and "--overwrite" in command
     assert bash.run("spg.sh", "digits_5", "cifar100_10").returncode == 2
     assert "usage: bash run_pickaback/spg.sh" in bash.run("spg.sh", "-h").stdout
+
+
+def test_spg_gets_an_architecture_only_from_the_environment(bash: Bash) -> None:
+    succeeded(bash.run("spg.sh"))
+    succeeded(bash.run("spg.sh", ARCH="resnet18"))
+    default, chosen = bash.commands()
+    assert "--arch" not in default
+    assert value(chosen, "--arch") == "resnet18"
+
+
+def test_spg_accepts_a_name_for_a_single_run(bash: Bash) -> None:
+    succeeded(bash.run("spg.sh", RUN="mine", APPR="ncl"))
+    (command,) = bash.commands()
+    assert value(command, "--run") == "mine"
+    for several in ({"TRIALS": "2"}, {"APPR": "one spg"}):
+        result = bash.run("spg.sh", RUN="mine", **several)
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: RUN=mine names a single run: ")
+    assert len(bash.commands()) == 1
+
+
+# Variables that a stage cannot act on.
+
+
+ALL_STAGES = {path.stem for path in STAGES.glob("*.sh") if os.access(path, os.X_OK)}
+
+
+def accepted() -> dict[str, set[str]]:
+    """The stages that accept each variable, by the table in lib.sh."""
+    rows = subprocess.run(
+        ["bash", "-c", 'source run_pickaback/lib.sh; printf "%s\\n" "${ACCEPTED_BY[@]//$\'\\n\'/ }"'],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pairs = [row.split(":") for row in rows.stdout.splitlines()]
+    return {name: set(stages.split()) for names, stages in pairs for name in names.split()}
+
+
+def test_the_table_covers_every_variable_and_stage() -> None:
+    variables = re.findall(r'^: "\$\{(\w+):=', (STAGES / "config.sh").read_text(), re.MULTILINE)
+    assert set(accepted()) == set(variables)
+    assert set.union(*accepted().values()) == ALL_STAGES
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "message"),
+    [
+        (
+            "spg.sh",
+            {"LR": "0.1"},
+            'LR=0.1 has no effect in spg.sh: unset it, or give EXTRA_SPG_ARGS="--lr 0.1"',
+        ),
+        ("spg.sh", {"EPOCHS": "100"}, 'unset it, or give EXTRA_SPG_ARGS="--epochs 100"'),
+        ("spg.sh", {"GPUS": "2 3"}, 'GPUS="2 3" has no effect in spg.sh: unset it, or give DEVICE=cuda:2'),
+        ("spg.sh", {"JOBS": "2"}, "JOBS=2 has no effect in spg.sh: unset it "),
+        ("spg.sh", {"CONFIG": "cifar100"}, "unset it, or name a sequence in SEQ"),
+        ("spg.sh", {"EXTRA_ARGS": "--clip 3"}, 'unset it, or give EXTRA_SPG_ARGS="--clip 3"'),
+        ("w_backbone.sh", {"KV_TRANSFER": "0"}, "KV_TRANSFER=0 has no effect in w_backbone.sh: unset it "),
+        ("run_all.sh", {"TRIALS": "3"}, "TRIALS=3 has no effect in run_all.sh: unset it "),
+        ("cpg_sequence.sh", {"BACKBONE": "nearest"}, "BACKBONE=nearest has no effect in cpg_sequence.sh: "),
+        (
+            "baseline.sh",
+            {"EXTRA_SEQUENCE_ARGS": "--x"},
+            "EXTRA_SEQUENCE_ARGS=--x has no effect in baseline.sh",
+        ),
+    ],
+)
+def test_variables_without_an_effect_are_refused_in_one_line(
+    bash: Bash, script: str, variables: dict[str, str], message: str
+) -> None:
+    result = bash.run(script, **variables)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not bash.commands()
+
+
+def test_every_variable_without_an_effect_is_named(bash: Bash) -> None:
+    result = bash.run("spg.sh", LR="0.1", PROTOCOL="heldout", MAX_WIDTH="", SEED="2")
+    assert result.returncode == 1
+    assert sorted(re.findall(r"error: (\w+)=", result.stderr)) == ["LR", "PROTOCOL"]
+
+
+@pytest.mark.parametrize("script", ["run_all.sh", "run_all_MM.sh", "cpg_sequence.sh"])
+def test_the_stages_of_a_run_accept_the_variables_of_the_run(bash: Bash, script: str) -> None:
+    known = {
+        **{
+            "BACKBONE": "nearest",
+            "CANDIDATES": "1-3",
+            "EXTRA_SEARCH_ARGS": "--epsilon 1",
+            "KV_TRANSFER": "1",
+        },
+        **{"EXTRA_SEQUENCE_ARGS": "--x", "MAX_WIDTH": "1.5", "SPARSITIES": "0.5", "PRUNE_EPOCHS": "1"},
+        **{"ALLOW_ACC_LOSS": "0", "SEED": "2", "RUN": "mine", "PRECISION": "bf16", "EPOCHS": "1"},
+    }
+    variables = {name: text for name, text in known.items() if script[:-3] in accepted()[name]}
+    succeeded(bash.run(script, **variables, JOBS="1"))
+    assert len(bash.commands()) > 1
+
+
+def test_settings_exported_once_serve_every_stage_of_a_run(bash: Bash) -> None:
+    shared = {"EPOCHS": "1", "SPARSITIES": "0.5", "MAX_WIDTH": "1.0", "CANDIDATES": "1-3", "JOBS": "1"}
+    for stage in ALL_STAGES - {"spg", "cpg_sequence", "run_all", "run_all_MM"}:
+        succeeded(bash.run(f"{stage}.sh", **shared))
+
+
+def test_a_variable_edited_in_config_is_not_refused(checkout: Bash) -> None:
+    config = checkout.folder / "run_pickaback" / "config.sh"
+    config.write_text(config.read_text().replace("${LR:=0.01}", "${LR:=0.1}"))
+    result = subprocess.run(
+        ["bash", checkout.folder / "run_pickaback" / "spg.sh"],
+        env=checkout.environment(PYTHON=str(checkout.folder / "bin" / "python3.12")),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    succeeded(result)
+    assert len(checkout.commands()) == 1
+
+
+# Files outside of git.
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_git_ignores_outputs_and_data_but_not_the_sources(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / ".gitignore", tmp_path)
+    kept = ["checkpoints/README.md", "logs/README.md", "data/sources/digits.py", "data/tables.py"]
+    ignored = ["checkpoints/lenet5/seed1/x", "logs/lenet5/y.txt", "data/cifar100_org/a.png", "data/a.zip"]
+    for name in (*kept, *ignored):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    shown = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert sorted(shown.stdout.split()) == sorted([".gitignore", *kept])

@@ -1,0 +1,114 @@
+# Processes: the only place where tasks become processes, and where a signal stops them. Sourced.
+# shellcheck shell=bash
+
+# Children run in the background, so that a signal reaches this script at once. It then stops them itself:
+# an interactive Ctrl-C does not reach background children.
+stop() { # SIGNAL NUMBER
+    trap '' INT TERM HUP
+    local -a children
+    mapfile -t children < <(jobs -rp)
+    kill -TERM ${children[@]+"${children[@]}"} 2>/dev/null || true
+    wait
+    exit $((128 + $1))
+}
+trap 'stop 1' HUP
+trap 'stop 2' INT
+trap 'stop 15' TERM
+
+run_one() { # COMMAND…: run it and wait
+    "$@" &
+    wait $!
+}
+
+joined_tasks() { # print TASK_NAMES, separated by commas
+    local IFS=,
+    echo "${TASK_NAMES[*]}"
+}
+
+in_one_process() { # COMMAND…: run it once for all of TASK_NAMES, on the first of GPUS or on DEVICE
+    local device=$DEVICE
+    local -a gpus
+    read -ra gpus <<<"$GPUS"
+    ((${#gpus[@]} == 0)) || device=cuda:${gpus[0]}
+    OMP_NUM_THREADS=$THREADS run_one "$@" --dataset "$(joined_tasks)" --device "$device" --threads "$THREADS"
+}
+
+# fan_out COMMAND…: run COMMAND for every unfinished task of TASK_NAMES, JOBS at a time, each with --dataset,
+# --device and --threads appended. If one fails, the others continue.
+#
+# To run the tasks under Slurm, replace the line that starts a job by
+# `srun --ntasks 1 --gpus 1 --cpus-per-task "$THREADS" …`, which keeps JOBS, failures and signals as they are,
+# or replace the loop by one `sbatch --wait --array`.
+fan_out() {
+    local -a gpus=() todo=() running=() failed=()
+    local -A task_of=()
+    local task slot device begun=0
+    read -ra gpus <<<"$GPUS"
+    find_unfinished "$@"
+    if ((${#todo[@]} == 0)); then
+        echo "-- all ${#TASK_NAMES[@]} tasks are finished"
+        return
+    fi
+    # Epoch lines of several tasks in one stream are unreadable: they go to each task's log only.
+    ((JOBS == 1)) || export TASKS_SIDE_BY_SIDE=1
+    for task in "${todo[@]}"; do
+        while ((${#running[@]} >= JOBS)); do
+            await_a_job
+        done
+        slot=0
+        while [[ -n ${running[slot]:-} ]]; do
+            slot=$((slot + 1))
+        done
+        device=$DEVICE
+        ((${#gpus[@]} == 0)) || device=cuda:${gpus[slot % ${#gpus[@]}]}
+        begun=$((begun + 1))
+        echo "-- $begun of ${#todo[@]}: $task on $device"
+        OMP_NUM_THREADS=$THREADS "$@" --dataset "$task" --device "$device" --threads "$THREADS" &
+        running[slot]=$!
+        task_of[$slot]=$task
+    done
+    while ((${#running[@]})); do
+        await_a_job
+    done
+    ((${#failed[@]} == 0)) && return
+    echo "error: ${#failed[@]} of ${#todo[@]} tasks failed: ${failed[*]}. See the lines above; the same command" \
+        "runs these again and skips the finished ones" >&2
+    return 1
+}
+
+# find_unfinished COMMAND…: set fan_out's `todo` to the tasks that COMMAND reports as unfinished. One process
+# answers for all of them, since importing PyTorch for each takes seconds. If it fails, all tasks are
+# started: the jobs then report the error.
+find_unfinished() {
+    local list log to_list from_list to_log from_log task
+    local -a names
+    todo=("${TASK_NAMES[@]}")
+    ((${#todo[@]} > 1)) && [[ $OVERWRITE == 0 ]] || return 0
+    list=$(mktemp) && log=$(mktemp)
+    exec {to_list}>"$list" {from_list}<"$list" {to_log}>"$log" {from_log}<"$log"
+    rm -f "$list" "$log" # the open descriptors suffice, and a signal leaves nothing behind
+    if OMP_NUM_THREADS=$THREADS run_one "$@" --dataset "$(joined_tasks)" --list_unfinished \
+        1>&"$to_list" 2>&"$to_log"; then
+        mapfile -t names <&"$from_list"
+        todo=()
+        for task in "${TASK_NAMES[@]}"; do
+            [[ " ${names[*]-} " != *" $task "* ]] || todo+=("$task")
+        done
+        if ((${#todo[@]} == ${#names[@]})); then
+            cat <&"$from_log" >&2
+        else # a name that was not requested: the answer cannot be trusted
+            todo=("${TASK_NAMES[@]}")
+        fi
+    fi
+    exec {to_list}>&- {from_list}<&- {to_log}>&- {from_log}<&-
+}
+
+await_a_job() { # for fan_out, whose variables it uses: wait until a job ends and free its slot
+    local slot
+    wait -n || true
+    for slot in "${!running[@]}"; do
+        kill -0 "${running[slot]}" 2>/dev/null && continue
+        wait "${running[slot]}" || failed+=("${task_of[$slot]}")
+        unset "running[slot]"
+    done
+}
