@@ -98,7 +98,7 @@ class SequenceRun:
         self.device = resolve_device(args.device)
         self.autocast = autocast(self.device, args.precision)
         run = args.run or Paths.sequence_run_name(
-            sequence=args.seq, approach=self.approach, seed=seed, backbone=args.backbone
+            sequence=args.seq, approach=self.approach, seed=seed, arch=args.backbone
         )
         if decide_on == "validation":
             run = Paths.tuning_run_name(run, dropout=self.dropout)
@@ -401,7 +401,7 @@ class SequenceRun:
         if self.approach == "one" or self.decide_on != "test":
             return None
         run = Paths.sequence_run_name(
-            sequence=self.args.seq, approach="one", seed=self.seed, backbone=self.args.backbone
+            sequence=self.args.seq, approach="one", seed=self.seed, arch=self.args.backbone
         )
         path = Paths(
             checkpoints=self.paths.checkpoints, logs=self.paths.logs, data=self.paths.data, run=run
