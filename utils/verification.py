@@ -35,7 +35,7 @@ def best_threshold(pairs: Sequence[tuple[float, bool]]) -> float:
     """
     ordered = sorted(pairs)
     bounds = [value for value, _ in ordered[1:]] + [math.inf]
-    # At -∞ every pair is classified as the same; passing a similarity turns that pair into a different one.
+    # At -∞ every pair counts as the same; each similarity that the threshold passes makes one more differ.
     right = most = sum(truth for _, truth in ordered)
     best = -math.inf
     for (value, truth), above in zip(ordered, bounds, strict=True):
