@@ -24,6 +24,7 @@ from tools.cpg_run import CPGRun
 from tools.learning import EpochReport
 from tools.task_run import TaskRun
 from utils import arguments, errors
+from utils.runtime import reuse_memory, set_numerics, set_threads
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=arguments.positive_int, default=1, help="CPU threads.")
     parser.add_argument("--device", default="cpu", help="Device to run on.")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    set_threads(args.threads)
+    reuse_memory()
+    set_numerics(precision="fp32")
     cases = {
         "stage 1, PackNet's LeNet-5": (parse_packnet, PackNetRun, PLAIN, "plain", []),
         "stage 2-1, CPG's LeNet-5": (parse_cpg, CPGRun, SHARABLE, "sharable", []),

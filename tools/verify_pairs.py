@@ -23,10 +23,10 @@ from data.images import decode_image
 from data.loading import Normaliser
 from models.network import Network
 from tools.export_task import read_exported
-from utils import arguments, errors, logs
+from utils import arguments, errors
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.runtime import autocast, resolve_device, set_threads
+from utils.runtime import autocast, resolve_device, set_up_process
 from utils.verification import fold_accuracies, true_accept_rate
 
 
@@ -40,8 +40,7 @@ class Pair(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    logs.to_terminal()
-    set_threads(args.threads)
+    set_up_process(threads=args.threads, precision=args.precision, nondeterministic=False)
     folds, pairs = read_pairs(args.pairs)
     network, card = read_exported(args.network)
     if card["modality"] != "image":

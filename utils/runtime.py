@@ -27,17 +27,18 @@ def set_up_process(*, threads: int, precision: str, nondeterministic: bool) -> N
 
 
 def set_numerics(*, precision: str, nondeterministic: bool = False) -> None:
-    """Set how CUDA devices compute in fp32, and whether cuDNN is deterministic.
+    """Set the fp32 precision and the determinism of CUDA operations, for the whole process.
 
-    PyTorch's defaults run fp32 convolutions in TF32 but fp32 matrix products not, and let cuDNN pick
-    algorithms that give different weights in every run. These settings are global. They change nothing on
-    a CPU, and of what runs on a GPU they cover cuBLAS and cuDNN alone.
+    By default, PyTorch runs fp32 convolutions in TF32 but fp32 matrix products in full precision, and cuDNN
+    may use non-deterministic algorithms, so that one seed gives different weights in every run. Operations
+    outside cuDNN stay as they are: the backward pass of fused attention, for one, is not deterministic.
+    Nothing changes on a CPU.
 
     Args:
-        precision: one of `PRECISIONS`. `fp32` computes in full fp32, `tf32` allows TF32 for matrix products,
-            convolutions and recurrent layers. `bf16` leaves to `autocast` what runs in bfloat16, and
-            computes the rest in full fp32.
-        nondeterministic: let cuDNN autotune and use non-deterministic algorithms, for speed.
+        precision: one of `PRECISIONS`. With `fp32`, matrix products, convolutions and recurrent layers run
+            in full precision; with `tf32`, they may use TF32. With `bf16`, `autocast` runs most operations
+            in bfloat16, and the others run in full precision.
+        nondeterministic: let cuDNN autotune and use non-deterministic algorithms, which is faster.
 
     Raises:
         ValueError: if `precision` is unknown.
@@ -45,8 +46,8 @@ def set_numerics(*, precision: str, nondeterministic: bool = False) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: use one of {', '.join(PRECISIONS)}")
     tf32 = precision == "tf32"
-    # Both of PyTorch's interfaces are set: torch.export reads the older one, and raises where they disagree.
-    with warnings.catch_warnings(action="ignore"):  # some versions announce the end of the older one
+    # torch.export reads PyTorch's older flags, and raises if they contradict fp32_precision. So set both.
+    with warnings.catch_warnings(action="ignore"):  # some versions warn that the older flags are deprecated
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
     for operations in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
