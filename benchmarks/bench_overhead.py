@@ -1,13 +1,13 @@
-"""Time a training step of CPG's version of a network beside the same network of plain layers.
+"""Time a training step of CPG's version of a network against the same network with plain layers.
 
     python -m benchmarks.bench_overhead --threads 1
 
-Claim (figures in docs/results.md: 1.10 and 1.28 on one core): with half of the weights owned by an
-earlier task, so that the piggymasks pick among them and are trained, a step takes at most 1.25 times as long
-for resnet18, and at most 1.5 times for lenet5, at batches of 32 images.
+Claim: if an earlier task owns half of the weights, so that piggymasks select among them and are trained, a
+step takes at most 1.25 times as long for resnet18 and at most 1.5 times as long for lenet5, at batch size 32.
+(Measured: 1.10 and 1.28 on one core; see docs/results.md.)
 
-The two take turns, step by step, so that whatever else the machine does falls on both. On a CPU it is the
-time of this process alone that counts, on a GPU the clock's.
+The two alternate, step by step, so that other load on the machine affects both. CPU steps are measured in CPU
+time of this process, GPU steps in wall-clock time.
 """
 
 import statistics
@@ -25,7 +25,8 @@ from models.layers import PLAIN, SHARABLE
 from models.lenet5 import lenet5
 from models.network import Network
 from utils import arguments, errors
-from utils.runtime import autocast, resolve_device
+from utils.precisions import PRECISIONS
+from utils.runtime import autocast, resolve_device, set_up_process, synchronised_clock
 from utils.training import Method, train_step
 
 LR, WEIGHT_DECAY = 1e-2, 4e-5
@@ -37,15 +38,19 @@ Step = Callable[[Tensor, Tensor], object]
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.parser(__doc__)
     parser.add_argument("--arch", nargs="+", default=list(BOUNDS), help="Architectures.")
-    parser.add_argument("--batch_size", type=arguments.positive_int, default=32, help="Images a step.")
-    parser.add_argument("--size", type=arguments.positive_int, default=32, help="Pixels of an image's side.")
+    parser.add_argument("--batch_size", type=arguments.positive_int, default=32, help="Images per step.")
+    parser.add_argument(
+        "--size", type=arguments.positive_int, default=32, help="Height and width of the images, pixels."
+    )
     parser.add_argument("--width", type=arguments.positive_float, default=1.0, help="Width multiplier.")
-    parser.add_argument("--seconds", type=arguments.positive_float, default=30.0, help="For each network.")
+    parser.add_argument(
+        "--seconds", type=arguments.positive_float, default=30.0, help="Seconds to spend on each network."
+    )
     parser.add_argument("--threads", type=arguments.positive_int, default=1, help="CPU threads.")
-    parser.add_argument("--device", default="cpu", help="Where to run.")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="Of forward passes.")
+    parser.add_argument("--device", default="cpu", help="Device to run on.")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="Floating-point precision.")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    set_up_process(threads=args.threads, precision=args.precision, nondeterministic=False)
     device = resolve_device(args.device)
     for name in args.arch:
         plain, shared = steps(
@@ -57,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ratios = [later / first for first, later in pairs]
         low, middle, high = statistics.quantiles(ratios, n=4)
         first, later = (statistics.median(times) for times in zip(*pairs, strict=True))
-        bound = f", at most {BOUNDS[name]} asked" if name in BOUNDS else ""
+        bound = f", at most {BOUNDS[name]} claimed" if name in BOUNDS else ""
         print(
             f"{name}, batch {args.batch_size}, {args.precision}: plain {1000 * first:.2f} ms, "
             f"CPG {1000 * later:.2f} ms, ratio {middle:.3f} (quartiles {low:.3f} to {high:.3f}{bound}; "
@@ -66,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def steps(name: str, *, width: float, size: int, device: torch.device, precision: str) -> tuple[Step, Step]:
-    """A training step of the plain network, and one of CPG's on a second task."""
+    """A training step of the plain network and one of CPG on a second task."""
 
     def build(*, width: float, layers=SHARABLE) -> Network:
         if name == "lenet5":
@@ -77,7 +82,9 @@ def steps(name: str, *, width: float, size: int, device: torch.device, precision
     plain = build(width=width, layers=PLAIN)
     plain.add_head(5)
     plain.to(device)
-    usual = SGD(plain.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY, fused=True)
+    plain_optimizer = SGD(
+        plain.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY, fused=True
+    )
 
     shared = SharedNetwork(build=build, width=width)
     shared.begin_task("first", num_classes=5)
@@ -103,31 +110,27 @@ def steps(name: str, *, width: float, size: int, device: torch.device, precision
             autocast=context,
         )
 
-    return step(plain, Method(), [usual]), step(shared.network, method, optimizers)
+    return step(plain, Method(), [plain_optimizer]), step(shared.network, method, optimizers)
 
 
 def time_in_turn(
     first: Step, second: Step, inputs: Tensor, labels: Tensor, *, device: torch.device, seconds: float
 ) -> list[tuple[float, float]]:
-    """Seconds of a step of each, in turn, until each has had `seconds`; three pairs warm up."""
+    """Seconds of alternating steps until each has run for `seconds`; three pairs warm up."""
+
+    clock = synchronised_clock(device, clock=time.process_time if device.type == "cpu" else time.perf_counter)
 
     def timed(step: Step) -> float:
-        if device.type == "cpu":
-            begun = time.process_time()
-            step(inputs, labels)
-            return time.process_time() - begun
-        torch.cuda.synchronize(device)
-        begun = time.perf_counter()
+        begun = clock()
         step(inputs, labels)
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - begun
+        return clock() - begun
 
     for _ in range(3):
         timed(first), timed(second)
     pairs = []
     spent = 0.0
     while spent < 2 * seconds or len(pairs) < 2:
-        # Who goes first changes from pair to pair.
+        # The order alternates from pair to pair.
         if len(pairs) % 2:
             later, earlier = timed(second), timed(first)
         else:

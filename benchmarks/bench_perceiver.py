@@ -1,11 +1,11 @@
-"""Time and memory of a training step of Perceiver IO, scaled-dot-product attention against the naive one.
+"""Measure time and memory of a Perceiver training step with fused and with naive attention.
 
     python -m benchmarks.bench_perceiver                                       # base, 224×224
     python -m benchmarks.bench_perceiver --size tiny --pixels 32 --batch_size 32 --epoch 2500
 
-Naive attention makes the matrix of attention weights, softmax(q kᵀ / √d), whole. Every case runs in a
-process of its own, so that its peak memory is its own: resident memory beyond that before the first step on
-a CPU, allocated memory on a GPU. Where there is a GPU, both it and the CPU are measured.
+Naive attention holds the whole matrix of attention weights, softmax(q kᵀ / √d), in memory. Each case runs in
+its own process, so that its peak memory can be measured: on a CPU, the growth of resident memory since before
+the first step; on a GPU, the allocated memory. Without a GPU, only the CPU is measured.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from models import attention
 from models.modalities import TOKEN_WIDTH
 from packnet_models import ARCHITECTURES as PLAIN
 from utils import arguments, errors
-from utils.runtime import autocast, resolve_device, reuse_memory, set_threads
+from utils.runtime import autocast, resolve_device, set_up_process, synchronised_clock
 
 CLASSES = 5
 TOKENS = 128
@@ -34,7 +34,7 @@ REGISTRIES = {"stage 1": PLAIN, "CPG": SHARABLE}
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: training steps of one network on one kind of input."""
+    """What is measured: training steps of one network on one kind of input."""
 
     stage: str
     modality: str
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     print(
         f"{args.arch} --size {args.size}, {args.pixels}×{args.pixels} pixels or {TOKENS} tokens, "
-        f"batches of {args.batch_size}, {args.threads} threads, torch {torch.__version__}"
+        f"batch size {args.batch_size}, {args.threads} threads, torch {torch.__version__}"
     )
     for device in devices:
         for precision in ("fp32", "bf16") if device == "cuda" else ("fp32",):
@@ -74,9 +74,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--arch", choices=("perceiver", "perceiver_io"), default="perceiver_io", help="Architecture."
     )
-    parser.add_argument("--size", choices=("base", "tiny"), default="base", help="Preset of its sizes.")
-    parser.add_argument("--pixels", type=arguments.positive_int, default=224, help="Side of an image.")
-    parser.add_argument("--batch_size", type=arguments.positive_int, default=2, help="Samples a step.")
+    parser.add_argument(
+        "--size", choices=("base", "tiny"), default="base", help="Size preset of the architecture."
+    )
+    parser.add_argument(
+        "--pixels", type=arguments.positive_int, default=224, help="Height and width of the images, pixels."
+    )
+    parser.add_argument("--batch_size", type=arguments.positive_int, default=2, help="Samples per step.")
     parser.add_argument("--repeats", type=arguments.positive_int, default=3, help="Steps to time.")
     parser.add_argument("--threads", type=arguments.positive_int, default=1, help="CPU threads.")
     parser.add_argument(
@@ -86,16 +90,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--modalities", choices=("image", "text"), nargs="+", default=["image"], help="Kinds of inputs."
     )
     parser.add_argument(
-        "--epoch", type=arguments.positive_int, help="Samples of an epoch: its time is given too."
+        "--epoch", type=arguments.positive_int, help="Samples per epoch: also print the time of an epoch."
     )
     parser.add_argument(
-        "--cpu_time", action="store_true", help="Count the process's CPU time: for a machine that is busy."
+        "--cpu_time", action="store_true", help="Measure CPU time of the process, for a busy machine."
     )
     return parser.parse_args(argv)
 
 
 def compare(args: argparse.Namespace, *, device: str, precision: str, stage: str, modality: str) -> None:
-    """Print the figures of a step with both kinds of attention."""
+    """Print time and memory of a step with both kinds of attention."""
     sizes = arguments.architecture(
         PLAIN, args.arch, in_channels=3, size=args.pixels, sizes={"size": args.size}
     ).sizes
@@ -117,17 +121,16 @@ def compare(args: argparse.Namespace, *, device: str, precision: str, stage: str
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             seconds, mebibytes = pool.apply(measure, (case,))
         step = statistics.median(seconds)
-        times = f"{1000 * step:.1f} ms a step (min {1000 * min(seconds):.1f})"
+        times = f"{1000 * step:.1f} ms per step (min {1000 * min(seconds):.1f})"
         line = f"  {case.title}: {times}, {mebibytes:.0f} MiB"
         if args.epoch:
-            line += f", an epoch of {args.epoch} {step * args.epoch / args.batch_size:.1f} s"
+            line += f", {step * args.epoch / args.batch_size:.1f} s per epoch of {args.epoch}"
         print(line)
 
 
 def measure(case: Case) -> tuple[list[float], float]:
-    """Seconds of every step but the first, and the peak of memory in MiB."""
-    set_threads(case.threads)
-    reuse_memory()
+    """Seconds of each step but the first, and peak memory in MiB."""
+    set_up_process(threads=case.threads, precision=case.precision, nondeterministic=False)
     device = resolve_device(case.device)
     if case.naive:
         attention.scaled_dot_product_attention = naive_attention
@@ -140,7 +143,7 @@ def measure(case: Case) -> tuple[list[float], float]:
     shape = (3, case.pixels, case.pixels) if case.modality == "image" else (TOKENS, TOKEN_WIDTH)
     inputs = torch.randn(case.batch_size, *shape, device=device)
     labels = torch.randint(CLASSES, (case.batch_size,), device=device)
-    clock = time.process_time if case.cpu_time else time.perf_counter
+    clock = synchronised_clock(device, clock=time.process_time if case.cpu_time else time.perf_counter)
     before, seconds = resident(), []
     for _ in range(case.repeats + 1):
         start = clock()
@@ -148,15 +151,13 @@ def measure(case: Case) -> tuple[list[float], float]:
         with autocast(device, case.precision):
             loss = cross_entropy(network(inputs), labels)
         loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
         seconds.append(clock() - start)
     peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident() - before
     return seconds[1:], peak
 
 
 def resident() -> float:
-    """The largest resident memory of this process so far, MiB."""
+    """Peak resident memory of this process so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -169,7 +170,7 @@ def naive_attention(
     dropout_p: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(q kᵀ / √d) v, step by step; arguments as of torch's function."""
+    """softmax(q kᵀ / √d) v in separate operations; arguments as in `scaled_dot_product_attention`."""
     scores = queries @ keys.transpose(-2, -1) * (scale or queries.shape[-1] ** -0.5)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, float("-inf"))

@@ -1,10 +1,10 @@
-"""Time SPG on cifar100_10: an epoch in both precisions, the importance pass, task 20 against task 1.
+"""Time SPG on cifar100_10: an epoch of tasks 1 and 20, and the importance pass, in fp32 and bf16.
 
     python -m benchmarks.bench_spg --threads 2
 
-The same network made of torch's own layers, as the published code has it, is timed beside it: the published
-code takes 6.4 s for the epoch of 4500 images and 5.8 s for each head of the importance pass on 2 cores, but
-a virtual machine's speed changes from day to day. Measured figures are in docs/results.md.
+It also times the same network made of PyTorch's own layers, as in the published code. That code takes 6.4 s
+for the epoch of 4500 images and 5.8 s per head of the importance pass on 2 cores, but a virtual machine's
+speed changes from day to day. docs/results.md has our measurements.
 """
 
 import argparse
@@ -24,28 +24,31 @@ from models.alexnet import alexnet
 from models.layers import PLAIN
 from utils import arguments, errors
 from utils.paths import REPOSITORY
-from utils.runtime import autocast, resolve_device, reuse_memory, set_threads
+from utils.runtime import autocast, resolve_device, set_up_process, synchronised_clock
 from utils.training import train_step
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.parser(__doc__)
-    parser.add_argument("--data_root", default=REPOSITORY / "data", help="Folder of data.")
+    parser.add_argument("--data_root", default=REPOSITORY / "data", help="Data folder.")
     parser.add_argument("--seq", default="cifar100_10", help="Sequence.")
-    parser.add_argument("--repeats", type=arguments.positive_int, default=3, help="Times each is done.")
+    parser.add_argument(
+        "--repeats", type=arguments.positive_int, default=3, help="Repetitions of each measurement."
+    )
     parser.add_argument("--threads", type=arguments.positive_int, default=2, help="CPU threads.")
     parser.add_argument(
         "--heads", type=arguments.positive_int, default=10, help="Heads of the importance pass."
     )
     parser.add_argument(
-        "--limit", type=arguments.positive_int, help="Steps of an epoch, to be quicker; times are scaled up."
+        "--limit",
+        type=arguments.positive_int,
+        help="Run only so many steps per epoch; times are scaled up.",
     )
     parser.add_argument(
-        "--cpu_time", action="store_true", help="Count the process's CPU time: for a machine that is busy."
+        "--cpu_time", action="store_true", help="Measure CPU time of the process, for a busy machine."
     )
     args = parser.parse_args(argv)
-    set_threads(args.threads)
-    reuse_memory()
+    set_up_process(threads=args.threads, precision="fp32", nondeterministic=False)
     for name in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         device = resolve_device(name)
         sequence = load_sequence(args.seq, data_root=args.data_root, seed=1)
@@ -61,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds = importance_seconds(args, sequence, data, device=device, precision=precision)
             print(f"  importance, {precision}, {args.heads} heads: {seconds}")
         step, head = plain_seconds(args, sequence, data, device=device)
-        print(f"  torch's own layers, fp32: epoch {step}; importance, one head: {head}")
+        print(f"  PyTorch's own layers, fp32: epoch {step}; importance, one head: {head}")
 
 
 def new_spg(sequence, device: torch.device, *, tasks: int) -> SPG:
-    """SPG with so many tasks begun, all but the last one learned (with made-up importance)."""
+    """SPG at the start of its last task of `tasks`, with random importance."""
 
     def build(*, width: float):
         table = sequence.table
@@ -89,7 +92,7 @@ def new_spg(sequence, device: torch.device, *, tasks: int) -> SPG:
 def epoch_seconds(
     args: argparse.Namespace, sequence, data: TaskData, *, device: torch.device, precision: str, task: int
 ) -> str:
-    """An epoch of training, without validation."""
+    """Time an epoch of training, without validation."""
     spg = new_spg(sequence, device, tasks=task)
     context = autocast(device, precision)
     batches = Batches(data, batch_size=64, shuffle=False, augment=False)
@@ -116,7 +119,7 @@ def epoch_seconds(
 def importance_seconds(
     args: argparse.Namespace, sequence, data: TaskData, *, device: torch.device, precision: str
 ) -> str:
-    """The importance pass after the task that makes the heads `args.heads`."""
+    """Time the importance pass with `args.heads` heads."""
     spg = new_spg(sequence, device, tasks=args.heads)
     spg.network.train()
     batches = Batches(data, batch_size=IMPORTANCE_BATCH, shuffle=False, augment=False)
@@ -134,9 +137,9 @@ def importance_seconds(
 def plain_seconds(
     args: argparse.Namespace, sequence, data: TaskData, *, device: torch.device
 ) -> tuple[str, str]:
-    """The same epoch, and a head's share of the importance pass, with torch's own layers and plain SGD.
+    """Time the same epoch, and one head of the importance pass, with PyTorch's own layers and plain SGD.
 
-    An importance pass so written is a forward and a backward pass at batch 64 for each head.
+    In the published code, the importance pass runs forward and backward at batch size 64 for each head.
     """
     first, rest = sequence.dropout
     network = nn.Sequential(
@@ -166,14 +169,12 @@ def plain_seconds(
 
 
 def timed(args: argparse.Namespace, work: Callable[[], None], *, device: torch.device, scale: float) -> str:
-    """Median and spread of the seconds that `work` takes."""
-    clock = time.process_time if args.cpu_time else time.perf_counter
+    """Time `work` and format the median and range, in seconds."""
+    clock = synchronised_clock(device, clock=time.process_time if args.cpu_time else time.perf_counter)
     seconds = []
     for _ in range(args.repeats + 1):
         begun = clock()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
         seconds.append((clock() - begun) * scale)
     seconds = seconds[1:]
     return f"median {statistics.median(seconds):.2f} s (min {min(seconds):.2f}, max {max(seconds):.2f})"

@@ -1,6 +1,6 @@
 """Compare rules for choosing a backbone: accuracy at width 1.0, mean and standard error over targets.
 
-Run by benchmarks/compare_rules.sh, which trains what is compared here.
+benchmarks/compare_rules.sh trains the networks and then runs this.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from utils import arguments, errors
 from utils.checkpoints import load_checkpoint
 from utils.metrics import mean_and_error
 from utils.paths import checkpoint_in
+from utils.tables import plus_minus
 
 WIDTH = 1.0
 
@@ -42,17 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             shown.append(f"{columns[rule][-1]:.3f} {backbone[:21]:<22}".rjust(28))
         print(target.name.ljust(32), *shown)
     for name, values in columns.items():
-        print(f"{name}: {with_error(values)} mean accuracy at width {WIDTH}")
+        print(f"{name}: {plus_minus(*mean_and_error(values), spec='.4f')} mean accuracy at width {WIDTH}")
     for name in list(columns)[1:]:
         for other in list(columns)[: list(columns).index(name)]:
             gains = [a - b for a, b in zip(columns[name], columns[other], strict=True)]
-            print(f"{name} minus {other}: {with_error(gains)} over {len(gains)} targets, paired")
-
-
-def with_error(values: Sequence[float]) -> str:
-    """Mean ± standard error."""
-    mean, error = mean_and_error(values)
-    return f"{mean:.4f} ± {error:.4f}"
+            difference = plus_minus(*mean_and_error(gains), spec=".4f")
+            print(f"{name} minus {other}: {difference} over {len(gains)} targets, paired")
 
 
 if __name__ == "__main__":

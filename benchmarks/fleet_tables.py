@@ -1,8 +1,9 @@
-"""Figures of a run as Markdown: scratch accuracy by seed, accuracy by sparsity, targets by width.
+"""Print a run's accuracies as Markdown: scratch by seed, pruned by sparsity, and targets by width.
 
 python -m benchmarks.fleet_tables --dataset_config cifar100 --seeds 1 2 3
 """
 
+import argparse
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_targets(arguments.paths_of(args), table, arch=args.arch)
 
 
-def print_scratch(args, table: Table) -> None:
-    """Scratch accuracy of every task, a column a seed."""
+def print_scratch(args: argparse.Namespace, table: Table) -> None:
+    """Print the scratch accuracy of each task, one column per seed."""
     columns = []
     for seed in args.seeds:
         run = Paths.run_name(arch=args.arch, seed=seed, protocol=args.protocol)
@@ -45,7 +46,7 @@ def print_scratch(args, table: Table) -> None:
 
 
 def print_sparsities(paths: Paths, table: Table) -> None:
-    """Accuracy of every task at every sparsity."""
+    """Print the accuracy of each task at each sparsity."""
     records: list[dict[str, float]] = []
     for task in table.tasks:
         path: Path = record_file(paths.pruned(table.name, task.name))
@@ -61,7 +62,7 @@ def print_sparsities(paths: Paths, table: Table) -> None:
 
 
 def print_targets(paths: Paths, table: Table, *, arch: str) -> None:
-    """The report's table."""
+    """Print the table of tools.report."""
     rows, columns = task_rows(
         table.tasks, table=table, paths=paths, arch=arch, pairs=paths.result_csv(table.name)
     )

@@ -1,4 +1,4 @@
-"""Write one task of a checkpoint as a plain dense network: a state dict (.pt) or ONNX (.onnx)."""
+"""Export one task of a checkpoint as a plain dense network: a state dict (.pt) or ONNX (.onnx)."""
 
 import argparse
 import importlib.util
@@ -21,6 +21,7 @@ from utils.checkpoints import read_checkpoint
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.paths import checkpoint_in, default_root
+from utils.tensor_files import read_tensors
 
 REGISTRIES = {"sharable": models.ARCHITECTURES, "plain": packnet_models.ARCHITECTURES}
 SUFFIXES = (".pt", ".onnx")
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     logs.to_terminal()
     if args.to.suffix not in SUFFIXES:
-        raise UserError(f"--to {args.to}: give a file that ends in {' or '.join(SUFFIXES)}")
+        raise UserError(f"--to {args.to}: give a file name that ends in {' or '.join(SUFFIXES)}")
     network, card = dense_network(args)
     serialised = as_onnx if args.to.suffix == ".onnx" else as_state_dict
     write_atomically(args.to, serialised(network, card))
@@ -40,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments.parser(__doc__)
-    parser.add_argument("checkpoint", type=Path, help="Checkpoint, or the folder that holds it.")
-    parser.add_argument("task", help="Name or id of a task that it holds.")
+    parser.add_argument("checkpoint", type=Path, help="Checkpoint, or its folder.")
+    parser.add_argument("task", help="Name or id of a task in the checkpoint.")
     parser.add_argument(
         "--to",
         type=Path,
         required=True,
-        help="File to write, .pt or .onnx (default: none, it must be given).",
+        help="File to write, .pt or .onnx (default: none, required).",
     )
     parser.add_argument(
         "--dataset_config",
@@ -56,29 +57,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--data_root",
         type=Path,
         default=default_root("data"),
-        help="Folder of data, for a mean and standard deviation that are computed from it.",
+        help="Data folder, for tasks whose mean and standard deviation must be computed.",
     )
     parser.add_argument(
-        "--arch", default="lenet5", help="Architecture of a published checkpoint, which does not say it."
+        "--arch", default="lenet5", help="Architecture of a published checkpoint, which does not record it."
     )
     parser.add_argument(
-        "--layers", choices=tuple(REGISTRIES), default="sharable", help="The same for its kind of layers."
+        "--layers",
+        choices=tuple(REGISTRIES),
+        default="sharable",
+        help="Its kind of layers.",
     )
     return parser.parse_args(argv)
 
 
 def dense_network(args: argparse.Namespace) -> tuple[Network, dict]:
-    """The network as the task sees it, in evaluation mode on the CPU, and what using it takes to know.
+    """Extract one task's network, in evaluation mode on the CPU, and the card that describes its use.
 
     Raises:
-        UserError: if the checkpoint, the task in it, or what its table says cannot be read.
+        UserError: if the checkpoint, its task or its task table cannot be read.
     """
     path = args.checkpoint
     if path.is_dir():
-        path = checkpoint_in(path, remedy="give a checkpoint, or the folder that holds one")
+        path = checkpoint_in(path, remedy="give a checkpoint or its folder")
     payload = read_checkpoint(path)
     if "sequence" in payload:
-        raise UserError(f"{path} is of spg_main.py: give a checkpoint of a stage of Pick-a-back")
+        raise UserError(f"{path} was written by spg_main.py: give a checkpoint of a Pick-a-back stage")
     entry = payload.get("task_table", {})
     table = _table(args, entry, path=path)
     task = table.task(args.task)
@@ -94,9 +98,10 @@ def dense_network(args: argparse.Namespace) -> tuple[Network, dict]:
         raise UserError(f"{path}: {error}: name one of those") from error
     if record.num_classes != task.num_classes:
         raise UserError(
-            f"{path} has {record.num_classes} classes for task {task.name}, its table {task.num_classes}"
+            f"{path} has {record.num_classes} classes for task {task.name}, "
+            f"its table has {task.num_classes}: correct --dataset_config"
         )
-    if entry.get("name") != task.name:  # the checkpoint has the entry of its newest task alone
+    if entry.get("name") != task.name:  # the checkpoint records only its newest task's entry
         entry = _entry(table, task.name, data_root=args.data_root)
     card = {
         "format_version": FORMAT_VERSION,
@@ -115,7 +120,7 @@ def dense_network(args: argparse.Namespace) -> tuple[Network, dict]:
 def _table(args: argparse.Namespace, entry: dict, *, path: Path) -> Table:
     config = args.dataset_config or entry.get("config")
     if config is None:
-        raise UserError(f"{path} does not say its task table: give it with --dataset_config")
+        raise UserError(f"{path} does not record its task table: give it with --dataset_config")
     try:
         return load_table(config, data_root=args.data_root)
     except UserError as error:
@@ -132,25 +137,25 @@ def _entry(table: Table, task: str, *, data_root: Path) -> dict:
 
 
 def as_state_dict(network: Network, card: dict) -> bytes:
-    """A file of `torch.save`: {"state_dict": name → tensor, "card": what using them takes to know}."""
+    """Serialise {"state_dict": name → tensor, "card": description of its use} with `torch.save`."""
     buffer = io.BytesIO()
     torch.save({"state_dict": dict(network.state_dict()), "card": card}, buffer)
     return buffer.getvalue()
 
 
 def read_exported(path: Path) -> tuple[Network, dict]:
-    """The network of an exported .pt file, in evaluation mode, and its card.
+    """Read the network, in evaluation mode, and the card of an exported .pt file.
 
-    Its input is normalised: (pixels / 255 − card["mean"]) / card["std"], a channel each.
+    The network expects normalised images: (pixels / 255 − card["mean"]) / card["std"], per channel.
 
     Raises:
-        UserError: if the file is no such one.
+        UserError: if the file is missing, damaged or not an exported network.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state, card = content["state_dict"], content["card"]
-    except Exception as error:  # damaged bytes make the reader raise nearly anything
-        raise UserError(f"{path} is no network that tools.export_task wrote: export it again") from error
+    what, remedy = "a network exported by tools.export_task", "export the task again"
+    content = read_tensors(path, what=what, remedy=remedy)
+    if not isinstance(content, dict) or not content.keys() >= {"state_dict", "card"}:
+        raise UserError(f"{path} is not {what}: {remedy}")
+    state, card = content["state_dict"], content["card"]
     architecture = card["architecture"]
     build = arguments.architecture(
         REGISTRIES[architecture["layers"]],
@@ -167,15 +172,15 @@ def read_exported(path: Path) -> tuple[Network, dict]:
 
 
 def as_onnx(network: Network, card: dict) -> bytes:
-    """An ONNX model of any number of samples, the card's entries in its metadata as JSON.
+    """Serialise an ONNX model for any number of samples, with the card's entries as JSON metadata.
 
     Raises:
-        UserError: if a package that writes ONNX is missing.
+        UserError: if a package that exports to ONNX is missing.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"writing ONNX needs the package {' and '.join(missing)}: install the extra `onnx` "
+            f"ONNX export needs the package {' and '.join(missing)}: install the extra `onnx` "
             "(pip install '.[onnx]'), or write a .pt file"
         )
     samples = torch.export.Dim("samples")

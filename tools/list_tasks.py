@@ -1,7 +1,7 @@
-"""Print the tasks that a specification such as `4`, `1-20`, `fish,14` or `all` means, one name a line.
+"""Print the tasks that a specification such as `4`, `1-20`, `fish,14` or `all` selects, one name per line.
 
-An architecture that is unknown, or that a later stage would refuse, is refused here, too: a stage asks
-before it starts a job for each task.
+Stages run this before they start a job per task. So it also rejects an architecture that is unknown or that
+a later stage would reject.
 """
 
 import argparse
@@ -17,30 +17,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--candidates",
         type=arguments.candidates,
-        help="Only the tasks for which this leaves a candidate to be their backbone, as in stage 3-1 "
-        "(default: also those without one).",
+        help="Candidate backbones, as in stage 3-1: print only the tasks that have one "
+        "(default: print all tasks).",
     )
     arguments.add_mutations(parser)
     parser.add_argument(
         "--transfers",
         choices=("yes", "no"),
-        help="Refuse an architecture without K/V projections to transfer, as stage 3-2 across modalities "
-        "does (yes), or one that has them, as the other stage 3-2 does (no) (default: refuse neither).",
+        help="yes: reject an architecture without K/V projections to transfer, as multimodal stage 3-2 does; "
+        "no: reject one that has them, as unimodal stage 3-2 does (default: accept both).",
     )
     args = parser.parse_args(argv)
 
     table = load_table(args.dataset_config, data_root=args.data_root)
-    # The default is known to be there without loading PyTorch, which takes seconds.
+    # The default architecture needs no check, which would load PyTorch and take seconds.
     if args.arch != parser.get_default("arch") or arguments.given_sizes(args) or args.transfers == "yes":
         check_architecture(args, table=table)
-    asked = args.candidates
+    wanted = args.candidates
     for task in table.select(args.dataset):
-        if asked is None or table.candidates(asked.tasks, target=task, among=asked.among):
+        if wanted is None or table.candidates(wanted.tasks, target=task, among=wanted.among):
             print(task.name)
 
 
 def check_architecture(args: argparse.Namespace, *, table: Table) -> None:
-    """Refuse an unknown architecture or size, and what the later stages refuse of it, before any job."""
+    """Reject an architecture or size that is unknown, or that a later stage would reject."""
     from models import ARCHITECTURES
 
     build = arguments.asked_architecture(ARCHITECTURES, args, in_channels=table.channels, size=table.size)

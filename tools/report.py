@@ -1,4 +1,4 @@
-"""The table that ends a run: what every task reached alone, pruned, and on its backbone."""
+"""Report each task's accuracy: trained from scratch, pruned, and on its backbone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from utils.errors import UserError
 from utils.files import csv_text, read_csv, write_atomically
 from utils.metrics import mean_and_error
 from utils.paths import Paths, checkpoint_in, checkpoints_in, widths_file
+from utils.tables import aligned, plus_minus
 
 NOTES = """\
 Accuracies on the test set. gain: last width minus scratch. scratch@w and cpg@w: the task alone at the
@@ -50,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def task_rows(
     tasks: Sequence[Task], *, table: Table, paths: Paths, arch: str, pairs: Path
 ) -> tuple[list[dict], list[str]]:
-    """A row a task, and the columns that are filled in any of them. `pairs`: CSV of the chosen backbones."""
+    """One row per task, and the columns that any of them fills.
+
+    Args:
+        pairs: CSV of the chosen backbones.
+    """
     rows = [task_row(task, table=table, paths=paths, arch=arch, pairs=pairs) for task in tasks]
     widths = sorted({width for row in rows for width in row["widths"]})
     columns = []
@@ -65,7 +70,7 @@ def task_rows(
 
 
 def task_row(task: Task, *, table: Table, paths: Paths, arch: str, pairs: Path) -> dict:
-    """One task's figures, None where there is none; `widths` maps width multipliers to accuracies."""
+    """One task's values, None if missing; `widths` maps width multipliers to test accuracies."""
     config = table.name
     scratch = finished(paths.baselines(config) / task.name, arch=arch, layers="plain", stage="baseline.sh")
     chosen = finished(
@@ -97,7 +102,7 @@ def task_row(task: Task, *, table: Table, paths: Paths, arch: str, pairs: Path) 
         "pruned": chosen["metrics"]["test_accuracy"],
         "backbone": backbone.name,
         "its modality": backbone.modality if is_multimodal(table) else None,
-        "widths": {width: figures["test_accuracy"] for width, figures in widths.items()},
+        "widths": {width: metrics["test_accuracy"] for width, metrics in widths.items()},
         "after transfer": final if is_multimodal(table) else None,
         "gain": final - scratch["metrics"]["test_accuracy"],
         "scratch@w": plain,
@@ -113,13 +118,13 @@ def task_row(task: Task, *, table: Table, paths: Paths, arch: str, pairs: Path) 
 
 
 def is_multimodal(table: Table) -> bool:
-    """Whether its tasks are of several modalities."""
+    """Whether the table has tasks of several modalities."""
     return len({task.modality for task in table.tasks}) > 1
 
 
 @dataclass(frozen=True)
 class OnBackbone:
-    """A target on a backbone: its test accuracy at the last width; None where that was not trained."""
+    """A target's backbone and its test accuracy there at the last width; None if it was not trained."""
 
     backbone: str | None = None
     accuracy: float | None = None
@@ -128,7 +133,7 @@ class OnBackbone:
 def on_choice(
     target: Task, *, table: Table, paths: Paths, among: str, kv_transfer: bool = True
 ) -> OnBackbone:
-    """The target on the backbone that was chosen among those of the same or of the other modality."""
+    """The target on the backbone chosen among candidates of the same or of the other modality."""
     pairs = paths.result_csv(table.name, among=among)
     if not pairs.exists():
         return OnBackbone()
@@ -144,21 +149,21 @@ def on_choice(
 
 
 def finished(folder: Path, *, arch: str, layers: str, stage: str) -> dict:
-    """The payload of a stage's checkpoint in `folder`.
+    """Read the checkpoint that a stage left in `folder`.
 
     Raises:
-        UserError: if there is none, or one that this project did not write.
+        UserError: if there is none, or if this project did not write it.
     """
     remedy = f"run run_pickaback/{stage} first"
     path = checkpoint_in(folder, remedy=remedy)
     payload = load_checkpoint(path, architecture=arch, layers=layers)
     if "metrics" not in payload or (stage.startswith("select") and "selection" not in payload):
-        raise UserError(f"{path} says nothing of its accuracy: {remedy}")
+        raise UserError(f"{path} does not record its accuracy: {remedy}")
     return payload
 
 
 def control(folder: Path, *, arch: str, layers: str) -> float | None:
-    """Test accuracy of a network trained without a backbone; None if it was not."""
+    """Test accuracy of a network trained without a backbone; None if it was not trained."""
     found = checkpoints_in(folder)
     if not found:
         return None
@@ -166,35 +171,28 @@ def control(folder: Path, *, arch: str, layers: str) -> float | None:
 
 
 def as_text(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
-    """The rows as aligned text, with the mean over tasks in the last line."""
-    mean = {name: mean_of([row[name] for row in rows], signed=name.startswith("gain")) for name in columns}
-    mean |= {"id": "", "task": "mean"}
-    cells = [list(columns)]
-    cells += [[shown(name, row[name]) for name in columns] for row in [*rows, mean]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    names = {name for name in columns if any(isinstance(row[name], str) for row in rows)}
-    lines = [
-        "  ".join(
-            cell.ljust(width) if name in names else cell.rjust(width)
-            for name, cell, width in zip(columns, line, widths, strict=True)
-        ).rstrip()
-        for line in cells
-    ]
-    rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    """The rows as aligned text; the last line holds the means over tasks."""
+    means = {name: mean_of([row[name] for row in rows], signed=name.startswith("gain")) for name in columns}
+    means |= {"id": "", "task": "mean"}
+    names = [index for index, name in enumerate(columns) if any(isinstance(row[name], str) for row in rows)]
+    return aligned(
+        columns,
+        [[shown(name, row[name]) for name in columns] for row in rows],
+        footer=[means[name] for name in columns],
+        left=names,
+    )
 
 
 def mean_of(values: Sequence, *, signed: bool = False) -> str:
-    """Mean and standard error of the numbers among `values`; nothing where some are no numbers."""
+    """Mean ± standard error of the numbers among `values`; empty if any value is a name."""
     numbers = [value for value in values if isinstance(value, int | float)]
     if not numbers or any(isinstance(value, str) for value in values):
         return ""
-    mean, error = mean_and_error(numbers)
-    text = f"{mean:{'+' if signed else ''}.3f}"
-    return text if len(numbers) < 2 else f"{text}±{error:.3f}"
+    return plus_minus(*mean_and_error(numbers), spec="+.3f" if signed else ".3f")
 
 
 def shown(name: str, value: object) -> str:
+    """Format one cell of the column `name`."""
     if value is None:
         return "-"
     if not isinstance(value, float) or name == "ratio":

@@ -1,4 +1,4 @@
-"""Stage 2-2: choose the pruning ratio of every task's network and put its checkpoint in place."""
+"""Stage 2-2: choose each task's pruning ratio and copy the checkpoint pruned to it."""
 
 import argparse
 import logging
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def select(
     args: argparse.Namespace, *, paths: Paths, table: Table, task: Task, load: Callable[[Path], dict]
 ) -> None:
-    """Choose one task's ratio and copy its checkpoint beside the pruned networks.
+    """Choose one task's ratio and copy its checkpoint to the folder of the pruned networks.
 
     Args:
-        load: reads a checkpoint, and refuses one of another architecture or size.
+        load: reads a checkpoint, and rejects one of another architecture or size.
     """
     folder = paths.pruned(table.name, task.name)
     record = read_record(
@@ -92,7 +92,7 @@ def select(
 
 
 def log_choice(ratio: float, *, task: str, accuracy: float, baseline: float) -> None:
-    """Log the chosen ratio, 0.0 for the unpruned network, and the accuracy at it."""
+    """Log the chosen ratio (0.0 is the unpruned network) and its accuracy."""
     logging.info("%s: scratch baseline %.4f, accuracy %.4f at sparsity %s", task, baseline, accuracy, ratio)
     if ratio:
         logging.info("We choose pruning ratio %s", ratio)
@@ -101,13 +101,12 @@ def log_choice(ratio: float, *, task: str, accuracy: float, baseline: float) -> 
 
 
 def read_chosen(folders: Sequence[Path], *, index: int, load: Callable[[Path], dict]) -> dict:
-    """The checkpoint payload of `folders[index]`, once it is clear that each network made the next.
+    """Read the checkpoint in `folders[index]` and check that each network was pruned from the previous one.
 
-    No more than this one and two others are in memory at once.
+    At most three checkpoints are in memory at a time.
 
     Raises:
-        UserError: if a network was not pruned from the one before it: part of stage 2-1 was redone and
-            part was not.
+        UserError: if a network was not pruned from the previous one, because stage 2-1 was redone in part.
     """
     chosen, before = {}, None
     for number, folder in enumerate(folders):
@@ -126,10 +125,10 @@ def read_chosen(folders: Sequence[Path], *, index: int, load: Callable[[Path], d
 
 
 def read_record(path: Path, *, ratios: Sequence[float]) -> dict[float, float]:
-    """Sparsity → accuracy for 0.0 and each of `ratios`.
+    """Read the accuracy at sparsity 0.0 and at each of `ratios`.
 
     Raises:
-        UserError: if the file or one of them is missing or no number.
+        UserError: if the file or an accuracy is missing, or an accuracy is not a number.
     """
     remedy = "run run_pickaback/wo_backbone.sh for this task again"
     entries = read_json(path, remedy=remedy)
@@ -139,7 +138,7 @@ def read_record(path: Path, *, ratios: Sequence[float]) -> dict[float, float]:
     try:
         return {ratio: float(entries[str(ratio)]) for ratio in (0.0, *ratios)}
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path} holds an accuracy that is no number ({error}): {remedy}") from error
+        raise UserError(f"{path} holds an accuracy that is not a number ({error}): {remedy}") from error
 
 
 if __name__ == "__main__":

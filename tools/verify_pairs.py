@@ -1,10 +1,10 @@
-"""Verify pairs of faces: does an exported network see one person in two images, or two?
+"""Verify pairs of faces with an exported network: do two images show the same person?
 
-The pairs are LFW's: a line with the folds and the pairs of each kind in a fold (`10<TAB>300`), then, fold by
-fold, lines `name<TAB>1<TAB>4` of one person and lines `name<TAB>1<TAB>other<TAB>2` of two. Two images are as
-similar as the cosine between their features, which are those of the image beside those of its mirror image.
-Told are the accuracy, each fold's threshold being the best on the others, and the true accept rate at a false
-accept rate.
+Pairs are read in LFW's format. The first line gives the number of folds and of pairs of each kind per fold
+(`10<TAB>300`). Then follow, fold by fold, lines `name<TAB>1<TAB>4` for one person and lines
+`name<TAB>1<TAB>other<TAB>2` for two. The similarity of two images is the cosine similarity of their features;
+an image's features are concatenated with those of its mirror image. The report gives the accuracy, with each
+fold's threshold fitted to the other folds, and the true accept rate at a given false accept rate.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from data.images import decode_image
 from data.loading import Normaliser
 from models.network import Network
 from tools.export_task import read_exported
-from utils import arguments, errors, logs
+from utils import arguments, errors
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.runtime import autocast, resolve_device, set_threads
+from utils.runtime import autocast, resolve_device, set_up_process
 from utils.verification import fold_accuracies, true_accept_rate
 
 
 class Pair(NamedTuple):
-    """Two images, as `<name>/<name>_<number>`, and whether they show one person."""
+    """Two images, as `<name>/<name>_<number>`, and whether they show the same person."""
 
     first: str
     second: str
@@ -40,12 +40,11 @@ class Pair(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    logs.to_terminal()
-    set_threads(args.threads)
+    set_up_process(threads=args.threads, precision=args.precision, nondeterministic=False)
     folds, pairs = read_pairs(args.pairs)
     network, card = read_exported(args.network)
     if card["modality"] != "image":
-        raise UserError(f"{args.network} reads {card['modality']}: export a task of images")
+        raise UserError(f"{args.network} expects {card['modality']}: export an image task")
     device = resolve_device(args.device)
     names = sorted({name for pair in pairs for name in (pair.first, pair.second)})
     with autocast(device, args.precision):
@@ -70,50 +69,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     logging.info("True accept rate at a false accept rate of %g: %.4f", args.far, accepted)
     if args.to:
-        figures = {"accuracy": accuracy, "accuracies": accuracies, "far": args.far, "tar": accepted}
-        write_atomically(args.to, json.dumps(figures, indent=1) + "\n")
+        metrics = {"accuracy": accuracy, "accuracies": accuracies, "far": args.far, "tar": accepted}
+        write_atomically(args.to, json.dumps(metrics, indent=1) + "\n")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments.parser(__doc__)
-    parser.add_argument("network", type=Path, help="A task's .pt file, written by tools.export_task.")
+    parser.add_argument("network", type=Path, help="Task exported by tools.export_task, a .pt file.")
     parser.add_argument(
-        "--pairs", type=Path, required=True, help="File of pairs (default: none, it must be given)."
+        "--pairs", type=Path, required=True, help="File of pairs in LFW's format (default: none, required)."
     )
     parser.add_argument(
         "--images",
         type=Path,
         required=True,
-        help="Folder of the images, <name>/<name>_0001.jpg or .png (default: none, it must be given).",
+        help="Folder of images, <name>/<name>_0001.jpg or .png (default: none, required).",
     )
-    parser.add_argument("--far", type=arguments.sparsity, default=1e-3, help="False accept rate.")
-    parser.add_argument("--to", type=Path, help="JSON file to write the figures to (default: none).")
-    parser.add_argument("--batch_size", type=arguments.positive_int, default=64, help="Images at once.")
+    parser.add_argument(
+        "--far",
+        type=arguments.sparsity,
+        default=1e-3,
+        help="False accept rate to report at.",
+    )
+    parser.add_argument("--to", type=Path, help="JSON file for the metrics (default: none).")
+    parser.add_argument("--batch_size", type=arguments.positive_int, default=64, help="Images per batch.")
     arguments.add_computing(parser)
     return parser.parse_args(argv)
 
 
 def read_pairs(path: Path) -> tuple[int, list[Pair]]:
-    """The number of folds and all pairs, fold by fold, of a file in LFW's format.
+    """Read the number of folds and all pairs, fold by fold, from a file in LFW's format.
 
     Raises:
-        UserError: naming the line that is none, or if their number is not what the first line says.
+        UserError: if the file is missing, a line is malformed, or the first line gives another number.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise UserError(f"{path} not found: correct --pairs") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text file: give LFW's pairs.txt") from error
+        raise UserError(f"{path} is not a text file: give a file in the format of LFW's pairs.txt") from error
     try:
         folds, of_a_kind = map(int, lines[0].split())
         pairs = [_pair(line) for line in lines[1:] if line.strip()]
     except (ValueError, IndexError) as error:
-        raise UserError(f"{path} is no file of pairs ({error}): give it LFW's format") from error
+        raise UserError(f"{path} is not in LFW's format ({error}): correct it") from error
     if folds < 2 or of_a_kind < 1 or len(pairs) != 2 * folds * of_a_kind:
         raise UserError(
-            f"{path} has {len(pairs)} pairs, its first line says {folds} folds of {of_a_kind} + {of_a_kind}: "
-            "correct it"
+            f"{path} has {len(pairs)} pairs, but its first line says {folds} folds of "
+            f"{of_a_kind} + {of_a_kind}: correct it"
         )
     return folds, pairs
 
@@ -125,7 +129,7 @@ def _pair(line: str) -> Pair:
     elif len(fields) == 4:
         first, second = (fields[0], fields[1]), (fields[2], fields[3])
     else:
-        raise ValueError(f"{line!r} is no pair")
+        raise ValueError(f"{line!r} is not a pair")
     return Pair(*(f"{name}/{name}_{int(number):04}" for name, number in (first, second)), len(fields) == 3)
 
 
@@ -139,7 +143,7 @@ def describe(
     batch_size: int,
     device: torch.device,
 ) -> Tensor:
-    """Features (N, 2 · feature_width) of the named images: those of each beside those of its mirror image."""
+    """Features (N, 2 · feature_width) of the named images and, concatenated, of their mirror images."""
     normalise = Normaliser(*(torch.tensor(card[name], device=device) for name in ("mean", "std")))
     described = []
     for start in range(0, len(names), batch_size):
@@ -155,7 +159,7 @@ def _pixels(names: Iterable[str], *, card: dict, folder: Path) -> Tensor:
         paths = [folder / f"{name}{suffix}" for suffix in (".jpg", ".png")]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
-            raise UserError(f"{paths[0]} not found: correct --images, or the pairs")
+            raise UserError(f"{paths[0]} not found: correct --images or the pairs")
         image = decode_image(
             path.read_bytes(), name=str(path), size=card["size"], channels=card["in_channels"]
         )

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how a script ends on them."""
+"""Errors that a user can fix, and how a script reports them."""
 
 import errno
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 
 class UserError(Exception):
-    """Something outside the program is wrong. The message says what, where, and what to do."""
+    """A problem outside the program. The message says what, where, and what to do."""
 
 
 _REMEDIES = {
@@ -24,8 +24,8 @@ _REMEDIES = {
 def run(main: Callable[[Sequence[str] | None], None]) -> None:
     """Run a script's `main` and end the process.
 
-    Exit status 0 on success, 1 with one line on standard error for a `UserError` or a failed file
-    operation, 130 on Ctrl-C. (argparse itself ends with 2 on wrong usage.)
+    The exit status is 0 on success, 1 with one line on standard error after a `UserError` or a failed file
+    operation, and 130 after Ctrl-C. (argparse exits with 2 on a usage error.)
     """
     try:
         main(None)

@@ -1,4 +1,4 @@
-"""Whole-file writes that no reader sees half done, and shared JSON and CSV files."""
+"""Atomic file writes, and JSON and CSV files that processes share."""
 
 import csv
 import glob
@@ -15,19 +15,20 @@ from filelock import FileLock
 
 from utils.errors import UserError
 
-# A temporary file this old, in seconds, belongs to no writer any more: a kill left it.
+# A temporary file older than this, in seconds, was left by a killed process.
 _STALE = 3600
 
 
 def write_atomically(path: Path, content: bytes | memoryview | str, *, durable: bool = True) -> None:
-    """Write `content` to a temporary file beside `path`, then rename it over `path`.
+    """Write `content` to a temporary file beside `path`, then rename it to `path`.
 
-    Temporary files of `path` that a killed process left an hour ago or earlier are removed.
+    Also remove temporary files of `path` that killed processes left behind more than an hour ago.
 
     Args:
-        durable: wait until the content is on the disk, so that it outlives a power failure.
+        durable: wait until the content is on the disk, so that it survives a power failure.
 
-    Raises OSError with `filename` set to `path` if anything goes wrong; `path` is then as it was.
+    Raises:
+        OSError: if writing fails, with `path` as its `filename`; `path` is then unchanged.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
@@ -57,7 +58,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def write_changed(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` as `write_atomically` does, unless that is what it holds."""
+    """Write `content` to `path` atomically, unless the file already holds it."""
     data = content.encode() if isinstance(content, str) else content
     path = Path(path)
     if not path.is_file() or path.read_bytes() != data:
@@ -65,7 +66,7 @@ def write_changed(path: Path, content: bytes | str) -> None:
 
 
 def json_text(value: Mapping) -> str:
-    """`value` as this project writes JSON files."""
+    """Format `value` as this project writes JSON files."""
     return json.dumps(value, indent=1) + "\n"
 
 
@@ -77,7 +78,7 @@ def _umask() -> int:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock for `path` across processes (a file `.<name>.lock` beside it)."""
+    """Hold a lock on `path` that excludes other processes (a file `.<name>.lock` beside it)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / f".{path.name}.lock"):
@@ -88,7 +89,7 @@ def read_json(path: Path, *, remedy: str) -> dict:
     """Read a JSON object.
 
     Raises:
-        UserError: if the file is missing or holds no JSON object; `remedy` ends the message.
+        UserError: if the file is missing or does not hold a JSON object; `remedy` ends the message.
     """
     path = Path(path)
     if not path.is_file():
@@ -103,7 +104,7 @@ def read_json(path: Path, *, remedy: str) -> dict:
 
 
 def update_json(path: Path, entries: Mapping) -> None:
-    """Merge `entries` into the JSON object at `path`; safe beside other processes doing the same."""
+    """Merge `entries` into the JSON object at `path`. Processes may do so concurrently."""
     with locked(path):
         merged = read_json(path, remedy="delete it to start a new one") if Path(path).exists() else {}
         merged.update(entries)
@@ -116,7 +117,7 @@ def read_csv(
     """Read a CSV file with a header line.
 
     Args:
-        errors: what to do with bytes that are not UTF-8: "strict" refuses them, "replace" puts U+FFFD there.
+        errors: how to treat bytes that are not UTF-8: "strict" rejects them, "replace" reads them as U+FFFD.
 
     Raises:
         UserError: if the file or one of `columns` is missing; `remedy` ends the message.
@@ -139,7 +140,7 @@ def read_csv(
 
 
 def csv_text(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
-    """`rows` as CSV text with a header line of `columns`."""
+    """Format `rows` as CSV with a header line of `columns`."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
@@ -150,10 +151,10 @@ def csv_text(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
 def update_csv(
     path: Path, rows: Sequence[Mapping], *, columns: Sequence[str], replace: Mapping[str, str]
 ) -> None:
-    """Put `rows` into the CSV at `path` in place of the rows whose fields equal `replace`.
+    """Replace the rows of the CSV at `path` whose fields equal `replace` by `rows`.
 
-    Rows stay sorted by their columns read as numbers where they are numbers; safe beside other
-    processes doing the same.
+    Rows are sorted by `columns`, numerically where a field is a number. Processes may update the file
+    concurrently.
     """
     with locked(path):
         kept: list[Mapping] = []

@@ -1,4 +1,4 @@
-"""Logging in the published format, to the terminal and to a file."""
+"""Logging in the published format, to the terminal and to files."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
 _EPOCH_OF_LINE = re.compile(r" Ep\. #(\d+) ")
 
-# A record with this attribute repeats what a progress bar shows on a terminal.
+# Marks records that repeat what a progress bar shows on a terminal.
 _EPOCH = "epoch_line"
 
 
@@ -23,15 +23,15 @@ def _side_by_side() -> bool:
 
 
 def hide_bar() -> bool | None:
-    """tqdm's `disable`: no bar where several tasks share the terminal, or where there is none."""
+    """tqdm's `disable`: True hides the bar where tasks share a terminal; None hides it only without one."""
     return _side_by_side() or None
 
 
 def to_terminal() -> None:
     """Log to standard error.
 
-    Lines of single epochs are left to the log files where a progress bar shows them, and where several
-    tasks share the terminal.
+    Lines about a single epoch are left out (log files still get them) if a progress bar shows the same, or
+    if several tasks share the terminal.
     """
     root = logging.getLogger()
     root.setLevel(logging.INFO)
@@ -47,10 +47,10 @@ def to_terminal() -> None:
 
 
 class _FileHandler(logging.FileHandler):
-    """Fails where it cannot write, as any other output does; logging itself would print a traceback.
+    """A file handler that raises an error if it cannot write; logging's own prints a traceback.
 
     Attributes:
-        shared: other processes may write to the file, too.
+        shared: whether other processes write to the file, too.
     """
 
     shared = False
@@ -65,12 +65,13 @@ class _FileHandler(logging.FileHandler):
 
 @contextmanager
 def to_file(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Log to `path` too, appending, while the context lasts.
+    """Also append the log to `path` within the context.
 
     Args:
-        shared: other processes may log to it, too.
+        shared: whether other processes log to it, too.
 
-    Raises OSError with `filename` set where the file cannot be written.
+    Raises:
+        OSError: if the file cannot be written, with its `filename`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,20 +84,20 @@ def to_file(path: Path, *, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        # Closing would try once more to write what has failed, and hide the error that names the file.
+        # Closing retries a failed write, and would hide the error that names the file.
         with suppress(OSError):
             handler.close()
 
 
 def epoch_line(message: str) -> None:
-    """Log one line of one epoch."""
+    """Log a line about a single epoch."""
     logging.info(message, extra={_EPOCH: True})
 
 
 def forget_epochs(*, after: int) -> None:
-    """Take the last epochs, those after epoch `after`, out of the log files: they will be repeated.
+    """Remove the lines of epochs later than `after` from the end of the log files: they will be repeated.
 
-    A file that other processes write to stays as it is: its last epochs may be theirs.
+    Files that other processes write to are left alone: their last epochs may belong to another process.
     """
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, _FileHandler) or handler.shared:
@@ -109,21 +110,21 @@ def forget_epochs(*, after: int) -> None:
                 break
             if found:
                 del kept[index]
-        handler.close()  # the next line opens the file anew
+        handler.close()  # the next record reopens the file
         write_changed(path, "".join(kept))
 
 
 def configuration(arguments: dict) -> None:
-    """Log the resolved configuration of a run, one line."""
+    """Log the resolved configuration of a run in one line."""
     logging.info(
         "Configuration: %s", " ".join(f"{name}={value}" for name, value in sorted(arguments.items()))
     )
 
 
 def protocol(name: str) -> None:
-    """Say what the run's decisions look at."""
-    looked_at = {
+    """Log which samples the run's decisions are based on."""
+    basis = {
         "published": "the test set decides growth, pruning ratio and selection, as in the published code",
         "heldout": "a tenth of the training samples decides; the test set is only reported",
     }
-    logging.info("Protocol %s: %s", name, looked_at[name])
+    logging.info("Protocol %s: %s", name, basis[name])

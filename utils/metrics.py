@@ -1,7 +1,7 @@
-"""Metrics of continual learning, from a matrix of accuracies, and means over tasks.
+"""Continual-learning metrics of an accuracy matrix, and means over tasks.
 
-R[i][j] is the accuracy on task j after learning task i, both counted from 0 here; of each row only j ≤ i
-is looked at. w[j] is task j's share of all test samples.
+R[i][j] is the accuracy on task j after learning task i, both counted from 0 here; only entries with j ≤ i
+are used. w[j] is task j's share of all test samples.
 """
 
 import math
@@ -12,7 +12,7 @@ Matrix = Sequence[Sequence[float]]
 
 
 def shares(counts: Sequence[float]) -> list[float]:
-    """Counts as shares of their sum."""
+    """Normalise counts to shares of their sum."""
     total = sum(counts)
     return [count / total for count in counts]
 
@@ -22,7 +22,7 @@ def average_accuracy(matrix: Matrix, counts: Sequence[int]) -> float:
 
     Args:
         matrix: R.
-        counts: test samples of every task.
+        counts: number of test samples of each task.
     """
     last = matrix[-1]
     weights = shares(counts[: len(last)])
@@ -30,7 +30,7 @@ def average_accuracy(matrix: Matrix, counts: Sequence[int]) -> float:
 
 
 def average_over_time(matrix: Matrix, counts: Sequence[int]) -> float:
-    """Mean over i of the average accuracy, after task i, over tasks 1…i."""
+    """Mean over i of the average accuracy over tasks 1…i after learning task i."""
     return sum(average_accuracy(matrix[: i + 1], counts) for i in range(len(matrix))) / len(matrix)
 
 
@@ -58,13 +58,13 @@ def forward_transfer(matrix: Matrix, counts: Sequence[int], alone: Sequence[floa
     """Σ_j w_j (R[j, j] − O[j]).
 
     Args:
-        alone: O, the accuracy of a network trained on each task alone.
+        alone: O, the accuracy on each task of a network trained on that task alone.
     """
     tasks = len(matrix)
     return sum(weight * (matrix[j][j] - alone[j]) for j, weight in enumerate(shares(counts[:tasks])))
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error, s/√n; the error of a single value is NaN."""
+    """Mean and standard error of the mean, s/√n; NaN for a single value."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return statistics.fmean(values), error

@@ -1,4 +1,4 @@
-"""The name of every file that one stage writes and another reads. No other module composes one."""
+"""Names of all files that stages exchange. No other module composes one."""
 
 import os
 import re
@@ -16,23 +16,23 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 
 
 def default_root(name: str) -> Path:
-    """Where `data`, `checkpoints` or `logs` lies unless a flag says otherwise."""
+    """Default root for `data`, `checkpoints` or `logs`, from the environment or in the repository."""
     return Path(os.environ.get(f"{name.upper()}_ROOT") or REPOSITORY / name)
 
 
 def checkpoint_name(epoch: int) -> str:
-    """File name of the checkpoint taken after `epoch` epochs."""
+    """File name of the checkpoint after `epoch` epochs."""
     return f"checkpoint-{epoch}.pth.tar"
 
 
 def checkpoints_in(folder: Path) -> dict[int, Path]:
-    """The finished checkpoints directly inside `folder`, by epoch."""
+    """Finished checkpoints directly inside `folder`, by epoch."""
     found = ((_CHECKPOINT.fullmatch(path.name), path) for path in Path(folder).glob("checkpoint-*.pth.tar"))
     return {int(match.group(1)): path for match, path in found if match}
 
 
 def checkpoint_in(folder: Path, *, remedy: str) -> Path:
-    """The checkpoint in `folder`, the one of the highest epoch if there are several.
+    """The checkpoint in `folder` with the highest epoch.
 
     Raises:
         UserError: if there is none; `remedy` ends the message.
@@ -45,11 +45,11 @@ def checkpoint_in(folder: Path, *, remedy: str) -> Path:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where everything of one run lies.
+    """Paths of one run's files.
 
     Args:
         checkpoints, logs, data: the three roots.
-        run: `<arch>/seed<seed>`, with `-heldout` under that protocol, or a name of the user's.
+        run: `<arch>/seed<seed>`, followed by `-heldout` under that protocol, or the user's name for it.
     """
 
     checkpoints: Path
@@ -59,51 +59,54 @@ class Paths:
 
     @staticmethod
     def run_name(*, arch: str, seed: int, protocol: str) -> str:
-        """The name a run has if the user gives none."""
+        """Default name of a run."""
         return f"{arch}/seed{seed}" + ("-heldout" if protocol == "heldout" else "")
 
     @staticmethod
-    def sequence_run_name(*, sequence: str, approach: str, seed: int, backbone: str = "alexnet") -> str:
-        """The name of a run over a sequence of tasks in one network if the user gives none."""
-        learner = approach if backbone == "alexnet" else f"{approach}-{backbone}"
+    def sequence_run_name(*, sequence: str, approach: str, seed: int, arch: str = "alexnet") -> str:
+        """Default name of a run that learns a sequence of tasks in one network."""
+        learner = approach if arch == "alexnet" else f"{approach}-{arch}"
         return f"spg/{sequence}/{learner}/seed{seed}"
 
     @staticmethod
     def tuning_run_name(run: str, *, dropout: Sequence[float]) -> str:
-        """The name of a run that tries a dropout for `run`."""
+        """Name of a tuning run, which tries one pair of dropout rates for `run`."""
         return f"{run}/tune/{'-'.join(map(str, dropout))}"
 
-    # Files shared by all tasks of a table.
+    # Files shared by all tasks of a table
 
     def baseline_file(self, config: str, *, width_multiplier: float = 1.0) -> Path:
-        """JSON {task: accuracy} of the scratch networks."""
+        """JSON {task: accuracy} of the scratch networks (stage 1)."""
         return self.logs / self.run / f"baseline_{config}_acc_scratch{_wide(width_multiplier)}.txt"
 
     def result_csv(self, config: str, *, among: str = "all") -> Path:
-        """CSV target_id,task_id: the backbones chosen among candidates of the "same" or the "other" modality
-        as the target's, or among "all"."""
+        """CSV target_id,task_id of the chosen backbones.
+
+        Args:
+            among: candidates of the target's modality ("same"), of another ("other"), or "all".
+        """
         return self.logs / self.run / f"pickaback_{config}_result{_among(among)}.csv"
 
     def table_csv(self, config: str, *, among: str = "all") -> Path:
-        """CSV target_id,task_id,ddv_cos,ddv_euc: every distance measured."""
+        """CSV target_id,task_id,ddv_cos,ddv_euc of all measured distances."""
         return self.logs / self.run / f"pickaback_{config}_table{_among(among)}.csv"
 
     def stage_log(self, config: str, stage: str) -> Path:
-        """Log of a stage that writes no checkpoint folder of its own."""
+        """Log of a stage that has no checkpoint folder of its own."""
         return self.logs / self.run / f"{stage}_{config}.log"
 
     def report_file(self, config: str) -> Path:
-        """The last table that the report printed, as CSV."""
+        """CSV of the latest report."""
         return self.logs / self.run / f"report_{config}.csv"
 
-    # One folder a task and stage.
+    # One folder per task and stage
 
     def baselines(self, config: str, *, width_multiplier: float = 1.0) -> Path:
         """Folder of all tasks' scratch networks (stage 1)."""
         return self._stage(f"baseline_scratch{_wide(width_multiplier)}", config)
 
     def single(self, config: str, task: str) -> Path:
-        """Folder of a task's own network (stage 2)."""
+        """Folder of a task's own network (stage 2-1)."""
         return self._stage("CPG_single_scratch_woexp", config) / task
 
     def single_scratch(self, config: str, task: str) -> Path:
@@ -118,33 +121,33 @@ class Paths:
         """Folder of a target trained on a backbone (stage 3-2).
 
         Args:
-            kv_transfer: False for the control that leaves out the K/V transfer where there is one.
+            kv_transfer: False for the control that skips the K/V transfer.
         """
         stage = "CPG_fromsingle_scratch_woexp_target" + ("" if kv_transfer else "_no_kv_transfer")
         return self._stage(stage, config) / backbone / target / "scratch"
 
     def control(self, config: str, task: str, *, width_multiplier: float) -> Path:
-        """Folder of the control: the target's network at a grown width, without a backbone."""
+        """Folder of the control without a backbone: the target's network at a grown width."""
         return self._stage("CPG_control_scratch", config) / task / f"width-{width_multiplier}"
 
-    # All tasks of a table in sequence in one network.
+    # All tasks of a table, learned in sequence in one network
 
     def in_sequence(self, config: str, number: int, task: str) -> Path:
         """Folder of the `number`-th task (from 1) learned in sequence in one network."""
         return self._stage("CPG_sequence", config) / f"{number:02}_{task}"
 
     def in_sequence_report(self, config: str) -> Path:
-        """CSV of what every task reached when it was learned and at the end."""
+        """CSV of each task's accuracy when it was learned and at the end."""
         return self.logs / self.run / f"cpg_sequence_{config}.csv"
 
-    # A run over a sequence of tasks in one network.
+    # A run of SPG or an approach compared with it, on a sequence of tasks
 
     def sequence_log(self) -> Path:
-        """Its log."""
+        """Log of the run."""
         return self.logs / self.run / "train.log"
 
     def accuracy_matrix(self) -> Path:
-        """CSV: accuracy on every task after each task learned."""
+        """CSV of the accuracy on every task after learning each task."""
         return self.logs / self.run / "accuracy_matrix.csv"
 
     def metrics_file(self) -> Path:
@@ -152,19 +155,19 @@ class Paths:
         return self.logs / self.run / "metrics.json"
 
     def configuration_file(self) -> Path:
-        """JSON of every argument, as it was resolved."""
+        """JSON of all resolved arguments."""
         return self.logs / self.run / "config.json"
 
     def tuning_file(self) -> Path:
-        """CSV conv,rest,accuracy of the dropouts that a search has tried, this run's among them."""
+        """CSV conv,rest,accuracy of all dropout rates that the search of this tuning run has tried."""
         return (self.logs / self.run).parent.with_suffix(".csv")
 
     def sequence_checkpoints(self) -> Path:
-        """Folder of all its checkpoints."""
+        """Folder of all checkpoints of the run."""
         return self.checkpoints / self.run
 
     def sequence_task(self, task: str, stage: str) -> Path:
-        """Folder of one stage of learning one of its tasks."""
+        """Folder of one stage of one task."""
         return self.sequence_checkpoints() / task / stage
 
     def _stage(self, stage: str, config: str) -> Path:
@@ -172,32 +175,32 @@ class Paths:
 
 
 def kv_transfer_file(checkpoint: Path, target: str) -> Path:
-    """A backbone's checkpoint with the K/V projection of `target` in it, beside that checkpoint (3-1b)."""
+    """The copy of a backbone's `checkpoint` that holds the K/V projection of `target` (stage 3-1b)."""
     return checkpoint.with_name(checkpoint.name.replace(".", f"_kv_transfer_{target}.", 1))
 
 
 def arguments_file(output: Path) -> Path:
-    """JSON with the arguments that made the entries of a shared file."""
+    """JSON of the arguments that made each entry of a shared file."""
     return output.with_name(f"{output.name}.arguments.json")
 
 
 def record_file(pruned: Path) -> Path:
-    """JSON {sparsity: accuracy} in a folder of pruned networks."""
+    """JSON {sparsity: accuracy} in the folder `pruned`."""
     return pruned / "record.txt"
 
 
 def sparsity_folder(pruned: Path, sparsity: float) -> Path:
-    """Folder of the network pruned to `sparsity`, in a folder of pruned networks."""
+    """Folder of the network pruned to `sparsity`, in the folder `pruned`."""
     return pruned / str(sparsity)
 
 
 def width_folder(folder: Path, width_multiplier: float) -> Path:
-    """Folder of one width, in the folder of a target on its backbone."""
+    """Folder of one width, in a target's folder."""
     return folder / f"width-{width_multiplier}"
 
 
 def widths_file(folder: Path) -> Path:
-    """JSON with the accuracy at every width tried, beside a target's checkpoint."""
+    """JSON of the accuracy at each width, in a target's folder."""
     return folder / "widths.json"
 
 

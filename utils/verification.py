@@ -1,21 +1,20 @@
-"""Metrics of verification: does a pair show one identity?"""
+"""Verification metrics: do the two samples of a pair have the same identity?"""
 
 import math
 from collections.abc import Sequence
 
 
 def fold_accuracies(similarities: Sequence[float], same: Sequence[bool], *, folds: int = 10) -> list[float]:
-    """Accuracy on each fold of calling those pairs the same whose similarity exceeds a threshold.
+    """Accuracy on each fold if pairs above a similarity threshold are classified as the same identity.
 
-    The threshold is the one that is best on all other folds: of those halfway between two neighbouring
-    similarities, and below and above all, the lowest of the best.
+    The threshold of a fold is `best_threshold` of all other folds (the protocol of LFW).
 
     Args:
-        similarities: of every pair; the folds are equal parts of the list, in its order (as LFW has it).
-        same: whether a pair shows one identity.
+        similarities: similarity of each pair; folds are consecutive, equal parts of the list.
+        same: whether each pair has one identity.
 
     Raises:
-        ValueError: if the pairs cannot be divided into so many folds.
+        ValueError: if the pairs cannot be divided into `folds` equal folds.
     """
     pairs = list(zip(similarities, same, strict=True))
     size, rest = divmod(len(pairs), folds)
@@ -30,10 +29,13 @@ def fold_accuracies(similarities: Sequence[float], same: Sequence[bool], *, fold
 
 
 def best_threshold(pairs: Sequence[tuple[float, bool]]) -> float:
-    """The threshold that tells most (similarity, same) pairs apart; see `fold_accuracies`."""
+    """The threshold that classifies most (similarity, same) pairs correctly.
+
+    Candidates lie halfway between neighbouring similarities, and at ±∞; ties go to the lowest.
+    """
     ordered = sorted(pairs)
     bounds = [value for value, _ in ordered[1:]] + [math.inf]
-    # Below all similarities every pair is called the same; each step up calls one more different.
+    # At -∞ every pair counts as the same; each similarity that the threshold passes makes one more differ.
     right = most = sum(truth for _, truth in ordered)
     best = -math.inf
     for (value, truth), above in zip(ordered, bounds, strict=True):
@@ -44,17 +46,17 @@ def best_threshold(pairs: Sequence[tuple[float, bool]]) -> float:
 
 
 def true_accept_rate(similarities: Sequence[float], same: Sequence[bool], *, far: float) -> float:
-    """Share of the same pairs above the lowest threshold that at most a share `far` of the others exceed.
+    """True accept rate at the lowest threshold whose false accept rate is at most `far`.
 
     Raises:
-        ValueError: without pairs of both kinds.
+        ValueError: unless there are pairs of both kinds.
     """
     pairs = list(zip(similarities, same, strict=True))
     own = [value for value, truth in pairs if truth]
     others = sorted((value for value, truth in pairs if not truth), reverse=True)
     if not own or not others:
-        raise ValueError("verification takes pairs of one identity and pairs of two")
-    # As many of the others as may be accepted; the next one must not be. (A share that is meant to be a
-    # whole number of pairs must not fall below it by rounding.)
+        raise ValueError("verification needs pairs of one identity and pairs of two")
+    # So many other pairs may be accepted; the next one's similarity is the threshold. The tolerance keeps
+    # rounding from lowering a product that should be a whole number.
     allowed = int(far * len(others) + 1e-9)
     return sum(value > others[allowed] for value in own) / len(own)

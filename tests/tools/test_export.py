@@ -1,4 +1,4 @@
-"""A task of a checkpoint as a network of its own: the same logits, without the rest of the project."""
+"""Exported tasks give the same logits as the shared network, without the rest of the project."""
 
 import importlib.util
 import io
@@ -18,6 +18,7 @@ from models.lenet5 import lenet5
 from tests.helpers import Fleet, load, refusal
 from tools import export_task
 from tools.export_task import as_onnx, read_exported
+from utils.errors import UserError
 
 
 def images(fleet: Fleet, task: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +42,7 @@ def export(fleet: Fleet, task: str, to: Path, *more: object) -> None:
 
 
 @pytest.mark.parametrize(("task", "width"), [("four_five", 2.0**0.5), ("1", 1.0)])
-def test_a_state_dict_answers_as_the_shared_network_to_the_bit(
+def test_logits_of_a_state_dict_are_bit_identical_to_the_shared_network(
     task: str, width: float, trained_fleet: Fleet, tmp_path: Path
 ) -> None:
     export(trained_fleet, task, tmp_path / "task.pt")
@@ -54,19 +55,19 @@ def test_a_state_dict_answers_as_the_shared_network_to_the_bit(
     assert (card["task"], card["width"], len(card["classes"])) == (name, width, 2)
     assert (card["mean"], card["std"]) == (mean.tolist(), std.tolist())
 
-    # The same in layers of torch alone.
+    # PyTorch's own layers give the same logits.
     plain = lenet5(layers=PLAIN, batch_norm=True, width=width, in_channels=card["in_channels"], size=32)
-    plain.add_head(2, in_features=card_head(tmp_path / "task.pt"))
+    plain.add_head(2, in_features=head_features(tmp_path / "task.pt"))
     plain.load_state_dict(load(tmp_path / "task.pt")["state_dict"])
     with torch.no_grad():
         assert torch.equal(plain.eval()(inputs), expected)
 
 
-def card_head(path: Path) -> int:
+def head_features(path: Path) -> int:
     return load(path)["state_dict"]["classifiers.0.weight"].shape[1]
 
 
-def test_a_scratch_network_can_be_exported_by_its_file(trained_fleet: Fleet, tmp_path: Path) -> None:
+def test_a_scratch_checkpoint_can_be_exported(trained_fleet: Fleet, tmp_path: Path) -> None:
     path = trained_fleet.baseline_checkpoint("two_three")
     export_task.main([str(path), "two_three", "--to", str(tmp_path / "x.pt")])
     network, card = read_exported(tmp_path / "x.pt")
@@ -79,7 +80,9 @@ def test_a_scratch_network_can_be_exported_by_its_file(trained_fleet: Fleet, tmp
     reason="the extra `onnx` is not installed",
 )
 class TestOnnx:
-    def test_onnxruntime_answers_as_the_shared_network(self, trained_fleet: Fleet, tmp_path: Path) -> None:
+    def test_onnxruntime_gives_the_logits_of_the_shared_network(
+        self, trained_fleet: Fleet, tmp_path: Path
+    ) -> None:
         import onnxruntime
 
         path = tmp_path / "task.onnx"
@@ -95,7 +98,7 @@ class TestOnnx:
         assert json.loads(card["classes"]) == ["4", "5"]
 
     @pytest.mark.parametrize("arch", ["alexnet", "spherenet20", "resnet18"])
-    def test_other_architectures_answer_alike(self, arch: str) -> None:
+    def test_other_architectures_give_the_same_logits(self, arch: str) -> None:
         import onnxruntime
 
         torch.manual_seed(1)
@@ -108,7 +111,7 @@ class TestOnnx:
         torch.testing.assert_close(torch.from_numpy(logits), network(inputs), rtol=1e-3, atol=1e-6)
 
     @pytest.mark.parametrize("modality", ["image", "text"])
-    def test_a_perceiver_reads_any_number_of_samples(self, modality: str) -> None:
+    def test_a_perceiver_accepts_any_number_of_samples(self, modality: str) -> None:
         import onnxruntime
 
         torch.manual_seed(1)
@@ -124,26 +127,28 @@ class TestOnnx:
         torch.testing.assert_close(torch.from_numpy(logits), network(inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_told_in_one_line(
+def test_a_task_that_cannot_be_exported_is_reported_in_one_line(
     trained_fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(checkpoint: Path, task: str, to: str, *more: str) -> str:
+    def message(checkpoint: Path, task: str, to: str, *more: str) -> str:
         flags = ["--to", str(tmp_path / to), "--data_root", str(trained_fleet.data), *more]
         return refusal(export_task.main, [str(checkpoint), task, *flags])
 
     folder = trained_fleet.target_folder()
-    assert "ends in .pt or .onnx" in told(folder, "1", "x.bin")
-    assert "holds no task two_three: it holds zero_one, four_five" in told(folder, "two_three", "x.pt")
-    assert "has no task 'fish'" in told(folder, "fish", "x.pt")
-    assert "checkpoint-<epoch>.pth.tar not found" in told(tmp_path, "1", "x.pt")
-    assert "not found" in told(tmp_path / "absent.pth.tar", "1", "x.pt")
+    assert "ends in .pt or .onnx" in message(folder, "1", "x.bin")
+    assert "holds no task two_three: it holds zero_one, four_five" in message(folder, "two_three", "x.pt")
+    assert "has no task 'fish'" in message(folder, "fish", "x.pt")
+    assert "checkpoint-<epoch>.pth.tar not found" in message(tmp_path, "1", "x.pt")
+    assert "not found" in message(tmp_path / "absent.pth.tar", "1", "x.pt")
 
     published = load(folder / "checkpoint-4.pth.tar")
     torch.save(published | {"sequence": {}}, tmp_path / "spg.pth.tar")
-    assert "is of spg_main.py: give a checkpoint of a stage" in told(tmp_path / "spg.pth.tar", "1", "x.pt")
+    assert "was written by spg_main.py: give a checkpoint of" in message(
+        tmp_path / "spg.pth.tar", "1", "x.pt"
+    )
     del published["task_table"], published["architecture"]
     torch.save(published, tmp_path / "published.pth.tar")
-    assert "give it with --dataset_config" in told(tmp_path / "published.pth.tar", "1", "x.pt")
+    assert "give it with --dataset_config" in message(tmp_path / "published.pth.tar", "1", "x.pt")
     export_task.main(
         [
             *(str(tmp_path / "published.pth.tar"), "1", "--to", str(tmp_path / "x.pt")),
@@ -152,11 +157,13 @@ def test_what_cannot_be_exported_is_told_in_one_line(
     )
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "needs the package onnx and onnxscript: install" in told(folder, "1", "x.onnx")
+    assert "needs the package onnx and onnxscript: install" in message(folder, "1", "x.onnx")
     for content in (b"nonsense", saved({"state": 1}), saved([1])):
         (tmp_path / "other.pt").write_bytes(content)
-        with pytest.raises(export_task.UserError, match="no network that tools"):
+        with pytest.raises(UserError, match="not a network exported by tools"):
             read_exported(tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"absent\.pt not found: export the task again"):
+        read_exported(tmp_path / "absent.pt")
 
 
 def saved(value: object) -> bytes:

@@ -1,4 +1,4 @@
-"""The table at the end of a run says what the checkpoints say."""
+"""The report agrees with the checkpoints."""
 
 import csv
 
@@ -13,7 +13,9 @@ def read(fleet: Fleet) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_figure_of_the_table_is_that_of_its_checkpoint(fleet: Fleet, capsys):
+def test_every_value_in_the_table_comes_from_its_checkpoint(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
     report.main(fleet.files("--dataset", "3"))
     (row,) = read(fleet)
     scratch = load(fleet.baseline_checkpoint("four_five"))["metrics"]["test_accuracy"]
@@ -32,7 +34,7 @@ def test_every_figure_of_the_table_is_that_of_its_checkpoint(fleet: Fleet, capsy
     assert "chosen on the test set" in shown
 
 
-def test_controls_are_compared_at_the_width_that_the_target_ended_at(fleet: Fleet):
+def test_controls_are_compared_at_the_final_width_of_the_target(fleet: Fleet) -> None:
     width = ("--network_width_multiplier", "from_target")
     fleet.baseline("3", *width)
     fleet.own("3", "--mode", "finetune", *width)
@@ -47,6 +49,22 @@ def test_controls_are_compared_at_the_width_that_the_target_ended_at(fleet: Flee
         assert float(row[gain]) == pytest.approx(float(row["w2.0"]) - alone)
 
 
-def test_a_task_whose_stages_have_not_run_is_named(fleet: Fleet):
+def test_the_text_ends_with_means_and_standard_errors_over_tasks() -> None:
+    columns = ["id", "task", "ratio", "w1.0", "backbone", "gain"]
+    rows = [
+        dict(zip(columns, values, strict=True))
+        for values in ((1, "fish", 0.8, 0.75, "a", 0.5), (12, "trees", 0.95, None, "bee", -0.25))
+    ]
+    assert report.as_text(rows, columns).splitlines() == [
+        "id  task         ratio   w1.0  backbone          gain",
+        "-----------------------------------------------------",
+        " 1  fish           0.8  0.750  a               +0.500",
+        "12  trees         0.95      -  bee             -0.250",
+        "-----------------------------------------------------",
+        "    mean   0.875±0.075  0.750            +0.125±0.375",
+    ]
+
+
+def test_a_task_whose_stages_have_not_run_is_reported(fleet: Fleet) -> None:
     message = refusal(report.main, fleet.files("--dataset", "5"))
     assert "eight_nine" in message and "baseline.sh" in message

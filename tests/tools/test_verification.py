@@ -1,4 +1,4 @@
-"""Verification: its metrics against slow loops, and the command on a few made-up faces."""
+"""Verification: metrics against naive implementations, and the command on a few synthetic faces."""
 
 import json
 import random
@@ -18,15 +18,15 @@ from tools.export_task import as_state_dict
 from utils.verification import best_threshold, fold_accuracies, true_accept_rate
 
 
-def made_up(count: int, *, seed: int, digits: int = 2) -> tuple[list[float], list[bool]]:
+def synthetic(count: int, *, seed: int, digits: int = 2) -> tuple[list[float], list[bool]]:
     draw = random.Random(seed)
     same = [draw.random() < 0.5 for _ in range(count)]
     return [round(draw.gauss(1.0 if truth else 0.0, 1.0), digits) for truth in same], same
 
 
 @pytest.mark.parametrize("digits", [1, 6], ids=["ties", "no ties"])
-def test_the_threshold_is_the_lowest_of_the_best(digits):
-    similarities, same = made_up(60, seed=1, digits=digits)
+def test_ties_between_the_best_thresholds_go_to_the_lowest(digits: int) -> None:
+    similarities, same = synthetic(60, seed=1, digits=digits)
     pairs = list(zip(similarities, same, strict=True))
     levels = sorted(set(similarities))
     middles = [(low + high) / 2 for low, high in pairwise(levels)]
@@ -38,8 +38,8 @@ def test_the_threshold_is_the_lowest_of_the_best(digits):
     assert best_threshold(pairs) == max(every, key=lambda threshold: (right(threshold), -threshold))
 
 
-def test_each_fold_is_judged_by_the_threshold_of_the_others():
-    similarities, same = made_up(50, seed=2)
+def test_each_fold_uses_the_threshold_fitted_to_the_others() -> None:
+    similarities, same = synthetic(50, seed=2)
     expected = []
     for fold in range(5):
         held = range(10 * fold, 10 * fold + 10)
@@ -51,8 +51,8 @@ def test_each_fold_is_judged_by_the_threshold_of_the_others():
 
 
 @pytest.mark.parametrize("far", [0.0, 0.1, 0.3, 0.99])
-def test_the_true_accept_rate_is_the_highest_that_the_false_accept_rate_allows(far):
-    similarities, same = made_up(200, seed=3, digits=6)
+def test_the_true_accept_rate_is_the_highest_that_the_false_accept_rate_allows(far: float) -> None:
+    similarities, same = synthetic(200, seed=3, digits=6)
     own = [value for value, truth in zip(similarities, same, strict=True) if truth]
     others = [value for value, truth in zip(similarities, same, strict=True) if not truth]
     allowed = [
@@ -68,7 +68,7 @@ def test_the_true_accept_rate_is_the_highest_that_the_false_accept_rate_allows(f
 
 @pytest.fixture
 def faces(tmp_path: Path) -> list[str]:
-    """Four persons, each a noisy colour; a narrow SphereNet; pairs in two folds of 2 + 2."""
+    """Arguments: noisy images in one colour per person, a narrow SphereNet, and two folds of 2 + 2 pairs."""
     draw = numpy.random.default_rng(0)
     for number, name in enumerate(("ada", "bo", "cy", "di")):
         folder = tmp_path / "faces" / name
@@ -95,22 +95,22 @@ def faces(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "net.pt"), *map(str, flags)]
 
 
-def test_noisy_images_of_one_colour_are_told_from_others(faces, tmp_path):
-    verify_pairs.main([*faces, "--to", str(tmp_path / "figures.json"), "--batch_size", "3"])
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["tar"] == 1.0
-    assert len(figures["accuracies"]) == 2
-    assert figures["accuracy"] >= 0.75
+def test_noisy_images_of_one_colour_are_matched(faces: list[str], tmp_path: Path) -> None:
+    verify_pairs.main([*faces, "--to", str(tmp_path / "metrics.json"), "--batch_size", "3"])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["tar"] == 1.0
+    assert len(metrics["accuracies"]) == 2
+    assert metrics["accuracy"] >= 0.75
 
 
-def test_pairs_that_cannot_be_read_end_in_one_line(faces, tmp_path):
+def test_unreadable_pairs_are_reported_in_one_line(faces: list[str], tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.txt"
     good = pairs.read_text()
     for text, expected in (
-        (good.replace("2\t2\n", "3\t2\n", 1), "has 8 pairs, its first line says 3 folds of 2 + 2"),
-        (good + "ada\n", "'ada' is no pair"),
-        ("", "is no file of pairs"),
-        (good.replace("di\t1\n", "ed\t1\n"), "ed_0001.jpg not found: correct --images, or the pairs"),
+        (good.replace("2\t2\n", "3\t2\n", 1), "has 8 pairs, but its first line says 3 folds of 2 + 2"),
+        (good + "ada\n", "'ada' is not a pair"),
+        ("", "is not in LFW's format"),
+        (good.replace("di\t1\n", "ed\t1\n"), "ed_0001.jpg not found: correct --images or the pairs"),
     ):
         pairs.write_text(text)
         assert expected in refusal(verify_pairs.main, faces)

@@ -1,9 +1,10 @@
-"""Files that several processes read and write at once."""
+"""Files that several processes read and write concurrently."""
 
 import json
 import multiprocessing
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,8 @@ def write_csv_rows(path: Path, writer: int) -> None:
         update_csv(path, [row], columns=COLUMNS, replace={"target_id": str(target)})
 
 
-def in_processes(write, path: Path, look) -> int:
-    """Run `write` in several processes; `look` at the file all the while. Returns how often."""
+def in_processes(write: Callable[[Path, int], None], path: Path, look: Callable[[], object]) -> int:
+    """Run `write` in several processes and `look` at the file meanwhile. Returns the number of looks."""
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=write, args=(path, number)) for number in range(WRITERS)]
     for writer in writers:
@@ -52,7 +53,7 @@ def in_processes(write, path: Path, look) -> int:
     return looks
 
 
-def test_processes_that_update_one_json_lose_nothing_and_a_reader_sees_whole_files(tmp_path: Path) -> None:
+def test_concurrent_json_updates_lose_nothing_and_readers_see_whole_files(tmp_path: Path) -> None:
     path = tmp_path / "shared.json"
     sizes = []
     looks = in_processes(write_json_entries, path, lambda: sizes.append(len(json.loads(path.read_text()))))
@@ -61,7 +62,7 @@ def test_processes_that_update_one_json_lose_nothing_and_a_reader_sees_whole_fil
     assert read_json(path, remedy="").keys() == expected
 
 
-def test_processes_that_update_one_csv_lose_nothing_and_a_reader_sees_whole_files(tmp_path: Path) -> None:
+def test_concurrent_csv_updates_lose_nothing_and_readers_see_whole_files(tmp_path: Path) -> None:
     path = tmp_path / "shared.csv"
     looks = in_processes(write_csv_rows, path, lambda: read_csv(path, columns=COLUMNS, remedy=""))
     assert looks > 20
@@ -90,7 +91,7 @@ def test_update_csv_replaces_the_rows_of_one_target_and_sorts_by_number(tmp_path
     assert path.read_text() == "target_id,task_id\n2,3\n10,1\n"
 
 
-def test_what_is_unchanged_is_not_written_again(tmp_path: Path) -> None:
+def test_an_unchanged_file_is_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     update_json(path, {"a": 1})
     os.utime(path, ns=(5, 5))
@@ -101,9 +102,7 @@ def test_what_is_unchanged_is_not_written_again(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns != 5
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, "old")
 
@@ -136,15 +135,15 @@ def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> N
         (None, "not found"),
     ],
 )
-def test_what_is_no_json_object_is_refused_with_the_remedy(
+def test_an_invalid_json_file_is_rejected_with_the_remedy(
     content: bytes | None, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "file.json"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        read_json(path, remedy="make it anew")
-    assert str(path) in str(caught.value) and "make it anew" in str(caught.value)
+        read_json(path, remedy="run the stage again")
+    assert str(path) in str(caught.value) and "run the stage again" in str(caught.value)
     if content is not None:
         with pytest.raises(UserError, match=message):
             update_json(path, {"a": 1})
@@ -162,25 +161,25 @@ def test_what_is_no_json_object_is_refused_with_the_remedy(
         (None, "not found"),
     ],
 )
-def test_what_is_no_such_csv_is_refused_with_the_remedy(
+def test_an_invalid_csv_file_is_rejected_with_the_remedy(
     content: bytes | None, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "file.csv"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        read_csv(path, columns=COLUMNS, remedy="make it anew")
-    assert str(path) in str(caught.value) and "make it anew" in str(caught.value)
+        read_csv(path, columns=COLUMNS, remedy="run the stage again")
+    assert str(path) in str(caught.value) and "run the stage again" in str(caught.value)
 
 
-def test_a_csv_field_with_a_comma_or_a_line_break_comes_back_whole(tmp_path: Path) -> None:
+def test_csv_fields_may_contain_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
     path = tmp_path / "file.csv"
     rows = [{"target_id": "a, b", "task_id": 'c"\nd'}]
     path.write_text(csv_text(rows, COLUMNS))
     assert read_csv(path, columns=COLUMNS, remedy="") == rows
 
 
-def test_temporary_files_of_killed_writers_are_removed_and_those_of_live_ones_are_not(tmp_path: Path) -> None:
+def test_only_temporary_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "record[1].txt"
     stale, live = tmp_path / ".record[1].txt.a.tmp", tmp_path / ".record[1].txt.b.tmp"
     other = tmp_path / ".record1.txt.c.tmp"
@@ -193,7 +192,7 @@ def test_temporary_files_of_killed_writers_are_removed_and_those_of_live_ones_ar
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_what_must_last_is_on_the_disk_before_it_replaces_anything(
+def test_a_durable_write_is_on_the_disk_before_it_replaces_the_old_file(
     durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, seen = tmp_path / "record.txt", []

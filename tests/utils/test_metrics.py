@@ -1,4 +1,4 @@
-"""The metrics on matrices worked out by hand."""
+"""The metrics on matrices that were worked out by hand."""
 
 import math
 
@@ -19,36 +19,36 @@ EQUAL = [100, 100, 100]
 UNEQUAL = [100, 100, 200]
 
 
-def test_average_accuracy():
+def test_average_accuracy() -> None:
     assert average_accuracy(MATRIX, EQUAL) == pytest.approx((0.5 + 0.75 + 0.9) / 3)
     assert average_accuracy(MATRIX, UNEQUAL) == pytest.approx(0.25 * 0.5 + 0.25 * 0.75 + 0.5 * 0.9)
 
 
-def test_average_over_time():
+def test_average_over_time() -> None:
     assert average_over_time(MATRIX, EQUAL) == pytest.approx((0.8 + 0.65 + 2.15 / 3) / 3)
-    # The shares are those among the tasks so far.
+    # Shares are relative to the tasks learned so far.
     assert average_over_time(MATRIX, UNEQUAL) == pytest.approx((0.8 + 0.65 + 0.7625) / 3)
 
 
-def test_backward_transfer():
+def test_backward_transfer() -> None:
     # (0.5 - 0.8) + (0.75 - 0.7) + 0 = -0.25, over T - 1 = 2 tasks.
     assert backward_transfer(MATRIX, EQUAL) == pytest.approx(-0.125)
     # 3/2 · (0.25 · -0.3 + 0.25 · 0.05)
     assert backward_transfer(MATRIX, UNEQUAL) == pytest.approx(-0.09375)
 
 
-def test_forgetting():
+def test_forgetting() -> None:
     # Task 1: best before the last was 0.8, now 0.5; task 2: 0.7, now 0.75.
     assert forgetting(MATRIX) == pytest.approx((0.3 - 0.05) / 2)
 
 
-def test_forward_transfer():
+def test_forward_transfer() -> None:
     assert forward_transfer(MATRIX, EQUAL, [0.8, 0.6, 0.6]) == pytest.approx((0 + 0.1 + 0.3) / 3)
     assert forward_transfer(MATRIX, UNEQUAL, [0.8, 0.6, 0.6]) == pytest.approx(0.25 * 0.1 + 0.5 * 0.3)
 
 
-def test_published_matrix():
-    """The published run's own figures for its accuracy matrix, which are rounded to three places."""
+def test_published_matrix() -> None:
+    """The metrics that the published run reported for its accuracy matrix, rounded to three places."""
     matrix = [
         [0.724],
         [0.654, 0.690],
@@ -67,13 +67,13 @@ def test_published_matrix():
     assert backward_transfer(matrix, counts) == pytest.approx(-0.0502, abs=5e-4)
 
 
-def test_a_single_task():
+def test_a_single_task() -> None:
     assert backward_transfer([[0.5]], [10]) == 0
     assert forgetting([[0.5]]) == 0
     assert average_over_time([[0.5]], [10]) == 0.5
 
 
-def test_the_standard_error_of_a_mean():
+def test_the_standard_error_of_a_mean() -> None:
     # Deviation √((1 + 0 + 1) / 2) = 1, over √3.
     assert mean_and_error([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1 / math.sqrt(3)))
     mean, error = mean_and_error([0.7])

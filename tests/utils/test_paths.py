@@ -1,4 +1,4 @@
-"""The names of the files that stages pass to one another (also in the README)."""
+"""Names of the files that stages exchange, as documented."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from utils.paths import (
 PATHS = Paths(checkpoints=Path("checkpoints"), logs=Path("logs"), data=Path("data"), run="lenet5/seed2")
 
 
-def test_files_lie_where_the_published_layout_has_them() -> None:
+def test_files_follow_the_published_layout() -> None:
     pruned = PATHS.pruned("cifar100", "fish")
     target = PATHS.target("cifar100", "fish", "trees")
     found = {
@@ -82,7 +82,15 @@ def test_a_run_is_named_after_architecture_seed_and_protocol(seed: int, protocol
     assert Paths.run_name(arch="lenet5", seed=seed, protocol=protocol) == name
 
 
-def test_the_highest_epoch_is_taken_and_other_files_are_no_checkpoints(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [("alexnet", "spg/cifar100_10/ewc/seed3"), ("resnet18", "spg/cifar100_10/ewc-resnet18/seed3")],
+)
+def test_a_sequence_run_is_named_after_sequence_approach_architecture_and_seed(arch: str, name: str) -> None:
+    assert Paths.sequence_run_name(sequence="cifar100_10", approach="ewc", seed=3, arch=arch) == name
+
+
+def test_the_checkpoint_is_the_one_with_the_highest_epoch_and_other_files_are_ignored(tmp_path: Path) -> None:
     others = (
         "resume.pth.tar",
         ".checkpoint-300.pth.tar.x.tmp",
@@ -95,13 +103,13 @@ def test_the_highest_epoch_is_taken_and_other_files_are_no_checkpoints(tmp_path:
     assert checkpoint_in(tmp_path, remedy="").name == "checkpoint-100.pth.tar"
 
 
-def test_a_folder_without_a_checkpoint_is_named_with_the_remedy(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_reported_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run the stage first") as caught:
         checkpoint_in(tmp_path / "absent", remedy="run the stage first")
     assert str(tmp_path / "absent") in str(caught.value)
 
 
-def test_roots_come_from_the_environment_and_flags_win(
+def test_roots_come_from_flags_then_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def roots(*argv: str) -> Paths:

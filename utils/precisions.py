@@ -1,0 +1,3 @@
+"""The choices of `--precision`, apart from `utils.runtime`: flags are parsed without loading PyTorch."""
+
+PRECISIONS = ("fp32", "tf32", "bf16")
