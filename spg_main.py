@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Learn a sequence of tasks in one network: soft-masked gradients (SPG) and the approaches it is compared with."""
+"""Learn a sequence of tasks in one network by soft-masked gradients (SPG) or another approach."""
 
 import argparse
 import re

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from tools.cpg_run import CPGRun
+from tools.learning import EpochReport
+from tools.task_run import TaskRun
 
 from CPG_cifar100_main_normal import parse as parse_cpg
 from data.tables import load_table
@@ -20,19 +23,17 @@ from models import ARCHITECTURES as SHARABLE
 from packnet_cifar100_main_normal import PackNetRun
 from packnet_cifar100_main_normal import parse as parse_packnet
 from packnet_models import ARCHITECTURES as PLAIN
-from tools.cpg_run import CPGRun
-from tools.learning import EpochReport
-from tools.task_run import TaskRun
-from utils import arguments, errors
+from pipeline import flags
+from utils import errors
 from utils.runtime import reuse_memory, set_numerics, set_threads
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments.parser(__doc__)
+    parser = flags.parser(__doc__)
     parser.add_argument("--dataset_config", default="cifar100", help="Task table.")
     parser.add_argument("--dataset", default="food_containers", help="Task.")
-    parser.add_argument("--epochs", type=arguments.positive_int, default=15, help="Epochs to time.")
-    parser.add_argument("--threads", type=arguments.positive_int, default=1, help="CPU threads.")
+    parser.add_argument("--epochs", type=flags.positive_int, default=15, help="Epochs to time.")
+    parser.add_argument("--threads", type=flags.positive_int, default=1, help="CPU threads.")
     parser.add_argument("--device", default="cpu", help="Device to run on.")
     args = parser.parse_args(argv)
     set_threads(args.threads)

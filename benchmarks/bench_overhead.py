@@ -24,10 +24,12 @@ from models import BUILDERS
 from models.layers import PLAIN, SHARABLE
 from models.lenet5 import lenet5
 from models.network import Network
-from utils import arguments, errors
+from pipeline import flags
+from training.loop import train_step
+from training.method import Method
+from utils import errors
 from utils.precisions import PRECISIONS
 from utils.runtime import autocast, resolve_device, set_up_process, synchronised_clock
-from utils.training import Method, train_step
 
 LR, WEIGHT_DECAY = 1e-2, 4e-5
 BOUNDS = {"resnet18": 1.25, "lenet5": 1.5}
@@ -36,17 +38,17 @@ Step = Callable[[Tensor, Tensor], object]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments.parser(__doc__)
+    parser = flags.parser(__doc__)
     parser.add_argument("--arch", nargs="+", default=list(BOUNDS), help="Architectures.")
-    parser.add_argument("--batch_size", type=arguments.positive_int, default=32, help="Images per step.")
+    parser.add_argument("--batch_size", type=flags.positive_int, default=32, help="Images per step.")
     parser.add_argument(
-        "--size", type=arguments.positive_int, default=32, help="Height and width of the images, pixels."
+        "--size", type=flags.positive_int, default=32, help="Height and width of the images, pixels."
     )
-    parser.add_argument("--width", type=arguments.positive_float, default=1.0, help="Width multiplier.")
+    parser.add_argument("--width", type=flags.positive_float, default=1.0, help="Width multiplier.")
     parser.add_argument(
-        "--seconds", type=arguments.positive_float, default=30.0, help="Seconds to spend on each network."
+        "--seconds", type=flags.positive_float, default=30.0, help="Seconds to spend on each network."
     )
-    parser.add_argument("--threads", type=arguments.positive_int, default=1, help="CPU threads.")
+    parser.add_argument("--threads", type=flags.positive_int, default=1, help="CPU threads.")
     parser.add_argument("--device", default="cpu", help="Device to run on.")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="Floating-point precision.")
     args = parser.parse_args(argv)

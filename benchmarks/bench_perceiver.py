@@ -24,7 +24,8 @@ from models import ARCHITECTURES as SHARABLE
 from models import attention
 from models.modalities import TOKEN_WIDTH
 from packnet_models import ARCHITECTURES as PLAIN
-from utils import arguments, errors
+from pipeline import flags
+from utils import errors
 from utils.runtime import autocast, resolve_device, set_up_process, synchronised_clock
 
 CLASSES = 5
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = arguments.parser(__doc__)
+    parser = flags.parser(__doc__)
     parser.add_argument(
         "--arch", choices=("perceiver", "perceiver_io"), default="perceiver_io", help="Architecture."
     )
@@ -78,11 +79,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--size", choices=("base", "tiny"), default="base", help="Size preset of the architecture."
     )
     parser.add_argument(
-        "--pixels", type=arguments.positive_int, default=224, help="Height and width of the images, pixels."
+        "--pixels", type=flags.positive_int, default=224, help="Height and width of the images, pixels."
     )
-    parser.add_argument("--batch_size", type=arguments.positive_int, default=2, help="Samples per step.")
-    parser.add_argument("--repeats", type=arguments.positive_int, default=3, help="Steps to time.")
-    parser.add_argument("--threads", type=arguments.positive_int, default=1, help="CPU threads.")
+    parser.add_argument("--batch_size", type=flags.positive_int, default=2, help="Samples per step.")
+    parser.add_argument("--repeats", type=flags.positive_int, default=3, help="Steps to time.")
+    parser.add_argument("--threads", type=flags.positive_int, default=1, help="CPU threads.")
     parser.add_argument(
         "--stages", choices=tuple(REGISTRIES), nargs="+", default=["stage 1"], help="Kinds of layers."
     )
@@ -90,7 +91,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--modalities", choices=("image", "text"), nargs="+", default=["image"], help="Kinds of inputs."
     )
     parser.add_argument(
-        "--epoch", type=arguments.positive_int, help="Samples per epoch: also print the time of an epoch."
+        "--epoch", type=flags.positive_int, help="Samples per epoch: also print the time of an epoch."
     )
     parser.add_argument(
         "--cpu_time", action="store_true", help="Measure CPU time of the process, for a busy machine."
@@ -100,9 +101,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def compare(args: argparse.Namespace, *, device: str, precision: str, stage: str, modality: str) -> None:
     """Print time and memory of a step with both kinds of attention."""
-    sizes = arguments.architecture(
-        PLAIN, args.arch, in_channels=3, size=args.pixels, sizes={"size": args.size}
-    ).sizes
+    sizes = architecture(PLAIN, args.arch, in_channels=3, size=args.pixels, sizes={"size": args.size}).sizes
     for naive in (False, True):
         case = Case(
             stage=stage,

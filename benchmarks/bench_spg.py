@@ -18,30 +18,29 @@ from torch.nn.functional import cross_entropy
 
 from data.loading import Batches, TaskData
 from data.sequences import load_sequence, load_task
-from methods.sequence import Settings, TaskPasses
-from methods.spg import IMPORTANCE_BATCH, SPG, task_importance
+from methods.approaches.base import Settings, TaskPasses
+from methods.approaches.spg import IMPORTANCE_BATCH, SPG, task_importance
 from models.alexnet import alexnet
 from models.layers import PLAIN
-from utils import arguments, errors
+from pipeline import flags
+from training.loop import train_step
+from utils import errors
 from utils.paths import REPOSITORY
 from utils.runtime import autocast, resolve_device, set_up_process, synchronised_clock
-from utils.training import train_step
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments.parser(__doc__)
+    parser = flags.parser(__doc__)
     parser.add_argument("--data_root", default=REPOSITORY / "data", help="Data folder.")
     parser.add_argument("--seq", default="cifar100_10", help="Sequence.")
     parser.add_argument(
-        "--repeats", type=arguments.positive_int, default=3, help="Repetitions of each measurement."
+        "--repeats", type=flags.positive_int, default=3, help="Repetitions of each measurement."
     )
-    parser.add_argument("--threads", type=arguments.positive_int, default=2, help="CPU threads.")
-    parser.add_argument(
-        "--heads", type=arguments.positive_int, default=10, help="Heads of the importance pass."
-    )
+    parser.add_argument("--threads", type=flags.positive_int, default=2, help="CPU threads.")
+    parser.add_argument("--heads", type=flags.positive_int, default=10, help="Heads of the importance pass.")
     parser.add_argument(
         "--limit",
-        type=arguments.positive_int,
+        type=flags.positive_int,
         help="Run only so many steps per epoch; times are scaled up.",
     )
     parser.add_argument(

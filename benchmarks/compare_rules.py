@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.tables import load_table
-from tools.task_run import chosen_backbone, read_widths
-from utils import arguments, errors
-from utils.checkpoints import load_checkpoint
+from pipeline import flags
+from pipeline.fleet import chosen_backbone, paths_of, read_widths
+from training.checkpoints import load_checkpoint
+from utils import errors
 from utils.metrics import mean_and_error
 from utils.paths import checkpoint_in
 from utils.tables import plus_minus
@@ -18,12 +19,12 @@ WIDTH = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments.parser(__doc__)
-    arguments.add_files(parser)
+    parser = flags.parser(__doc__)
+    flags.add_files(parser)
     parser.add_argument("--picks", nargs="+", required=True, help="RULE=CSV of the chosen backbones.")
     args = parser.parse_args(argv)
     table = load_table(args.dataset_config, data_root=args.data_root)
-    paths = arguments.paths_of(args)
+    paths = paths_of(args)
     files = {rule: Path(file) for rule, _, file in (pick.partition("=") for pick in args.picks)}
 
     def alone(folder: Path, layers: str) -> float:

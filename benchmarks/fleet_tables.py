@@ -9,22 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.tables import Table, load_table
-from tools.report import mean_of, shown, task_rows
-from tools.task_run import read_baseline
-from utils import arguments, errors
+from pipeline import flags
+from pipeline.fleet import paths_of, read_baseline
+from tools.report import task_rows
+from utils import errors
 from utils.files import read_json
 from utils.paths import Paths, record_file
+from utils.tables import mean_of, shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments.parser(__doc__)
-    arguments.add_files(parser)
+    parser = flags.parser(__doc__)
+    flags.add_files(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="Seeds of stage 1 to compare.")
     args = parser.parse_args(argv)
     table = load_table(args.dataset_config, data_root=args.data_root)
     print_scratch(args, table)
-    print_sparsities(arguments.paths_of(args), table)
-    print_targets(arguments.paths_of(args), table, arch=args.arch)
+    print_sparsities(paths_of(args), table)
+    print_targets(paths_of(args), table, arch=args.arch)
 
 
 def print_scratch(args: argparse.Namespace, table: Table) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from models.layers import PICK_THRESHOLD, PrivateLinear, SharableConv2d, SharableLinear
 from models.network import Network
-from utils.errors import UserError
 from training.method import Method
+from utils.errors import UserError
 
 PIGGYMASK_INIT = 0.01
 

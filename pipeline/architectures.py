@@ -78,13 +78,9 @@ def architecture(
     )
 
 
-def requested_architecture(
-    args: argparse.Namespace, *, layers: str, in_channels: int, size: int
-) -> Builder:
+def requested_architecture(args: argparse.Namespace, *, layers: str, in_channels: int, size: int) -> Builder:
     """The builder that `--arch` and the size flags request. See `architecture`."""
-    return architecture(
-        args.arch, layers=layers, in_channels=in_channels, size=size, sizes=given_sizes(args)
-    )
+    return architecture(args.arch, layers=layers, in_channels=in_channels, size=size, sizes=given_sizes(args))
 
 
 def resolved_sizes(registry: Mapping[str, Callable], name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from methods.cpg import must_grow, width_multipliers
 from methods.ownership import SharedNetwork
 from pipeline.architectures import SHARABLE, check_transfers
-from pipeline.fleet import backbone_of, final_width, read_widths
 from pipeline.flags import FROM_TARGET
+from pipeline.fleet import backbone_of, final_width, read_widths
 from pipeline.recipe import GradualPruningRecipe, OnBackboneRecipe, OwnNetworkRecipe
 from pipeline.train_task import TaskRun, run_tasks
 from training.checkpoints import fingerprint
@@ -49,9 +49,7 @@ class Backbones:
         return task.paths.target(task.table.name, backbone, task.task.name)
 
 
-def run(
-    args: argparse.Namespace, *, backbones: Backbones | None = None, modality: str | None = None
-) -> None:
+def run(args: argparse.Namespace, *, backbones: Backbones | None = None, modality: str | None = None) -> None:
     """Train, prune or evaluate, as `--mode` says, every task that `--dataset` names.
 
     Args:

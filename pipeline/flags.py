@@ -453,9 +453,7 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="Sparsity to start from; above 0, the network pruned to it is the starting point.",
     )
-    group.add_argument(
-        "--prune_epochs", type=positive_int, default=20, help="Epochs at each pruning ratio."
-    )
+    group.add_argument("--prune_epochs", type=positive_int, default=20, help="Epochs at each pruning ratio.")
     group.add_argument("--prune_lr", type=positive_float, default=1e-3, help="Learning rate while pruning.")
     group.add_argument(
         "--pruning_interval",
@@ -463,9 +461,7 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="Number of the --prune_epochs during which the sparsity grows.",
     )
-    group.add_argument(
-        "--pruning_frequency", type=positive_int, default=10, help="Steps between two cuts."
-    )
+    group.add_argument("--pruning_frequency", type=positive_int, default=10, help="Steps between two cuts.")
     add_record_file(group)
 
 
@@ -476,7 +472,9 @@ def check_cpg(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
     if args.target_sparsity != sorted(set(args.target_sparsity)) or (
         args.target_sparsity[0] <= args.initial_sparsity
     ):
-        parser.error("--target_sparsity must increase from one value to the next, from above --initial_sparsity")
+        parser.error(
+            "--target_sparsity must increase strictly, from above --initial_sparsity"
+        )
     if "inference" in args.mode and len(args.mode) > 1:
         parser.error("--mode inference cannot be combined with another mode")
     if args.backbone and "prune" in args.mode:
@@ -501,7 +499,8 @@ def add_in_sequence(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stop_pruning_early",
         action="store_true",
-        help="Stop at the first ratio that misses the baseline (default: try all; a higher one may reach it).",
+        help="Stop at the first ratio that misses the baseline (default: try all, for a higher one may reach "
+        "it).",
     )
     group.add_argument(
         "--keep_checkpoints",
@@ -617,7 +616,8 @@ def add_kv_transfer(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--load_folder",
         type=Path,
-        help="Folder of the backbone's checkpoint; the new one is written beside it (default: by the layout).",
+        help="Folder of the backbone's checkpoint, beside which the new one is written (default: by the "
+        "layout).",
     )
     parser.set_defaults(**MULTIMODAL)
 
@@ -643,9 +643,7 @@ def add_continual(parser: argparse.ArgumentParser) -> None:
     add_overwrite(parser)
     add_computing(parser)
     group = parser.add_argument_group("training")
-    group.add_argument(
-        "--epochs", type=positive_int, default=500, help="Maximum number of epochs per task."
-    )
+    group.add_argument("--epochs", type=positive_int, default=500, help="Maximum number of epochs per task.")
     group.add_argument("--batch_size", type=positive_int, default=64, help="Samples per training step.")
     group.add_argument(
         "--val_batch_size", type=positive_int, default=500, help="Samples per batch in evaluation."

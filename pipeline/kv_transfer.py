@@ -39,9 +39,7 @@ class Transfers:
         self.paths = paths_of(args)
         self.pairs = pairs_file(args, table.name)
         self.builders = {
-            layers: requested_architecture(
-                args, layers=layers, in_channels=table.channels, size=table.size
-            )
+            layers: requested_architecture(args, layers=layers, in_channels=table.channels, size=table.size)
             for layers in (PLAIN, SHARABLE)
         }
         check_transfers(self.builders[SHARABLE], transfers=True)

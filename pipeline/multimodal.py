@@ -31,9 +31,7 @@ class TransferredBackbones(cpg.Backbones):
         self.kv_transfer = kv_transfer
 
     def target_folder(self, task: TaskRun, backbone: str) -> Path:
-        return task.paths.target(
-            task.table.name, backbone, task.task.name, kv_transfer=self.kv_transfer
-        )
+        return task.paths.target(task.table.name, backbone, task.task.name, kv_transfer=self.kv_transfer)
 
     def checkpoint(self, task: TaskRun, backbone: str) -> Path:
         """The backbone's chosen checkpoint, which holds the task's projection.

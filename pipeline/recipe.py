@@ -35,8 +35,8 @@ from utils.seeds import derive_seed
 class Recipe:
     """Settings that decide a result.
 
-    Fields that hold recipes, settings or mappings are flattened in the stamp. A field marked `in_stage` is recorded
-    as part of the stage's name, one marked `omit_if_off` only if it is on.
+    Fields that hold recipes, settings or mappings are flattened in the stamp. A field marked `in_stage` is
+    recorded as part of the stage's name, one marked `omit_if_off` only if it is on.
     """
 
     def stamp(self) -> dict[str, Any]:
@@ -464,9 +464,5 @@ class ContinualStageRecipe(Recipe):
 
     def learner(self, model: Approach, *, batches: Batches, compute: Compute) -> Learner:
         """How the newest task is trained."""
-        passes = TaskPasses(
-            batches=lambda size: batches.resized(size).epoch(None), autocast=compute.autocast
-        )
+        passes = TaskPasses(batches=lambda size: batches.resized(size).epoch(None), autocast=compute.autocast)
         return model.learner(self.stage, passes, epochs=self.run.epochs)
-
-

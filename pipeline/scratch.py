@@ -6,8 +6,8 @@ from pathlib import Path
 
 from methods.cpg import BASELINE_DIGITS
 from pipeline.architectures import PLAIN
-from pipeline.fleet import final_width
 from pipeline.flags import FROM_TARGET
+from pipeline.fleet import final_width
 from pipeline.recipe import PackNetPruningRecipe, ScratchRecipe
 from pipeline.train_task import TaskRun, run_tasks
 from training.checkpoints import fingerprint

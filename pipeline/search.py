@@ -54,9 +54,7 @@ class Search:
         self.args = args
         self.table = table
         self.paths = paths_of(args)
-        self.build = requested_architecture(
-            args, layers=PLAIN, in_channels=table.channels, size=table.size
-        )
+        self.build = requested_architecture(args, layers=PLAIN, in_channels=table.channels, size=table.size)
         self.mutations = resolved_mutations(args.max_iterations, build=self.build)
         self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
         self.result = pairs_file(args, table.name)
@@ -110,9 +108,7 @@ class Search:
             select=f"backbone {self.given(target).name}" if args.backbone else args.select,
         )
 
-    def measure(
-        self, target: Task, candidates: Sequence[Task], *, recipe: SearchRecipe
-    ) -> list[Distance]:
+    def measure(self, target: Task, candidates: Sequence[Task], *, recipe: SearchRecipe) -> list[Distance]:
         """The distances of `candidates` from `target`, on as many probes from each as both have."""
         model, _ = self.model(target)
         by_count: dict[int, list[Model]] = {}

@@ -5,9 +5,9 @@ import hashlib
 import json
 import logging
 import shutil
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from utils import logs, metrics
 from utils.errors import UserError
 from utils.files import csv_text, read_json, write_atomically
 from utils.paths import Paths, checkpoints_in
-from utils.runtime import Stopwatch, resolve_device, set_up_process
-from utils.tables import mean_and_deviation, aligned
+from utils.runtime import resolve_device, set_up_process, synchronised_clock
+from utils.tables import aligned, plus_minus
 
 TUNED = "alexnet"  # the architecture that the sequences' dropouts are tuned for, and the only one with any
 ARCHITECTURES = ("lenet5", *BUILDERS)  # the convolutional ones
@@ -37,13 +37,13 @@ JOINT = "all_tasks"
 
 # Columns of the final table: the key in metrics.json, the heading, the format.
 _COLUMNS = (
-    ("average_accuracy", "accuracy", "{:.3f}"),
-    ("average_over_time", "over time", "{:.3f}"),
-    ("backward_transfer", "backward", "{:+.3f}"),
-    ("forward_transfer", "forward", "{:+.3f}"),
-    ("forgetting", "forgetting", "{:.3f}"),
-    ("epochs", "epochs", "{:.0f}"),
-    ("seconds_per_task", "s/task", "{:.1f}"),
+    ("average_accuracy", "accuracy", ".3f"),
+    ("average_over_time", "over time", ".3f"),
+    ("backward_transfer", "backward", "+.3f"),
+    ("forward_transfer", "forward", "+.3f"),
+    ("forgetting", "forgetting", ".3f"),
+    ("epochs", "epochs", ".0f"),
+    ("seconds_per_task", "s/task", ".1f"),
 )
 
 
@@ -60,17 +60,22 @@ class ContinualLog(EpochLog):
 
     def __init__(self, model: Approach, *, output: Output, compute: Compute) -> None:
         super().__init__(model, output=output, compute=compute)
-        self._stopwatch = Stopwatch(compute.device)
+        self._clock = synchronised_clock(compute.device)
+        self._since = self._clock()
 
     def metrics(self) -> dict:
-        self.model.seconds += self._stopwatch.lap()
+        self._count_time()
         self.model.epochs += 1
         return {}
 
     def after_task(self) -> None:
-        seconds = self._stopwatch.lap()
+        logging.info("After the last epoch the approach took %.1f s", self._count_time())
+
+    def _count_time(self) -> float:
+        now = self._clock()
+        seconds, self._since = now - self._since, now
         self.model.seconds += seconds
-        logging.info("After the last epoch, the approach took another %.1f s", seconds)
+        return seconds
 
     def lines(self, row: dict) -> Sequence[str]:
         return train_line(row), validation_line(row, epoch=row["epoch"])
@@ -325,9 +330,7 @@ class ContinualRun:
         self.write_matrix([entry["accuracies"]], after=[JOINT])
         return [entry]
 
-    def learn_stage(
-        self, number: int, stage: str, *, begin: Callable[[], Approach], data: TaskData
-    ) -> dict:
+    def learn_stage(self, number: int, stage: str, *, begin: Callable[[], Approach], data: TaskData) -> dict:
         """Train the newest task of a network; skipped if finished, resumed if unfinished."""
         recipe = self.stage_recipe(number, stage)
         return train_into(
@@ -391,9 +394,7 @@ class ContinualRun:
             "forward_transfer": None,
             "epochs": sum(entry["epochs"] for entry in history),
             "seconds": round(sum(entry["seconds"] for entry in history), 1),
-            "tasks": [
-                {name: entry[name] for name in ("task", "epochs", "seconds")} for entry in history
-            ],
+            "tasks": [{name: entry[name] for name in ("task", "epochs", "seconds")} for entry in history],
             "accuracy_matrix": rows,
             "arguments": self.recipe.stamp() | {"data": self.data_until(len(self.names))},
         }
@@ -430,15 +431,21 @@ class ContinualRun:
 def table(results: Sequence[Mapping]) -> str:
     """The metrics of one or several runs as aligned text; several end with mean ± standard deviation."""
     rows = [result | {"seconds_per_task": result["seconds"] / len(result["tasks"])} for result in results]
-    cells = [["run", *(heading for _, heading, _ in _COLUMNS)]]
-    for row in rows:
-        name = f"{row['approach']} {row['sequence']} seed {row['seed']}"
-        cells.append([name, *(_cell(row[key], shape) for key, _, shape in _COLUMNS)])
+    cells = [
+        [
+            f"{row['approach']} {row['sequence']} seed {row['seed']}",
+            *("-" if row[key] is None else format(row[key], spec) for key, _, spec in _COLUMNS),
+        ]
+        for row in rows
+    ]
+    footer = None
     if len(rows) > 1:
-        means = [mean_and_deviation([row[key] for row in rows], shape) for key, _, shape in _COLUMNS]
-        cells.append(["mean ± deviation", *means])
-    return aligned(cells)
+        footer = ["mean ± deviation", *(_mean([row[key] for row in rows], spec) for key, _, spec in _COLUMNS)]
+    headings = ["run", *(heading for _, heading, _ in _COLUMNS)]
+    return aligned(headings, cells, footer=footer, ruled=False)
 
 
-def _cell(value: float | None, shape: str) -> str:
-    return "-" if value is None else shape.format(value)
+def _mean(values: Sequence[float | None], spec: str) -> str:
+    if None in values:
+        return "-"
+    return plus_minus(statistics.fmean(values), statistics.stdev(values), spec=spec)

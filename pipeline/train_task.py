@@ -37,7 +37,6 @@ from utils.errors import UserError
 from utils.files import json_text, write_atomically
 from utils.paths import Paths, checkpoint_in
 from utils.runtime import resolve_device, set_up_process
-from utils.seeds import derive_seed
 
 # The share of the time since it was last saved that saving an unfinished run may take. The state of a large
 # network takes seconds to write, and may take longer than an epoch.
@@ -110,9 +109,7 @@ class TaskRun:
     @cached_property
     def batches(self) -> Batches:
         """Batches of the task's samples."""
-        return Batches(
-            self.data, batch_size=self.recipe.batch_size, val_batch_size=self.args.val_batch_size
-        )
+        return Batches(self.data, batch_size=self.recipe.batch_size, val_batch_size=self.args.val_batch_size)
 
     @property
     def samples(self) -> SamplesRecipe:

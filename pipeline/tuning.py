@@ -1,21 +1,21 @@
-"""Searching a sequence's two dropouts on validation accuracy."""
+"""Search the two dropouts of a sequence on validation accuracy."""
 
 import argparse
 import copy
 import logging
 
-from tools.sequence_run import SequenceRun
+from pipeline.spg import ContinualRun
 from utils.errors import UserError
 from utils.files import csv_text, write_atomically
+from utils.runtime import set_up_process
 
 
-def tune(args: argparse.Namespace) -> tuple[float, float]:
+def run(args: argparse.Namespace) -> tuple[float, float]:
     """Try `--tune_trials` pairs of dropouts and log the best one.
 
-    The figure is the mean validation accuracy over all tasks after the last one; the test set is not
-    looked at. Each pair has a run of its own, `<run>/tune/<conv>-<rest>`, so that a search that was
-    stopped does not repeat what is done. `tune.csv` in the logs of the run has the pairs so far, the best
-    one first.
+    A pair is judged by the mean validation accuracy over all tasks after the last one; the test set is not
+    used. Each pair has a run of its own, `<run>/tune/<conv>-<rest>`, so that a search that was stopped
+    does not repeat finished ones. `tune.csv` in the run's logs lists the pairs so far, the best one first.
 
     Returns:
         The dropouts of the first two convolutions, and of the rest.
@@ -23,6 +23,7 @@ def tune(args: argparse.Namespace) -> tuple[float, float]:
     Raises:
         UserError: if Optuna is not installed.
     """
+    set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     try:
         import optuna
     except ImportError as error:
@@ -35,14 +36,14 @@ def tune(args: argparse.Namespace) -> tuple[float, float]:
 
     def objective(trial: optuna.Trial) -> float:
         pair = tuple(round(trial.suggest_float(name, 0.1, 0.5, step=0.01), 2) for name in ("conv", "rest"))
-        told = copy.copy(args)
-        told.dropout = list(pair)
-        run = SequenceRun(told, seed=args.seed, decide_on="validation")
-        tried[pair] = run.run()["average_accuracy"]
+        trial_args = copy.copy(args)
+        trial_args.dropout = list(pair)
+        attempt = ContinualRun(trial_args, seed=args.seed, decide_on="validation")
+        tried[pair] = attempt.run()["average_accuracy"]
         best_first = sorted(tried.items(), key=lambda entry: -entry[1])
         rows = [{"conv": conv, "rest": rest, "accuracy": accuracy} for (conv, rest), accuracy in best_first]
-        write_atomically(run.paths.tuning_file(), csv_text(rows, list(rows[0])))
-        logging.info("Dropout %s: validation accuracy %.4f", told.dropout, tried[pair])
+        write_atomically(attempt.paths.tuning_file(), csv_text(rows, list(rows[0])))
+        logging.info("Dropout %s: validation accuracy %.4f", trial_args.dropout, tried[pair])
         return tried[pair]
 
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=args.seed))

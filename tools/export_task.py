@@ -10,20 +10,19 @@ from pathlib import Path
 
 import torch
 
-import models
-import packnet_models
 from data.loading import load_task
 from data.tables import Table, load_table
 from methods.ownership import SharedNetwork
 from models.network import Network
-from utils import arguments, errors, logs
-from utils.checkpoints import read_checkpoint
+from pipeline import flags
+from pipeline.architectures import PLAIN, SHARABLE, architecture
+from training.checkpoints import read_checkpoint
+from utils import errors, logs
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.paths import checkpoint_in, default_root
 from utils.tensor_files import read_tensors
 
-REGISTRIES = {"sharable": models.ARCHITECTURES, "plain": packnet_models.ARCHITECTURES}
 SUFFIXES = (".pt", ".onnx")
 FORMAT_VERSION = 1
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = arguments.parser(__doc__)
+    parser = flags.parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="Checkpoint, or its folder.")
     parser.add_argument("task", help="Name or id of a task in the checkpoint.")
     parser.add_argument(
@@ -64,8 +63,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--layers",
-        choices=tuple(REGISTRIES),
-        default="sharable",
+        choices=(SHARABLE, PLAIN),
+        default=SHARABLE,
         help="Its kind of layers.",
     )
     return parser.parse_args(argv)
@@ -87,9 +86,12 @@ def dense_network(args: argparse.Namespace) -> tuple[Network, dict]:
     table = _table(args, entry, path=path)
     task = table.task(args.task)
     found = payload.get("architecture", {"name": args.arch, "layers": args.layers})
-    registry = REGISTRIES[found["layers"]]
-    build = arguments.architecture(
-        registry, found["name"], in_channels=table.channels, size=table.size, sizes=found.get("sizes")
+    build = architecture(
+        found["name"],
+        layers=found["layers"],
+        in_channels=table.channels,
+        size=table.size,
+        sizes=found.get("sizes"),
     )
     shared = SharedNetwork.from_payload(payload, build=build, source=path)
     try:
@@ -105,7 +107,7 @@ def dense_network(args: argparse.Namespace) -> tuple[Network, dict]:
         entry = _entry(table, task.name, data_root=args.data_root)
     card = {
         "format_version": FORMAT_VERSION,
-        "architecture": build.entry(found["layers"]),
+        "architecture": build.entry,
         "width": record.width,
         "in_channels": table.channels,
         "size": table.size,
@@ -156,13 +158,13 @@ def read_exported(path: Path) -> tuple[Network, dict]:
     if not isinstance(content, dict) or not content.keys() >= {"state_dict", "card"}:
         raise UserError(f"{path} is not {what}: {remedy}")
     state, card = content["state_dict"], content["card"]
-    architecture = card["architecture"]
-    build = arguments.architecture(
-        REGISTRIES[architecture["layers"]],
-        architecture["name"],
+    entry = card["architecture"]
+    build = architecture(
+        entry["name"],
+        layers=entry["layers"],
         in_channels=card["in_channels"],
         size=card["size"],
-        sizes=architecture.get("sizes"),
+        sizes=entry.get("sizes"),
     )
     network = build(width=card["width"])
     network.modality = card["modality"]

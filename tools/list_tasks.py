@@ -8,19 +8,20 @@ import argparse
 from collections.abc import Sequence
 
 from data.tables import Table, load_table
-from utils import arguments, errors
+from pipeline import architectures, flags
+from utils import errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments.parser(__doc__)
-    arguments.add_files(parser)
+    parser = flags.parser(__doc__)
+    flags.add_files(parser)
     parser.add_argument(
         "--candidates",
-        type=arguments.candidates,
+        type=flags.candidates,
         help="Candidate backbones, as in stage 3-1: print only the tasks that have one "
         "(default: print all tasks).",
     )
-    arguments.add_mutations(parser)
+    flags.add_mutations(parser)
     parser.add_argument(
         "--transfers",
         choices=("yes", "no"),
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     table = load_table(args.dataset_config, data_root=args.data_root)
     # The default architecture needs no check, which would load PyTorch and take seconds.
-    if args.arch != parser.get_default("arch") or arguments.given_sizes(args) or args.transfers == "yes":
+    if args.arch != parser.get_default("arch") or flags.given_sizes(args) or args.transfers == "yes":
         check_architecture(args, table=table)
     wanted = args.candidates
     for task in table.select(args.dataset):
@@ -41,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def check_architecture(args: argparse.Namespace, *, table: Table) -> None:
     """Reject an architecture or size that is unknown, or that a later stage would reject."""
-    from models import ARCHITECTURES
-
-    build = arguments.asked_architecture(ARCHITECTURES, args, in_channels=table.channels, size=table.size)
-    arguments.mutations(args.max_iterations, build=build)
+    build = architectures.requested_architecture(
+        args, layers=architectures.SHARABLE, in_channels=table.channels, size=table.size
+    )
+    architectures.resolved_mutations(args.max_iterations, build=build)
     if args.transfers is not None:
-        arguments.check_transfers(build, transfers=args.transfers == "yes")
+        architectures.check_transfers(build, transfers=args.transfers == "yes")
 
 
 if __name__ == "__main__":

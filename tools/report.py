@@ -1,18 +1,19 @@
 """Report each task's accuracy: trained from scratch, pruned, and on its backbone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.tables import Table, Task, load_table
-from tools.task_run import chosen_backbone, read_widths
-from utils import arguments, errors
-from utils.checkpoints import load_checkpoint
+from pipeline import flags
+from pipeline.architectures import PLAIN, SHARABLE
+from pipeline.fleet import chosen_backbone, pairs_file, paths_of, read_widths, test_accuracy
+from training.checkpoints import load_checkpoint
+from utils import errors
 from utils.errors import UserError
 from utils.files import csv_text, read_csv, write_atomically
-from utils.metrics import mean_and_error
-from utils.paths import Paths, checkpoint_in, checkpoints_in, widths_file
-from utils.tables import aligned, plus_minus
+from utils.paths import Paths, checkpoint_in, widths_file
+from utils.tables import as_text
 
 NOTES = """\
 Accuracies on the test set. gain: last width minus scratch. scratch@w and cpg@w: the task alone at the
@@ -25,18 +26,18 @@ run_all_MM.sh --control."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments.parser(__doc__)
-    arguments.add_files(parser)
-    arguments.add_chosen_pairs(parser)
+    parser = flags.parser(__doc__)
+    flags.add_files(parser)
+    flags.add_chosen_pairs(parser)
     args = parser.parse_args(argv)
     table = load_table(args.dataset_config, data_root=args.data_root)
-    paths = arguments.paths_of(args)
+    paths = paths_of(args)
     rows, columns = task_rows(
         table.select(args.dataset),
         table=table,
         paths=paths,
         arch=args.arch,
-        pairs=arguments.pairs_file(args, table.name),
+        pairs=pairs_file(args, table.name),
     )
     write_atomically(paths.report_file(table.name), csv_text(rows, columns))
     print(as_text(rows, columns))
@@ -72,24 +73,24 @@ def task_rows(
 def task_row(task: Task, *, table: Table, paths: Paths, arch: str, pairs: Path) -> dict:
     """One task's values, None if missing; `widths` maps width multipliers to test accuracies."""
     config = table.name
-    scratch = finished(paths.baselines(config) / task.name, arch=arch, layers="plain", stage="baseline.sh")
+    scratch = finished(paths.baselines(config) / task.name, arch=arch, layers=PLAIN, stage="baseline.sh")
     chosen = finished(
         paths.pruned(config, task.name),
         arch=arch,
-        layers="sharable",
+        layers=SHARABLE,
         stage="select_pruning_ratio_of_backbone.sh",
     )
     backbone = chosen_backbone(pairs, table=table, target=task)
     widths = read_widths(paths.target(config, backbone.name, task.name))
     last = max(widths)
     final = widths[last]["test_accuracy"]
-    plain = control(paths.baselines(config, width_multiplier=last) / task.name, arch=arch, layers="plain")
+    plain = test_accuracy(paths.baselines(config, width_multiplier=last) / task.name, arch=arch, layers=PLAIN)
     alone = (
         paths.single_scratch(config, task.name)
         if last == 1.0
         else paths.control(config, task.name, width_multiplier=last)
     )
-    sharable = control(alone, arch=arch, layers="sharable")
+    sharable = test_accuracy(alone, arch=arch, layers=SHARABLE)
     same = on_choice(task, table=table, paths=paths, among="same")
     other = on_choice(task, table=table, paths=paths, among="other")
     untransferred = on_choice(task, table=table, paths=paths, among="other", kv_transfer=False)
@@ -160,44 +161,6 @@ def finished(folder: Path, *, arch: str, layers: str, stage: str) -> dict:
     if "metrics" not in payload or (stage.startswith("select") and "selection" not in payload):
         raise UserError(f"{path} does not record its accuracy: {remedy}")
     return payload
-
-
-def control(folder: Path, *, arch: str, layers: str) -> float | None:
-    """Test accuracy of a network trained without a backbone; None if it was not trained."""
-    found = checkpoints_in(folder)
-    if not found:
-        return None
-    return load_checkpoint(found[max(found)], architecture=arch, layers=layers)["metrics"]["test_accuracy"]
-
-
-def as_text(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
-    """The rows as aligned text; the last line holds the means over tasks."""
-    means = {name: mean_of([row[name] for row in rows], signed=name.startswith("gain")) for name in columns}
-    means |= {"id": "", "task": "mean"}
-    names = [index for index, name in enumerate(columns) if any(isinstance(row[name], str) for row in rows)]
-    return aligned(
-        columns,
-        [[shown(name, row[name]) for name in columns] for row in rows],
-        footer=[means[name] for name in columns],
-        left=names,
-    )
-
-
-def mean_of(values: Sequence, *, signed: bool = False) -> str:
-    """Mean ± standard error of the numbers among `values`; empty if any value is a name."""
-    numbers = [value for value in values if isinstance(value, int | float)]
-    if not numbers or any(isinstance(value, str) for value in values):
-        return ""
-    return plus_minus(*mean_and_error(numbers), spec="+.3f" if signed else ".3f")
-
-
-def shown(name: str, value: object) -> str:
-    """Format one cell of the column `name`."""
-    if value is None:
-        return "-"
-    if not isinstance(value, float) or name == "ratio":
-        return str(value)
-    return f"{value:+.3f}" if name.startswith("gain") else f"{value:.3f}"
 
 
 if __name__ == "__main__":

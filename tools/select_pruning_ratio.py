@@ -8,38 +8,38 @@ from pathlib import Path
 
 from data.tables import Table, Task, load_table
 from methods.cpg import choose_ratio
-from models import ARCHITECTURES
-from tools.task_run import read_baseline
-from utils import arguments, errors, logs
-from utils.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from pipeline import flags
+from pipeline.architectures import SHARABLE, registry_of, resolved_sizes
+from pipeline.cpg import log_choice
+from pipeline.fleet import paths_of, read_baseline, selected_tasks
+from training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from training.outputs import require_same
+from utils import errors, logs
 from utils.errors import UserError
 from utils.files import read_json
 from utils.paths import Paths, checkpoint_in, checkpoints_in, record_file, sparsity_folder
-from utils.runs import require_same
 
-LAYERS = "sharable"
 REMEDY = "run run_pickaback/wo_backbone.sh for this task first"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments.parser(__doc__)
-    arguments.add_files(parser)
-    arguments.add_overwrite(parser)
-    arguments.add_sparsities(parser)
-    arguments.add_allowed_loss(parser)
-    arguments.add_baseline_file(parser)
-    arguments.add_record_file(parser)
+    parser = flags.parser(__doc__)
+    flags.add_files(parser)
+    flags.add_overwrite(parser)
+    flags.add_sparsities(parser)
+    flags.add_allowed_loss(parser)
+    flags.add_baseline_file(parser)
+    flags.add_record_file(parser)
     args = parser.parse_args(argv)
     logs.to_terminal()
     table = load_table(args.dataset_config, data_root=args.data_root)
-    tasks = table.select(args.dataset)
-    arguments.check_of_one_task(args, tasks)
-    paths = arguments.paths_of(args)
+    tasks = selected_tasks(args, table)
+    paths = paths_of(args)
     load = partial(
         load_checkpoint,
         architecture=args.arch,
-        layers=LAYERS,
-        sizes=arguments.resolved_sizes(ARCHITECTURES, args.arch, arguments.given_sizes(args)),
+        layers=SHARABLE,
+        sizes=resolved_sizes(registry_of(SHARABLE), args.arch, flags.given_sizes(args)),
     )
     with logs.to_file(paths.stage_log(table.name, "select_pruning_ratio")):
         logs.configuration(vars(args))
@@ -89,15 +89,6 @@ def select(
     for path in earlier:
         if path != chosen:
             path.unlink()
-
-
-def log_choice(ratio: float, *, task: str, accuracy: float, baseline: float) -> None:
-    """Log the chosen ratio (0.0 is the unpruned network) and its accuracy."""
-    logging.info("%s: scratch baseline %.4f, accuracy %.4f at sparsity %s", task, baseline, accuracy, ratio)
-    if ratio:
-        logging.info("We choose pruning ratio %s", ratio)
-    else:
-        logging.info("We select scratch: no pruned network of %s reaches the baseline", task)
 
 
 def read_chosen(folders: Sequence[Path], *, index: int, load: Callable[[Path], dict]) -> dict:

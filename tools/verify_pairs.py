@@ -22,8 +22,9 @@ from torch.nn.functional import cosine_similarity
 from data.images import decode_image
 from data.loading import Normaliser
 from models.network import Network
+from pipeline import flags
 from tools.export_task import read_exported
-from utils import arguments, errors
+from utils import errors
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.runtime import autocast, resolve_device, set_up_process
@@ -40,7 +41,7 @@ class Pair(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    set_up_process(threads=args.threads, precision=args.precision, nondeterministic=False)
+    set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     folds, pairs = read_pairs(args.pairs)
     network, card = read_exported(args.network)
     if card["modality"] != "image":
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = arguments.parser(__doc__)
+    parser = flags.parser(__doc__)
     parser.add_argument("network", type=Path, help="Task exported by tools.export_task, a .pt file.")
     parser.add_argument(
         "--pairs", type=Path, required=True, help="File of pairs in LFW's format (default: none, required)."
@@ -87,13 +88,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--far",
-        type=arguments.sparsity,
+        type=flags.sparsity,
         default=1e-3,
         help="False accept rate to report at.",
     )
     parser.add_argument("--to", type=Path, help="JSON file for the metrics (default: none).")
-    parser.add_argument("--batch_size", type=arguments.positive_int, default=64, help="Images per batch.")
-    arguments.add_computing(parser)
+    parser.add_argument("--batch_size", type=flags.positive_int, default=64, help="Images per batch.")
+    flags.add_computing(parser)
     return parser.parse_args(argv)
 
 

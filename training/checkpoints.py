@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.tensor_files import read_tensors
 
 FORMAT_VERSION = 1
 _PUBLISHED_KEYS = {
@@ -40,11 +39,11 @@ def load_checkpoint(
     """Read a checkpoint, ours or a published one, onto the CPU.
 
     Args:
-        architecture, layers: what it must be of, where it says so (published ones do not).
-        sizes: the same for an architecture that has sizes; None takes any.
+        architecture, layers: what it must hold, if it says so (published ones do not).
+        sizes: the architecture's sizes, which must match; None accepts any.
 
     Raises:
-        UserError: if it is missing, truncated, no checkpoint, of a later format or another architecture.
+        UserError: if it is missing, truncated, not a checkpoint, of a later format or another architecture.
     """
     payload = read_checkpoint(path)
     found = payload.get("architecture")
@@ -58,8 +57,8 @@ def load_checkpoint(
     there = found.get("sizes", {})
     differing = [] if sizes is None else [name for name in sizes if sizes[name] != there.get(name)]
     if differing:
-        named = ", ".join(f"{name} ({there.get(name)} there, {sizes[name]} asked)" for name in differing)
-        raise UserError(f"{path} is a network of another size: {named}: give the same sizes")
+        named = ", ".join(f"{name} ({there.get(name)} there, {sizes[name]} requested)" for name in differing)
+        raise UserError(f"{path} is a network of other sizes: {named}: give the same sizes")
     return payload
 
 
@@ -67,25 +66,16 @@ def read_checkpoint(path: Path) -> dict:
     """Read a checkpoint of any architecture, ours or a published one, onto the CPU.
 
     Raises:
-        UserError: if it is missing, truncated, no checkpoint or of a later format.
+        UserError: if it is missing, truncated or not a checkpoint, or of a later format.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path} not found: run the stage that writes it, or correct the path")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            payload = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is no checkpoint of tensors, numbers and strings alone, and is not opened: "
-            "make it again with this project"
-        ) from error
-    except Exception as error:  # damaged bytes make the reader raise nearly anything
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        raise UserError(f"{path} is truncated or no checkpoint: delete it and run its stage again") from error
+    payload = read_tensors(
+        path,
+        what="a checkpoint",
+        remedy="run the stage that writes it (with --overwrite), or correct the path",
+    )
     missing = [key for key in _PUBLISHED_KEYS if not isinstance(payload, dict) or key not in payload]
     if missing:
-        raise UserError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+        raise UserError(f"{path} is not a checkpoint of this project: it lacks {', '.join(missing)}")
     odd = [key for key, kind in _PUBLISHED_KEYS.items() if not isinstance(payload[key], kind)]
     odd += [
         f"{part}[{name!r}]"
@@ -96,7 +86,7 @@ def read_checkpoint(path: Path) -> dict:
     ]
     if odd:
         raise UserError(
-            f"{path} is no checkpoint of this project: it holds something else as {', '.join(odd)}"
+            f"{path} is not a checkpoint of this project: it holds values of other types as {', '.join(odd)}"
         )
     version = payload.get("format_version", 0)
     if version > FORMAT_VERSION:
@@ -105,7 +95,7 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def fingerprint(payload: dict) -> str:
-    """A short hash of a checkpoint's weights, owners and arrivals, to recognise what was made from it."""
+    """A short hash of a checkpoint's weights, owners and transferred tensors: what outputs record as parent."""
     digest = hashlib.sha256()
     arrived = {
         f"{task} {name}": value

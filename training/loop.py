@@ -360,9 +360,7 @@ def _require_finite(row: dict, *, title: str, remedy: str) -> None:
             raise Diverged(f"{title}: {name} is {value} in epoch {row['epoch']}: {remedy}")
 
 
-def _keep_best(
-    row: dict, *, network: nn.Module, learner: Learner, progress: Progress, title: str
-) -> dict:
+def _keep_best(row: dict, *, network: nn.Module, learner: Learner, progress: Progress, title: str) -> dict:
     """Keep the network's state if it is the best so far; return to the best state after a divergence.
 
     Returns:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import utils.runs
+from tools.cpg_sequence import TaskInSequence
 
 import CPG_cifar100_main_normal as cpg_script
 import models
-import utils.runs
 from methods.cpg import ratio_for_room
 from methods.ownership import SharedNetwork
 from tests.helpers import REPOSITORY, Fleet, assert_same_checkpoint, load, refusal, same, snapshot
-from tools.cpg_sequence import TaskInSequence
 from utils.files import read_csv
 from utils.paths import checkpoint_in, width_folder
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from utils.runs import Output
+from utils.training import Progress
 
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
@@ -31,8 +33,6 @@ from tools import cpg_run, learning
 from tools import select_pruning_ratio as select_script
 from utils import logs
 from utils.errors import UserError
-from utils.runs import Output
-from utils.training import Progress
 
 
 class Killed(BaseException):

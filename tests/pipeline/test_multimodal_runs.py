@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from utils.runs import Output
 
 import CPG_cifar100_main_normal as cpg_script
 import CPG_MM_main_normal as mm_script
@@ -29,7 +30,6 @@ from tools import list_tasks, report
 from tools import select_pruning_ratio as select_script
 from utils import arguments
 from utils.paths import Paths, kv_transfer_file
-from utils.runs import Output
 
 TABLE = """
 [mixed]

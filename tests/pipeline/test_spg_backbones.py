@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods.sequence import Settings, TaskPasses, train_on_learned_statistics
+from methods.spg import SPG, normalised_importance, task_importance
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from utils.training import train_step
 
 import packnet_models
 import spg_main
 from methods.approaches import APPROACHES
-from methods.sequence import Settings, TaskPasses, train_on_learned_statistics
-from methods.spg import SPG, normalised_importance, task_importance
 from tests.helpers import load, refusal
 from utils.runtime import autocast
-from utils.training import train_step
 
 BUILD = partial(packnet_models.ARCHITECTURES["resnet18"], size=16)
 CPU = autocast(torch.device("cpu"), "fp32")
