@@ -10,22 +10,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
-from tools.cpg_run import CPGRun
-from tools.learning import EpochReport
-from tools.task_run import TaskRun
 
 from CPG_cifar100_main_normal import parse as parse_cpg
 from data.tables import load_table
-from models import ARCHITECTURES as SHARABLE
-from packnet_cifar100_main_normal import PackNetRun
 from packnet_cifar100_main_normal import parse as parse_packnet
-from packnet_models import ARCHITECTURES as PLAIN
 from pipeline import flags
+from pipeline.architectures import PLAIN, SHARABLE
+from pipeline.cpg import Backbones, CPGTask
+from pipeline.scratch import ScratchTask
+from pipeline.train_task import EpochLog, Stage, TaskRun
 from utils import errors
-from utils.runtime import reuse_memory, set_numerics, set_threads
+from utils.runtime import set_up_process
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,31 +35,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=flags.positive_int, default=1, help="CPU threads.")
     parser.add_argument("--device", default="cpu", help="Device to run on.")
     args = parser.parse_args(argv)
-    set_threads(args.threads)
-    reuse_memory()
-    set_numerics(precision="fp32")
+    set_up_process(threads=args.threads, precision="fp32", nondeterministic=False)
+    own = partial(CPGTask, backbones=Backbones())
+    wide = ["--network_width_multiplier", "2.0"]
     cases = {
-        "stage 1, PackNet's LeNet-5": (parse_packnet, PackNetRun, PLAIN, "plain", []),
-        "stage 2-1, CPG's LeNet-5": (parse_cpg, CPGRun, SHARABLE, "sharable", []),
-        "stage 2-1 at width multiplier 2.0": (
-            parse_cpg,
-            CPGRun,
-            SHARABLE,
-            "sharable",
-            ["--network_width_multiplier", "2.0"],
-        ),
+        "stage 1, PackNet's LeNet-5": (parse_packnet, ScratchTask, PLAIN, []),
+        "stage 2-1, CPG's LeNet-5": (parse_cpg, own, SHARABLE, []),
+        "stage 2-1 at width multiplier 2.0": (parse_cpg, own, SHARABLE, wide),
     }
-    for title, (parse, script, registry, layers, flags) in cases.items():
+    for title, (parse, stage, layers, more) in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             common = ["--dataset_config", args.dataset_config, "--dataset", args.dataset]
             roots = ["--checkpoints_root", folder, "--logs_root", folder]
             computing = ["--epochs", str(args.epochs), "--device", args.device]
-            script_args = parse([*common, *roots, *computing, *flags])
-            table = load_table(args.dataset_config, data_root=script_args.data_root)
-            run = script(
-                script_args, table=table, task=table.task(args.dataset), registry=registry, layers=layers
-            )
-            seconds = time_epochs(run)
+            stage_args = parse([*common, *roots, *computing, *more])
+            table = load_table(args.dataset_config, data_root=stage_args.data_root)
+            run = TaskRun(stage_args, table=table, task=table.task(args.dataset), layers=layers)
+            seconds = time_epochs(stage(run))
         print(
             f"{title}: median {statistics.median(seconds):.3f} s per epoch "
             f"(min {min(seconds):.3f}, max {max(seconds):.3f}, {len(seconds)} epochs, "
@@ -68,20 +59,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def time_epochs(run: TaskRun) -> list[float]:
+def time_epochs(stage: Stage) -> list[float]:
     """Seconds of each epoch but the first, as the script itself runs them."""
     ends = []
-    lines = EpochReport.lines
+    lines = EpochLog.lines
 
-    def record(self: EpochReport, *args: object) -> tuple[str, ...]:
+    def record(self: EpochLog, *args: object) -> tuple[str, ...]:
         ends.append(time.perf_counter())
         return lines(self, *args)
 
-    EpochReport.lines = record
+    EpochLog.lines = record
     try:
-        run.run()
+        stage.work()
     finally:
-        EpochReport.lines = lines
+        EpochLog.lines = lines
     return [later - earlier for earlier, later in pairwise(ends)]
 
 

@@ -25,6 +25,7 @@ from models import attention
 from models.modalities import TOKEN_WIDTH
 from packnet_models import ARCHITECTURES as PLAIN
 from pipeline import flags
+from pipeline.architectures import architecture
 from utils import errors
 from utils.runtime import autocast, resolve_device, set_up_process, synchronised_clock
 
@@ -101,7 +102,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def compare(args: argparse.Namespace, *, device: str, precision: str, stage: str, modality: str) -> None:
     """Print time and memory of a step with both kinds of attention."""
-    sizes = architecture(PLAIN, args.arch, in_channels=3, size=args.pixels, sizes={"size": args.size}).sizes
+    sizes = architecture(
+        args.arch, layers="plain", in_channels=3, size=args.pixels, sizes={"size": args.size}
+    ).sizes
     for naive in (False, True):
         case = Case(
             stage=stage,

@@ -80,7 +80,7 @@ def new_spg(sequence, device: torch.device, *, tasks: int) -> SPG:
         )
 
     torch.manual_seed(1)
-    spg = SPG(Settings(build=build, total=tasks))
+    spg = SPG(build=build, total=tasks, settings=Settings())
     for number in range(tasks):
         spg.begin_task(f"task_{number}", sequence.table.tasks[0].num_classes)
     if tasks > 1:

@@ -472,9 +472,7 @@ def check_cpg(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
     if args.target_sparsity != sorted(set(args.target_sparsity)) or (
         args.target_sparsity[0] <= args.initial_sparsity
     ):
-        parser.error(
-            "--target_sparsity must increase strictly, from above --initial_sparsity"
-        )
+        parser.error("--target_sparsity must increase strictly, from above --initial_sparsity")
     if "inference" in args.mode and len(args.mode) > 1:
         parser.error("--mode inference cannot be combined with another mode")
     if args.backbone and "prune" in args.mode:

@@ -52,9 +52,7 @@ def selected_tasks(
 def check_num_classes(asked: int, *, task: Task) -> None:
     """Refuse a `--num_classes` that contradicts the task table."""
     if asked not in (-1, task.num_classes):
-        raise UserError(
-            f"--num_classes {asked}: task {task.name} has {task.num_classes} in its table"
-        )
+        raise UserError(f"--num_classes {asked}: task {task.name} has {task.num_classes} in its table")
 
 
 def check_text_encoder(payload: Mapping, *, task: Task, identity: str | None, where: Path) -> None:
