@@ -1,8 +1,5 @@
 """A backbone with one linear head a task."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -81,28 +78,6 @@ class MultimodalNetwork(Network):
 
     def encode(self, inputs: Tensor) -> Tensor:
         return self.features(inputs, modality=self.modality)
-
-
-@dataclass(frozen=True)
-class Sized:
-    """An architecture whose builder takes sizes beyond the width.
-
-    Attributes:
-        build: makes the network.
-        sizes: the sizes it takes, by keyword, and their defaults.
-        presets: name → sizes that differ from the defaults.
-        multimodal: whether it makes `MultimodalNetwork`s.
-        clip_grad_norm: the greatest norm of a step's gradients at which it trains well; None: any.
-    """
-
-    build: Callable[..., Network]
-    sizes: Mapping[str, float]
-    presets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    multimodal: bool = False
-    clip_grad_norm: float | None = None
-
-    def __call__(self, **arguments: object) -> Network:
-        return self.build(**arguments)
 
 
 def init_layers(features: nn.Module) -> None:
