@@ -13,8 +13,8 @@ from models.network import MultimodalNetwork, init_unit
 
 FEED_FORWARD_FACTOR = 4
 
-# Bytes of keys and values held at a time in evaluation. At once, 500 images of 224 pixels would need 13 GB,
-# and 64 GB with five cross-attentions.
+# Bytes of keys and values per chunk of an evaluation batch. Unchunked, 500 images of 224 pixels would need
+# 13 GB, and 64 GB with five cross-attentions.
 EVALUATION_BYTES = 512 * 2**20
 
 
@@ -172,7 +172,7 @@ class PerceiverFeatures(nn.Module):
     def latents_of(self, inputs: Tensor, modality: str) -> Tensor:
         """Latents (B, num_latents, latent_dim) after attending to a batch of `modality`.
 
-        Without gradients, evaluation goes through the batch in chunks of `EVALUATION_BYTES`.
+        In evaluation without gradients, the batch is processed in chunks that fit into `EVALUATION_BYTES`.
         """
         # An export has a symbolic batch size, on which it must not branch.
         if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
