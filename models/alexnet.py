@@ -16,16 +16,20 @@ def alexnet(
     in_channels: int = 3,
     dropout: tuple[float, float] = (0.2, 0.5),
 ) -> Network:
-    """Three convolutions (64, 128, 256 channels), each ReLU, dropout, max-pooling; linears → 2048 → 2048.
+    """Build SPG's AlexNet: three convolutions (64, 128, 256 channels), linears → 2048 → 2048.
+
+    Each convolution is followed by ReLU, dropout and max-pooling. Weights have torch's default
+    initialisation.
 
     Args:
-        layers: the layer types to build from.
-        width: every channel count is multiplied by this and rounded down.
-        size: of the square input images; kernels are size // 8, size // 10 and 2 pixels wide.
-        in_channels: of the input images.
-        dropout: of the first two convolutions, and of the rest.
+        layers: layer types to build from.
+        width: multiplier of all channel counts, which are rounded down.
+        size: side of the input images in pixels; kernels are size // 8, size // 10 and 2 pixels wide.
+        in_channels: channels of the input images.
+        dropout: dropout probabilities of the first two convolutions and of the other layers.
 
-    Weights start as torch's layers do.
+    Raises:
+        ValueError: if the images are too small.
     """
     features = _Features(layers=layers, width=width, size=size, in_channels=in_channels, dropout=dropout)
     network = Network(features=features, feature_width=int(2048 * width))
@@ -33,7 +37,7 @@ def alexnet(
 
 
 class _Features(nn.Module):
-    # The layer whose outputs, each by itself, become the features.
+    # The layer whose output units are the features, up to ReLU and dropout.
     last = "fc2"
 
     def __init__(
@@ -55,7 +59,7 @@ class _Features(nn.Module):
         self.drop1, self.drop2 = ReluDropout(rest), ReluDropout(rest)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        # Channels last is what a CPU's and a GPU's convolutions are fastest with.
+        # Convolutions are fastest in this format, on CPUs and GPUs.
         hidden = inputs[..., : self.seen, : self.seen].contiguous(memory_format=torch.channels_last)
         hidden = self.pool1(self.conv1(hidden))
         hidden = self.pool2(self.conv2(hidden))
@@ -65,21 +69,21 @@ class _Features(nn.Module):
 
 
 def _pooled_and_seen(size: int, kernels: tuple[int, ...]) -> tuple[int, int]:
-    """Width of the last pooled map, and how many pixels of a row of the image have a part in it.
+    """Width of the last pooled map, and how many pixels per image row it depends on.
 
-    Pooling drops an odd last row and column. What only they would have seen is never computed: at 32
-    pixels, 5 of them, and 30 % of the convolutions' outputs.
+    Pooling drops an odd last row and column. Cropping the pixels that only those depend on (5 of 32) saves
+    30 % of the convolutions' outputs.
 
     Raises:
-        ValueError: if the image is too small.
+        ValueError: if the images are too small.
     """
     if min(kernels) < 1:
-        raise ValueError(f"images of {size} pixels are too small: 16 are enough")
+        raise ValueError(f"images of {size} pixels are too small: at least 16 are needed")
     width = size
     for kernel in kernels:
         width = (width - kernel + 1) // 2
     if width < 1:
-        raise ValueError(f"images of {size} pixels are too small: 16 are enough")
+        raise ValueError(f"images of {size} pixels are too small: at least 16 are needed")
     seen = width
     for kernel in reversed(kernels):
         seen = 2 * seen + kernel - 1

@@ -1,4 +1,4 @@
-"""The blocks that Perceivers are made of, with layer norm before each (Jaegle et al. 2021)."""
+"""Pre-norm attention and feed-forward blocks of Perceivers (Jaegle et al. 2021)."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from models.layers import Layers
 
 @dataclass(frozen=True)
 class Projected:
-    """What attention looks at, as keys and values.
+    """Inputs of an attention as keys and values.
 
     Attributes:
         kv: (B, N, 2 · inner), keys and values side by side.
-        mask: bool (B, N), True for what is attended to; None: all of it.
+        mask: bool (B, N), True = attend; None: attend to all.
     """
 
     kv: Tensor
@@ -22,7 +22,7 @@ class Projected:
 
     @property
     def samples(self) -> int:
-        """How many samples there are; left open where a network is exported, unlike by `len`."""
+        """Number of samples. Unlike `len`, it stays symbolic when a network is exported."""
         return self.kv.shape[0]
 
     def attend(self, queries: Tensor, *, heads: int, dropout: float) -> Tensor:
@@ -30,10 +30,11 @@ class Projected:
 
         Args:
             queries: (B, M, heads · d).
-            dropout: probability of dropping an attention weight.
+            heads: number of heads.
+            dropout: dropout probability of attention weights.
 
         Returns:
-            (B, M, heads · d). Zeros where a sample attends to nothing.
+            (B, M, heads · d). Zeros for a sample that is masked entirely.
         """
         q, k, v = (_heads(tensor, heads) for tensor in (queries, *self.kv.chunk(2, dim=-1)))
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=_over_heads(self.mask), dropout_p=dropout)
@@ -42,15 +43,15 @@ class Projected:
 
 @dataclass(frozen=True)
 class Unprojected:
-    """What attention looks at, before the projection to keys and values.
+    """Inputs of an attention before the projection to keys and values.
 
-    As q · (K x) = (Kᵀ q) · x and Σ a (V x) = V Σ a x, the queries can look at the elements x themselves,
-    and no keys and values are ever made. That is less work where elements are narrower than a head.
+    Since q · (K x) = (Kᵀ q) · x and Σ a (V x) = V Σ a x, the queries can attend to the elements x directly,
+    without computing keys and values. This is cheaper if elements are narrower than a head.
 
     Attributes:
         elements: (B, N, width).
         weight: (2 · inner, width), K over V.
-        mask: bool (B, N), True for what is attended to; None: all of it.
+        mask: bool (B, N), True = attend; None: attend to all.
     """
 
     elements: Tensor
@@ -59,11 +60,11 @@ class Unprojected:
 
     @property
     def samples(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
         return self.elements.shape[0]
 
     def attend(self, queries: Tensor, *, heads: int, dropout: float) -> Tensor:
-        """The same as with keys and values; see `Projected`."""
+        """Return what `Projected.attend` returns for the projected elements."""
         to_keys, to_values = self.weight.unflatten(0, (2, heads, -1))
         q = _heads(queries, heads)
         scale = q.shape[-1] ** -0.5
@@ -80,18 +81,18 @@ def _heads(tensor: Tensor, heads: int) -> Tensor:
 
 
 def _over_heads(mask: Tensor | None) -> Tensor | None:
-    """(B, N) to (B, 1, 1, N), the same for every head and query."""
+    """(B, N) to (B, 1, 1, N), which broadcasts over heads and queries."""
     return None if mask is None else mask[:, None, None, :]
 
 
 class CrossAttention(nn.Module):
-    """Latents, or other queries, look at keys and values that were made elsewhere.
+    """Attention from latents or other queries to given keys and values.
 
     Args:
-        layers: the layer types to build from.
-        width: of the queries, and of the output.
-        heads, head_width: of the attention; neither grows with the network.
-        dropout: of attention weights.
+        layers: layer types to build from.
+        width: width of the queries and of the output.
+        heads, head_width: number and width of the heads; neither grows with the network.
+        dropout: dropout probability of attention weights.
     """
 
     def __init__(self, *, layers: Layers, width: int, heads: int, head_width: int, dropout: float) -> None:
@@ -102,7 +103,7 @@ class CrossAttention(nn.Module):
         self.out = layers.linear(heads * head_width, width)
 
     def forward(self, inputs: Tensor, seen: Projected | Unprojected) -> Tensor:
-        """(B, M, width), or (1, M, width) for the same queries in every sample, to (B, M, width)."""
+        """Map (B, M, width), or (1, M, width) shared by all samples, to (B, M, width)."""
         queries = self.q(self.norm(inputs)).expand(seen.samples, -1, -1)
         return self.out(self._attend(queries, seen))
 
@@ -111,7 +112,7 @@ class CrossAttention(nn.Module):
 
 
 class SelfAttention(CrossAttention):
-    """Latents look at each other; the arguments are those of `CrossAttention`."""
+    """Attention among latents; see `CrossAttention` for the arguments."""
 
     def __init__(self, *, layers: Layers, width: int, heads: int, head_width: int, dropout: float) -> None:
         super().__init__(layers=layers, width=width, heads=heads, head_width=head_width, dropout=dropout)
@@ -119,19 +120,19 @@ class SelfAttention(CrossAttention):
         self.kv.fused = 2
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, M, width) to the same."""
+        """Map (B, M, width) to the same shape."""
         normed = self.norm(inputs)
         return self.out(self._attend(self.q(normed), Projected(self.kv(normed))))
 
 
 class FeedForward(nn.Module):
-    """Two linears with a gated GELU between them, x · GELU(g) (Shazeer 2020).
+    """Two linears with a gated GELU in between, x · GELU(g) (Shazeer 2020).
 
     Args:
-        layers: the layer types to build from.
-        width: of inputs and outputs.
-        hidden: width between the linears.
-        dropout: of hidden units.
+        layers: layer types to build from.
+        width: width of inputs and outputs.
+        hidden: number of hidden units.
+        dropout: dropout probability of hidden units.
     """
 
     def __init__(self, *, layers: Layers, width: int, hidden: int, dropout: float) -> None:
@@ -143,19 +144,20 @@ class FeedForward(nn.Module):
         self.down = layers.linear(hidden, width)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, M, width) to the same."""
+        """Map (B, M, width) to the same shape."""
         values, gates = self.up(self.norm(inputs)).chunk(2, dim=-1)
         return self.down(self.drop(values * gelu(gates)))
 
 
 class CrossBlock(nn.Module):
-    """Cross-attention and a feed-forward, each added to what it sees.
+    """Cross-attention and a feed-forward, each with a residual connection.
 
     Args:
-        layers: the layer types to build from.
-        width, hidden: of the latents, and within the feed-forward.
-        heads, head_width: of the attention.
-        dropout: of attention weights and of hidden units.
+        layers: layer types to build from.
+        width: width of the latents.
+        hidden: number of hidden units of the feed-forward.
+        heads, head_width: number and width of the attention heads.
+        dropout: dropout probability of attention weights and of hidden units.
     """
 
     attention_type: type[CrossAttention] = CrossAttention
@@ -170,12 +172,12 @@ class CrossBlock(nn.Module):
         self.feed_forward = FeedForward(layers=layers, width=width, hidden=hidden, dropout=dropout)
 
     def forward(self, latents: Tensor, *seen: Projected | Unprojected) -> Tensor:
-        """Latents (B, M, width), or (1, M, width), that have looked at what is there to be seen."""
+        """Map latents (B, M, width), or (1, M, width), to (B, M, width); cross-attention takes `seen`."""
         latents = latents + self.attention(latents, *seen)
         return latents + self.feed_forward(latents)
 
 
 class SelfBlock(CrossBlock):
-    """Self-attention and a feed-forward; the arguments are those of `CrossBlock`."""
+    """Self-attention and a feed-forward; see `CrossBlock` for the arguments."""
 
     attention_type = SelfAttention

@@ -1,4 +1,4 @@
-"""Turning a network of plain torch layers into the same network in terms of injected layer types."""
+"""Converting a network of plain torch layers to injected layer types."""
 
 import math
 from collections.abc import Callable
@@ -11,32 +11,32 @@ from models.network import init_layers
 
 
 def convert(model: nn.Module, *, layers: Layers, width: float, in_channels: int) -> nn.Module:
-    """Replace, in place, every convolution, linear and batch norm of `model` by one `width` times as wide.
+    """Replace every convolution, linear and batch norm of `model` in place by one `width` times as wide.
 
-    Every count of channels becomes `width` times itself, rounded down, wherever it occurs, so that layers go
-    on fitting one another: residual shortcuts, squeeze-and-excitation, the linear after a flatten. A
-    depthwise convolution gets as many groups as channels; any other grouped one gets more groups of the
-    width they had. In both, as in the rest, an old weight's place is the leading region of the wider one.
+    Every channel count is multiplied by `width` and rounded down, wherever it occurs, so that layers still
+    fit: residual shortcuts, squeeze-and-excitation, the linear after a flatten. A depthwise convolution gets
+    as many groups as channels; any other grouped convolution gets more groups of the same width. In every
+    layer, the narrower weight is the leading region of the wider one.
 
     Args:
-        model: layers in the order in which data passes them, images first. Its weights are not looked at, so
-            that it may be on the meta device.
-        layers: the layer types to build from.
+        model: layers in the order of the data flow, starting at the image. Its weights are ignored; it may be
+            on the meta device.
+        layers: layer types to build from.
         width: √(width multiplier).
-        in_channels: of the input images; they do not scale.
+        in_channels: channels of the input images; not scaled.
 
     Returns:
-        `model`: convolutions Kaiming-normal over the fan-out, linears N(0, 0.01), biases 0, batch norms 1
-        and 0. What else it holds must have no parameters.
+        `model`, initialised: convolutions Kaiming-normal over the fan-out, linears N(0, 0.01), biases 0,
+        batch norms 1 and 0.
 
     Raises:
-        ValueError: for another layer with parameters, or a width that leaves no channel.
+        ValueError: if another kind of layer has parameters, or if the width leaves no channels.
     """
     scale = _scale(model, width)
     device = torch.get_default_device()
-    before = None  # channels that the layer before gave
+    before = None  # output channels of the previous layer
     for name, layer in list(model.named_modules()):
-        # On the meta device, since each layer's own initialisation would be for nothing.
+        # On the meta device to skip torch's default initialisation, which would be overwritten.
         with torch.device("meta"):
             if isinstance(layer, nn.Conv2d):
                 inputs = in_channels if before is None else scale(layer.in_channels)
@@ -48,7 +48,7 @@ def convert(model: nn.Module, *, layers: Layers, width: float, in_channels: int)
             elif isinstance(layer, nn.BatchNorm2d):
                 new = nn.BatchNorm2d(scale(layer.num_features), eps=layer.eps, momentum=layer.momentum)
             elif [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]:
-                raise ValueError(f"{name} is a {type(layer).__name__}, which cannot be made wider")
+                raise ValueError(f"cannot widen {name}: {type(layer).__name__} is not supported")
             else:
                 continue
         model.set_submodule(name, new)
@@ -58,8 +58,8 @@ def convert(model: nn.Module, *, layers: Layers, width: float, in_channels: int)
 
 
 def _scale(model: nn.Module, width: float) -> Callable[[int], int]:
-    """Maps each count of channels to the wider network's."""
-    # Groups keep their width and grow in number; all of them in step, so that any count fits any other.
+    """Return the function from channel counts to those of the wider network."""
+    # Groups keep their width and grow in number, by the same factor everywhere so that all counts still fit.
     numbers = [
         layer.groups
         for layer in model.modules()
@@ -71,7 +71,7 @@ def _scale(model: nn.Module, width: float) -> Callable[[int], int]:
         in_groups = groups and count % groups == 0
         scaled = count // groups * int(groups * width) if in_groups else int(count * width)
         if scaled < 1:
-            raise ValueError(f"{count} channels at width {width:.3g} leave none")
+            raise ValueError(f"width {width:.3g} leaves none of {count} channels")
         return scaled
 
     return scale
@@ -92,8 +92,8 @@ def _conv2d(layer: nn.Conv2d, *, layers: Layers, scale: Callable[[int], int], in
 
 
 def _linear(layer: nn.Linear, *, layers: Layers, scale: Callable[[int], int], before: int) -> nn.Linear:
-    # After a flatten, channels come first and pixels run fastest: leading columns are leading channels.
+    # A flatten puts channels before pixels, so the leading columns belong to the leading channels.
     pixels, rest = divmod(layer.in_features, before)
     if rest:
-        raise ValueError(f"a linear layer of {layer.in_features} inputs follows {before} channels")
+        raise ValueError(f"a linear with {layer.in_features} inputs cannot follow {before} channels")
     return layers.linear(scale(before) * pixels, scale(layer.out_features), bias=layer.bias is not None)

@@ -1,43 +1,43 @@
-"""Dropout that is fast on a CPU, alone and together with the ReLU and the max-pooling around it.
+"""Fast dropout for CPUs, alone and fused with the adjacent ReLU and max-pooling.
 
-torch draws a CPU's dropout masks one number at a time, which takes almost half of a step of SPG's
-network. Here each random 64-bit word of the default generator decides over four elements. Other devices
-use torch's own dropout.
+On CPUs, torch draws dropout masks one number at a time, which takes almost half of a training step of SPG's
+network. Here each random 64-bit word of the default generator serves four elements. Other devices use
+torch's own dropout.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, max_pool2d
 
-# Elements worked on at once, so that mask and values stay in the processor's cache.
+# Elements per chunk, so that mask and values stay in the CPU's cache.
 _CHUNK = 1 << 17
 
 
 def drop_(values: Tensor, p: float) -> float:
-    """Set each element of a CPU tensor to 0 with probability `p`, in place.
+    """Zero each element of a CPU tensor in place with probability `p`.
 
-    The probability is exact to 1/65536: an element stays if 16 random bits are below (1 − p) · 65536,
-    rounded. The bits come from torch's default generator, whatever the number of threads.
+    The probability is exact to 1/65536: an element is kept if 16 random bits are below (1 − p) · 65536,
+    rounded. The bits come from torch's default generator and do not depend on the number of threads.
 
     Args:
-        values: float32, float16 or bfloat16, dense in memory in any order of its dimensions.
-        p: 0 ≤ p < 1.
+        values: float32, float16 or bfloat16, dense in memory, in any memory format.
+        p: dropout probability, 0 ≤ p < 1.
 
     Returns:
-        What to multiply by so that the expected value is unchanged.
+        The factor that restores the expected value.
 
     Raises:
-        ValueError: for another p, or a tensor with gaps in memory.
+        ValueError: if `p` is out of range, or if the tensor is not dense.
     """
     kept = round((1.0 - p) * 65536)
     if not 0 < kept <= 65536:
-        raise ValueError(f"dropout probability {p} is not at least 0 and less than 1")
+        raise ValueError(f"dropout probability {p} is outside [0, 1)")
     if kept == 65536:
         return 1.0
     flat = values.as_strided((values.numel(),), (1,))
     if not torch.ops.aten.is_non_overlapping_and_dense(values):
         raise ValueError("values are not dense in memory")
-    # Masks are all ones or all zeros, of the elements' width, so that keeping is a bitwise and.
+    # Masks are all ones or all zeros and as wide as the elements, so a bitwise and applies them.
     integer = torch.int32 if values.element_size() == 4 else torch.int16
     bits = flat.view(integer)
     words = torch.empty(-(-len(flat) // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
@@ -49,7 +49,7 @@ def drop_(values: Tensor, p: float) -> float:
 
 
 class _Drop(torch.autograd.Function):
-    """ReLU and dropout, in place; the output tells which elements were kept and positive."""
+    """In-place ReLU and dropout; the output is positive exactly where the gradient passes."""
 
     @staticmethod
     def forward(ctx, inputs: Tensor, p: float) -> Tensor:
@@ -68,13 +68,13 @@ class _Drop(torch.autograd.Function):
 class _DropPool(torch.autograd.Function):
     """ReLU, dropout and 2×2 max-pooling.
 
-    ReLU commutes with the maximum, so it is applied to the quarter that remains; and where the result is
-    positive the largest element was kept, so that the backward pass needs no mask.
+    ReLU commutes with the maximum, so it is applied after pooling, to a quarter of the elements. Where the
+    result is positive, the maximum was not dropped, so the backward pass needs no mask.
     """
 
     @staticmethod
     def forward(ctx, inputs: Tensor, p: float) -> Tensor:
-        # Nothing else sees the inputs: a convolution does not keep its output for its own backward.
+        # Overwriting the inputs is safe: a convolution does not save its output for the backward pass.
         ctx.scale = drop_(inputs, p)
         pooled, index = torch.ops.aten.max_pool2d_with_indices(inputs, [2, 2])
         pooled.relu_().mul_(ctx.scale)
@@ -92,7 +92,7 @@ class _DropPool(torch.autograd.Function):
 
 
 class ReluDropout(nn.Module):
-    """max(x, 0), then dropout with probability `p` in training; the input may be overwritten."""
+    """ReLU, then dropout with probability `p` in training; may overwrite its input."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -105,9 +105,9 @@ class ReluDropout(nn.Module):
 
 
 class ReluDropoutMaxPool2d(nn.Module):
-    """max(x, 0), dropout with probability `p` in training, and the maximum of each 2×2 window.
+    """ReLU, dropout with probability `p` in training, and 2×2 max-pooling; may overwrite its input.
 
-    (B, C, H, W) to (B, C, ⌊H/2⌋, ⌊W/2⌋). The input may be overwritten.
+    Maps (B, C, H, W) to (B, C, ⌊H/2⌋, ⌊W/2⌋).
     """
 
     def __init__(self, p: float) -> None:

@@ -1,8 +1,7 @@
-"""The architectures that torchvision has, with injected layer types, and with a width.
+"""torchvision's architectures with injected layer types and variable width.
 
-Images under `SMALL` pixels keep their resolution longer: the first convolution moves by one pixel instead of
-two (in the ResNets it also is 3×3 instead of 7×7), and no pooling follows it. At `SMALL` pixels and more the
-architecture is torchvision's own.
+For images under `SMALL` pixels the first convolution has stride 1 instead of 2 and no pooling follows it; in
+ResNets it is also 3×3 instead of 7×7. From `SMALL` pixels on, the architecture is torchvision's.
 """
 
 import copy
@@ -18,10 +17,10 @@ SMALL = 64
 
 
 def vgg(name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 3, size: int = 64) -> Network:
-    """VGG (Simonyan & Zisserman 2015): five stages of convolutions, two linears of 4096 with dropout.
+    """Build VGG (Simonyan & Zisserman 2015): five stages of convolutions, two linears of 4096 with dropout.
 
-    The arguments are those of `resnet`. Smaller images have no version of their own: adaptive pooling makes
-    7×7 pixels of what the convolutions leave.
+    See `resnet` for the arguments. Small images need no variant: adaptive pooling resizes the last feature
+    map to 7×7.
     """
     check_size(size, smallest=32)
     model = _blueprint(name)
@@ -31,9 +30,9 @@ def vgg(name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 3, 
 def vgg_cifar100(
     name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 3, size: int = 32
 ) -> Network:
-    """VGG as CPG (Hung et al. 2019) trains it on CIFAR-100: linears 512 → 4096 → 4096, and no dropout.
+    """Build VGG as CPG (Hung et al. 2019) trains it on CIFAR-100: linears 512 → 4096 → 4096, no dropout.
 
-    The arguments are those of `resnet`. The five poolings leave one of 32 pixels.
+    See `resnet` for the arguments. Five poolings reduce 32 pixels to one.
     """
     check_size(size, smallest=32)
     with device("meta"):
@@ -50,16 +49,16 @@ def vgg_cifar100(
 
 
 def resnet(name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 3, size: int = 64) -> Network:
-    """ResNet (He et al. 2016; with more than 34 layers, torchvision's variant with the stride in the 3×3).
+    """Build ResNet (He et al. 2016; above 34 layers, torchvision's variant with the stride in the 3×3).
 
     Args:
-        name: torchvision's name for it.
-        layers: the layer types to build from.
-        width: every channel count is multiplied by this and rounded down.
-        in_channels, size: of the input images.
+        name: torchvision's name of the architecture.
+        layers: layer types to build from.
+        width: multiplier of all channel counts, which are rounded down.
+        in_channels, size: channels and side (in pixels) of the input images.
 
     Raises:
-        ValueError: for images that it leaves no 2×2 pixels of, or a width that leaves no channel.
+        ValueError: if the images are too small, or if the width leaves no channels.
     """
     check_size(size, smallest=16)
     model = _blueprint(name)
@@ -71,7 +70,7 @@ def resnet(name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 
 
 
 def mobile(name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 3, size: int = 64) -> Network:
-    """MobileNetV2 (Sandler et al. 2018) and EfficientNet (Tan & Le 2019); the arguments are `resnet`'s."""
+    """Build MobileNetV2 (Sandler et al. 2018) or EfficientNet (Tan & Le 2019); arguments as in `resnet`."""
     check_size(size, smallest=32)
     model = _blueprint(name)
     if size < SMALL:
@@ -80,23 +79,23 @@ def mobile(name: str, *, layers: Layers, width: float = 1.0, in_channels: int = 
 
 
 def check_size(size: int, *, smallest: int) -> None:
-    """Refuse images that an architecture leaves too few pixels of.
+    """Reject images that are too small for an architecture.
 
     Raises:
-        ValueError: for a `size` below the `smallest`.
+        ValueError: if `size` is less than `smallest` (both in pixels).
     """
     if size < smallest:
-        raise ValueError(f"images of {size} pixels are too small: it takes {smallest} or more")
+        raise ValueError(f"images of {size} pixels are too small: at least {smallest} are needed")
 
 
 def _blueprint(name: str) -> nn.Module:
-    """torchvision's model without values."""
+    """torchvision's model on the meta device."""
     return copy.deepcopy(_made_once(name))
 
 
 @cache
 def _made_once(name: str) -> nn.Module:
-    # Only here: what else this project does should not wait for torchvision.
+    # Imported here because torchvision is slow to import and most runs do not need it.
     from torchvision.models import get_model
 
     with device("meta"):
@@ -104,10 +103,10 @@ def _made_once(name: str) -> nn.Module:
 
 
 def _network(model: nn.Module, *, head: str, layers: Layers, width: float, in_channels: int) -> Network:
-    """The network whose features are `model`, converted, but for its last linear layer `head`."""
+    """Convert `model`, without its last linear layer `head`, to the features of a network."""
     feature_width = model.get_submodule(head).in_features
     model.set_submodule(head, nn.Identity())
     features = convert(model, layers=layers, width=width, in_channels=in_channels)
     network = Network(features=features, feature_width=int(feature_width * width))
-    # What a CPU's and a GPU's convolutions are fastest with: MobileNetV2 takes two thirds of the time.
+    # Convolutions are fastest in this format on CPUs and GPUs: MobileNetV2's time drops by a third.
     return network.to(memory_format=channels_last)

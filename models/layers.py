@@ -1,10 +1,10 @@
-"""The layer types that an architecture is written in terms of.
+"""Layer types that are injected into architectures.
 
-An architecture takes a `Layers` record and builds its convolutions and linears from it: `SHARABLE` gives
-CPG's layers, which carry piggymasks, `PLAIN` gives torch's own.
+An architecture takes a `Layers` record and builds its convolutions and linears from it: `SHARABLE` holds
+CPG's layers, which can carry piggymasks, and `PLAIN` holds torch's own.
 
-A layer whose outputs are several equal groups that grow separately (keys and values, the halves of a gated
-unit) says how many in the attribute `fused`; a layer without it has one.
+If a layer's outputs are several equal groups that grow separately (keys and values, the halves of a gated
+unit), its attribute `fused` is the number of groups.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ PICK_THRESHOLD = 0.005
 
 
 class _PickWeights(torch.autograd.Function):
-    """w · 1[m > threshold] on earlier tasks' weights, w elsewhere; straight through to m (CPG, eq. 3)."""
+    """w · 1[m > threshold] on earlier tasks' weights, w elsewhere; straight-through gradient (CPG, eq. 3)."""
 
     generate_vmap_rule = True
 
@@ -39,21 +39,21 @@ class _PickWeights(torch.autograd.Function):
 
 
 class _Sharable(nn.Module):
-    """A layer whose weight several tasks share. Without a piggymask it is the plain layer.
+    """A layer whose weight several tasks share. Without a piggymask it acts like the plain layer.
 
     Attributes:
-        piggymask: real-valued, of the weight's shape; it picks among the weights in `earlier`.
-        earlier: bool, of the weight's shape; the weights that earlier tasks own.
+        piggymask: real-valued, with the weight's shape; picks among the weights in `earlier`.
+        earlier: bool, with the weight's shape; True for weights owned by earlier tasks.
     """
 
     def add_piggymask(self, values: Tensor, *, earlier: Tensor) -> None:
-        """Let the current task pick among the weights in `earlier` by a trainable mask."""
+        """Add a trainable mask by which the current task picks among the weights in `earlier`."""
         self.register_parameter("piggymask", nn.Parameter(values))
         self.register_buffer("earlier", earlier, persistent=False)
 
 
 def effective_weight(layer: nn.Module) -> Tensor:
-    """The weight of a convolution or linear layer that the current task sees."""
+    """Weight of a convolution or linear layer as the current task sees it."""
     piggymask = getattr(layer, "piggymask", None)
     if piggymask is None:
         return layer.weight
@@ -71,12 +71,12 @@ class SharableLinear(_Sharable, nn.Linear):
 
 
 class PrivateLinear(nn.Linear):
-    """A linear layer that tasks do not share: each has a copy of its own, as of biases and norms."""
+    """A linear layer that tasks do not share: like biases and norms, it is copied for each task."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The layer types injected into an architecture."""
+    """Layer types to inject into an architecture."""
 
     conv2d: Callable[..., nn.Conv2d]
     linear: Callable[..., nn.Linear]

@@ -11,25 +11,25 @@ from models.pooling import ReluAvgPool2d, conv2d_by_windows
 def lenet5(
     *, layers: Layers, width: float = 1.0, batch_norm: bool, in_channels: int = 3, size: int = 32
 ) -> Network:
-    """Two 5×5 convolutions (6 and 16 channels), linears 400 → 120 → 84.
+    """Build LeNet-5: two 5×5 convolutions (6 and 16 channels), linears 400 → 120 → 84.
+
+    State names are the published ones: `features.{0,3,7,9}` without batch norm, `features.{0,4,9,11}` with.
+    Identities stand in for the pooling layers, which are fused with the preceding ReLU.
 
     Args:
-        layers: the layer types to build from.
-        width: every channel count is multiplied by this and rounded down.
-        batch_norm: a batch norm after each convolution (CPG's version; PackNet's has none).
-        in_channels, size: of the input images; the linears see what is left of size × size pixels.
+        layers: layer types to build from.
+        width: multiplier of all channel counts, which are rounded down.
+        batch_norm: add a batch norm after each convolution (CPG's version; PackNet's has none).
+        in_channels, size: channels and side (in pixels) of the input images.
 
     Raises:
-        ValueError: for a size that pooling does not divide, or a width that leaves no channel.
-
-    The state names are the published ones: `features.{0,3,7,9}` without, `features.{0,4,9,11}` with batch
-    norm. Identities hold the places of the pooling layers, which here are one with the ReLU before them.
+        ValueError: if pooling does not divide the size evenly, or if the width leaves no channels.
     """
     if size < 16 or size % 4:
         raise ValueError(f"LeNet-5 takes images of 16, 20, 24, … pixels, not {size}")
     first, second, third, fourth = (int(channels * width) for channels in (6, 16, 120, 84))
     if first < 1:
-        raise ValueError(f"LeNet-5 at width {width:.3g} has no channels left")
+        raise ValueError(f"width {width:.3g} leaves LeNet-5 no channels")
     left = ((size - 4) // 2 - 4) // 2
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
@@ -50,13 +50,13 @@ def lenet5(
 
 
 class _Features(nn.Sequential):
-    """The layers in turn; on a CPU the first convolution is sorted by pooling windows, for speed."""
+    """A sequential whose first convolution and pooling are fused on a CPU, for speed."""
 
-    # For fewer images, making the shifted kernels costs more than they save.
+    # For smaller batches, making the shifted kernels costs more than it saves.
     worthwhile = 16
 
     def forward(self, inputs: Tensor) -> Tensor:
-        # An exported network serves every device and number of images.
+        # An exported network must work on every device and for every batch size.
         if torch.compiler.is_exporting() or inputs.device.type != "cpu" or len(inputs) < self.worthwhile:
             return super().forward(inputs)
         convolution, norm, *rest = self

@@ -15,19 +15,20 @@ _SEPARABLE = (
 
 
 def mobilenetv1(*, layers: Layers, width: float = 1.0, in_channels: int = 3, size: int = 64) -> Network:
-    """A convolution of 32 channels, 13 depthwise separable ones, and the mean over all pixels.
+    """Build a MobileNet: a convolution, 13 depthwise separable convolutions, global average pooling.
 
     Args:
-        layers: the layer types to build from.
-        width: every channel count is multiplied by this and rounded down.
-        in_channels, size: of the input images; small ones keep their resolution in the first convolution.
+        layers: layer types to build from.
+        width: multiplier of all channel counts, which are rounded down.
+        in_channels, size: channels and side (in pixels) of the input images. Below 64 pixels the first
+            convolution has stride 1.
 
     Raises:
-        ValueError: for images that it leaves no 2×2 pixels of, or a width that leaves no channel.
+        ValueError: if the images are too small, or if the width leaves no channels.
     """
     check_size(size, smallest=32)
     if int(32 * width) < 1:
-        raise ValueError(f"32 channels at width {width:.3g} leave none")
+        raise ValueError(f"width {width:.3g} leaves none of 32 channels")
 
     def block(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
         convolution = layers.conv2d(

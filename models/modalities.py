@@ -1,4 +1,4 @@
-"""How inputs of a kind become keys and values: all that is tied to one modality.
+"""Projecting inputs to keys and values: everything tied to one modality.
 
 A new modality is one entry in `MODALITIES`.
 """
@@ -17,14 +17,14 @@ TOKEN_WIDTH = 768
 
 @dataclass(frozen=True)
 class Modality:
-    """What a network must know of a kind of input.
+    """What a network must know about one kind of input.
 
     Attributes:
-        channels: width of one element (pixel, token, …); None: as many as the task table's images have.
-        axes: of the grid that the elements lie on.
+        channels: width of an element (pixel, token, …); None: the channels of the task table's images.
+        axes: dimensions of the grid of elements.
         encoding: "fourier" for a full grid of fixed size, inputs (B, channels, *grid); "learned" for
-            sequences of any length up to a maximum, inputs (B, L, channels), where padding is all zero.
-        size: elements along each axis of a full grid; None: as many as the table's images have pixels.
+            sequences up to a maximum length, inputs (B, L, channels), where padding is all zeros.
+        size: elements along each axis of a full grid; None: the side of the task table's images.
     """
 
     channels: int | None
@@ -44,8 +44,8 @@ class Encoding:
     """Sizes of the position encodings.
 
     Attributes:
-        num_freq_bands, max_freq: of `fourier_positions`.
-        max_text_length: elements of a sequence that have a position.
+        num_freq_bands, max_freq: see `fourier_positions`.
+        max_text_length: number of positions in a sequence.
     """
 
     num_freq_bands: int = 6
@@ -54,16 +54,18 @@ class Encoding:
 
 
 def fourier_positions(grid: Sequence[int], *, num_freq_bands: int, max_freq: float) -> Tensor:
-    """Position features of every point of a grid (Perceiver, section 3.2), float64.
+    """Fourier position features of every point of a grid (Perceiver, section 3.2).
 
-    Along each axis a position x runs from −1 to 1; its features are sin(f π x) and cos(f π x) for
-    `num_freq_bands` frequencies f evenly spaced from 1 to max_freq / 2, and x itself.
+    Along each axis the position x runs from −1 to 1. Its features are sin(f π x) and cos(f π x) for
+    frequencies f evenly spaced from 1 to max_freq / 2, and x itself.
 
     Args:
-        grid: points along each axis.
+        grid: number of points along each axis.
+        num_freq_bands: number of frequencies.
+        max_freq: twice the highest frequency.
 
     Returns:
-        (points, axes · (2 · num_freq_bands + 1)), the last axis of the grid running fastest.
+        float64 (points, axes · (2 · num_freq_bands + 1)); the last axis of the grid varies fastest.
     """
     axes = [torch.linspace(-1.0, 1.0, points, dtype=torch.float64) for points in grid]
     positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)[..., None]
@@ -72,25 +74,34 @@ def fourier_positions(grid: Sequence[int], *, num_freq_bands: int, max_freq: flo
 
 
 class _Input(nn.Module):
-    """Layer norm and the projection to keys and values; each task has its own."""
+    """Layer norm and K/V projection; each task has its own.
+
+    Attributes:
+        width: width of a normalised element, including its position features.
+    """
 
     def __init__(self, *, width: int, kv_width: int) -> None:
         super().__init__()
+        self.width = width
         self.norm = nn.LayerNorm(width)
         self.kv = PrivateLinear(width, kv_width, bias=False)
 
+    def count(self, inputs: Tensor) -> int:
+        """Number of elements N per sample."""
+        raise NotImplementedError
+
     def elements(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The elements with their positions, normed, (B, N, width), and which are real, bool (B, N)."""
+        """Normalised elements with their positions (B, N, width), and the bool mask (B, N) of real ones."""
         raise NotImplementedError
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Keys and values (B, N, kv_width), and the mask bool (B, N), True = attend, or None for all."""
+        """Keys and values (B, N, kv_width), and a bool mask (B, N), True = attend, or None for all."""
         elements, mask = self.elements(inputs)
         return self.kv(elements), mask
 
 
 class GridInput(_Input):
-    """A full grid with Fourier features as positions, appended to each element's channels."""
+    """A full grid whose Fourier position features are appended to each element's channels."""
 
     def __init__(
         self, modality: Modality, *, channels: int, size: int, kv_width: int, encoding: Encoding
@@ -103,15 +114,18 @@ class GridInput(_Input):
         )
         self.register_buffer("positions", positions, persistent=False)
 
+    def count(self, inputs: Tensor) -> int:
+        return len(self.positions)
+
     def elements(self, inputs: Tensor) -> tuple[Tensor, None]:
-        """Of inputs (B, channels, *grid); nothing is masked."""
+        """See the base class; inputs (B, channels, *grid), nothing masked."""
         elements = inputs.flatten(2).transpose(1, 2)
         positions = self.positions.to(inputs.dtype).expand(inputs.shape[0], -1, -1)
         return self.norm(torch.cat((elements, positions), dim=-1)), None
 
 
 class SequenceInput(_Input):
-    """Sequences with learned positions, added to each element's channels."""
+    """Sequences whose learned position embeddings are added to each element's channels."""
 
     def __init__(
         self, modality: Modality, *, channels: int, size: int, kv_width: int, encoding: Encoding
@@ -120,18 +134,21 @@ class SequenceInput(_Input):
         self.positions = nn.Parameter(torch.empty(encoding.max_text_length, modality.channels))
         nn.init.normal_(self.positions, std=0.02)
 
+    def count(self, inputs: Tensor) -> int:
+        return inputs.shape[1]
+
     def elements(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Of inputs (B, L, channels); padding is masked.
+        """See the base class; inputs (B, L, channels), padding masked.
 
         Raises:
-            ValueError: if a sequence is longer than there are positions.
+            ValueError: if a sequence has more elements than there are positions.
         """
         length = inputs.shape[1]
         if length > len(self.positions):
             raise ValueError(
                 f"a sequence of {length} elements is longer than {len(self.positions)} positions"
             )
-        # A norm of 0, rather than `any`, which takes a CPU ten times as long.
+        # `norm` rather than `any`, which is ten times slower on a CPU.
         return self.norm(inputs + self.positions[:length]), inputs.norm(dim=-1) > 0
 
 
@@ -139,11 +156,12 @@ ENCODINGS: dict[str, type[_Input]] = {"fourier": GridInput, "learned": SequenceI
 
 
 def modality_inputs(*, channels: int, size: int, kv_width: int, encoding: Encoding) -> nn.ModuleDict:
-    """One input for every modality, by name.
+    """One input module per modality, by name.
 
     Args:
-        channels, size: of the task table's images.
-        kv_width: of keys and values, side by side.
+        channels, size: channels and side (in pixels) of the task table's images.
+        kv_width: total width of keys and values.
+        encoding: sizes of the position encodings.
     """
     return nn.ModuleDict(
         {

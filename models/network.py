@@ -1,7 +1,4 @@
-"""A backbone with one linear head a task."""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+"""A backbone with one linear head per task."""
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +10,11 @@ class Network(nn.Module):
 
     Args:
         features: the backbone.
-        feature_width: width of its output.
+        feature_width: width of the backbone's output.
 
     Attributes:
-        active: index of the head in use; None: all of them, side by side.
-        modality: of the inputs, one of `modalities`.
+        active: index of the active head; None: all heads, side by side.
+        modality: current modality of the inputs, one of `modalities`.
     """
 
     def __init__(self, *, features: nn.Module, feature_width: int) -> None:
@@ -30,7 +27,7 @@ class Network(nn.Module):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The kinds of inputs that the network can read."""
+        """Modalities that the network can read."""
         return ("image",)
 
     def encode(self, inputs: Tensor) -> Tensor:
@@ -38,38 +35,38 @@ class Network(nn.Module):
         return self.features(inputs)
 
     def init_head(self, head: nn.Linear) -> None:
-        """Give a new head its first values."""
+        """Initialise a new head."""
         init_linear(head)
 
     def new_head(self, in_features: int, num_classes: int) -> nn.Module:
-        """A head that is in no list yet."""
+        """Build a head without appending it."""
         head = nn.Linear(in_features, num_classes)
         self.init_head(head)
         return head
 
     def add_head(self, num_classes: int, *, in_features: int | None = None) -> nn.Module:
-        """Append a head and make it the active one."""
+        """Append a head and activate it."""
         head = self.new_head(in_features or self.feature_width, num_classes)
         self.classifiers.append(head)
         self.active = len(self.classifiers) - 1
         return head
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (B, num_classes) of the active head; of all heads in turn, where none is active."""
+        """Logits (B, num_classes) of the active head, or of all heads side by side if none is active."""
         if self.active is None:
             features = self.encode(inputs)
             return torch.cat([head(features) for head in self.classifiers], dim=1)
         return self.classifiers[self.active](self.encode(inputs))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What training minimises, from what `forward` returned and labels (B,)."""
+        """Training loss (scalar) from the logits that `forward` returned and labels (B,)."""
         return cross_entropy(logits, labels)
 
 
 class MultimodalNetwork(Network):
-    """A network whose features read inputs of several modalities.
+    """A network that reads inputs of several modalities.
 
-    `features.inputs` holds, by modality, what is tied to one; `features(inputs, modality=…)` reads a batch.
+    `features.inputs` maps each modality to its own modules; `features(inputs, modality=…)` reads a batch.
     """
 
     @property
@@ -83,30 +80,8 @@ class MultimodalNetwork(Network):
         return self.features(inputs, modality=self.modality)
 
 
-@dataclass(frozen=True)
-class Sized:
-    """An architecture whose builder takes sizes beyond the width.
-
-    Attributes:
-        build: makes the network.
-        sizes: the sizes it takes, by keyword, and their defaults.
-        presets: name → sizes that differ from the defaults.
-        multimodal: whether it makes `MultimodalNetwork`s.
-        clip_grad_norm: the greatest norm of a step's gradients at which it trains well; None: any.
-    """
-
-    build: Callable[..., Network]
-    sizes: Mapping[str, float]
-    presets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    multimodal: bool = False
-    clip_grad_norm: float | None = None
-
-    def __call__(self, **arguments: object) -> Network:
-        return self.build(**arguments)
-
-
 def init_layers(features: nn.Module) -> None:
-    """Start the weights of convolutions and linears, in their order, and of batch norms (1 and 0)."""
+    """Initialise convolutions and linears in module order, and reset batch norms to weight 1 and bias 0."""
     for layer in features.modules():
         if isinstance(layer, nn.Conv2d):
             init_conv(layer)
@@ -131,7 +106,7 @@ def init_linear(layer: nn.Linear) -> None:
 
 
 def init_unit(layer: nn.Linear) -> None:
-    """N(0, 1 / inputs), zero bias: inputs of variance 1 give outputs of variance 1."""
+    """N(0, 1 / fan-in), zero bias: unit-variance inputs give unit-variance outputs."""
     nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

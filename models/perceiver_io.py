@@ -1,4 +1,4 @@
-"""Perceiver IO (Jaegle et al. 2022) with an input for every modality."""
+"""Perceiver IO (Jaegle et al. 2022) with one input projection per modality."""
 
 from dataclasses import asdict, dataclass
 
@@ -15,7 +15,7 @@ class Sizes(TrunkSizes):
     """Sizes of Perceiver IO.
 
     Attributes:
-        depth: latent self-attention blocks.
+        depth: number of latent self-attention blocks.
         queries_dim: width of the decoder's output queries.
     """
 
@@ -35,18 +35,20 @@ def perceiver_io(
     size: int = 32,
     **sizes: float,
 ) -> MultimodalNetwork:
-    """Latents read the inputs once, then each other; their mean goes through a linear to the features.
+    """Build a Perceiver IO: latents attend to the inputs once, then to each other.
+
+    The features are the mean latent after a linear layer.
 
     Args:
-        layers: the layer types to build from.
-        dropout: of attention weights and of the feed-forwards' hidden units.
-        width: latents, feed-forwards and features are so many times as wide, rounded down. The widths of
-            attention heads and of the decoder's queries stay.
-        in_channels, size: of the input images.
-        sizes: any of `Sizes`.
+        layers: layer types to build from.
+        dropout: dropout probability of attention weights and of hidden units of the feed-forwards.
+        width: multiplier of the widths of latents, feed-forwards and features, which are rounded down.
+            Attention heads and the decoder's queries keep their width.
+        in_channels, size: channels and side (in pixels) of the input images.
+        sizes: any field of `Sizes`.
 
     Raises:
-        ValueError: for a width that leaves nothing of a latent.
+        ValueError: if the width leaves no latent units or no features.
     """
     features = PerceiverIOFeatures(
         layers=layers, dropout=dropout, width=width, channels=in_channels, size=size, sizes=Sizes(**sizes)
@@ -56,14 +58,14 @@ def perceiver_io(
 
 
 class PerceiverIO(MultimodalNetwork):
-    """Perceiver IO with one linear head a task, and a decoder for output queries."""
+    """Perceiver IO with one linear head per task and a decoder for output queries."""
 
     def forward(self, inputs: Tensor, *, queries: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of the active head, or what the decoder answers to `queries`.
+        """Logits (B, num_classes) of the active head, or the decoder's outputs (B, M, queries_dim).
 
         Args:
-            queries: (M, queries_dim), or (B, M, queries_dim) with queries of each sample's own; the answers
-                have the shape (B, M, queries_dim).
+            inputs: a batch of the current modality.
+            queries: (M, queries_dim) for all samples, or (B, M, queries_dim); None: no decoding.
         """
         if queries is None:
             return super().forward(inputs)
@@ -71,7 +73,7 @@ class PerceiverIO(MultimodalNetwork):
 
 
 class PerceiverIOFeatures(PerceiverFeatures):
-    """A Perceiver that reads the inputs once, with a decoder for output queries."""
+    """Latents that attend to the inputs once, and a decoder for output queries."""
 
     def __init__(
         self, *, layers: Layers, dropout: float, width: float, channels: int, size: int, sizes: Sizes
@@ -95,18 +97,18 @@ class PerceiverIOFeatures(PerceiverFeatures):
         )
 
 
-# A decoder is a head of another kind: what a task asks of the latents is its own, and weights that
-# classification never trains must not count among those that tasks share and prune.
+# Like a head, the decoder belongs to one task. Classification never trains it, so its weights must not count
+# among those that tasks share and prune.
 _DECODER_LAYERS = Layers(conv2d=nn.Conv2d, linear=PrivateLinear)
 
 
 class Decoder(CrossAttention):
-    """Output queries look at the latents (Perceiver IO, section 3.1).
+    """Cross-attention from output queries to the latents (Perceiver IO, section 3.1).
 
     Args:
-        width: of the queries.
+        width: width of the queries.
         latent_dim: width of the latents.
-        heads, head_width, dropout: of the attention.
+        heads, head_width, dropout: see `CrossAttention`.
     """
 
     def __init__(self, *, width: int, latent_dim: int, heads: int, head_width: int, dropout: float) -> None:
@@ -117,7 +119,7 @@ class Decoder(CrossAttention):
         self.kv = PrivateLinear(latent_dim, 2 * heads * head_width, bias=False)
 
     def forward(self, queries: Tensor, latents: Tensor) -> Tensor:
-        """Queries (M, width) or (B, M, width), and latents (B, N, latent_dim), to answers (B, M, width)."""
+        """Map queries (M, width) or (B, M, width) and latents (B, N, latent_dim) to (B, M, width)."""
         if queries.dim() == 2:
             queries = queries[None]
         return super().forward(queries, Projected(self.kv(self.latent_norm(latents))))

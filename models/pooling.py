@@ -1,7 +1,7 @@
-"""ReLU and 2×2 average pooling after a convolution, in forms that are fast on a CPU.
+"""Convolution, ReLU and 2×2 average pooling in forms that are fast on CPUs.
 
-avg_pool2d is scalar code there and, with small channel counts, costs a third of a LeNet-5 step; a
-convolution with 3 input and 6 output channels uses a third of the processor's vector lanes.
+On CPUs, avg_pool2d is scalar code and takes a third of a training step of LeNet-5. A convolution with 3
+input and 6 output channels uses only a third of the vector lanes.
 """
 
 import torch
@@ -30,7 +30,7 @@ class _ReluAvgPool(torch.autograd.Function):
 
 
 class ReluAvgPool2d(nn.Module):
-    """max(x, 0), then the mean of each 2×2 window: (B, C, H, W) to (B, C, H/2, W/2), H and W even."""
+    """ReLU and 2×2 average pooling: (B, C, H, W) to (B, C, H/2, W/2), H and W even."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         if torch.compiler.is_exporting() or inputs.device.type != "cpu":
@@ -39,17 +39,17 @@ class ReluAvgPool2d(nn.Module):
 
 
 def conv2d_by_windows(inputs: Tensor, weight: Tensor) -> Tensor:
-    """A convolution without padding whose outputs are sorted by their place in 2×2 pooling windows.
+    """Unpadded convolution with outputs grouped by their position within 2×2 pooling windows.
 
-    One convolution of stride 2 with four shifted copies of the kernel computes them all; the mean over
-    the second dimension is then the average pooling.
+    One convolution with stride 2 and four shifted copies of the kernel computes all outputs. The mean over
+    the second dimension then is the average pooling.
 
     Args:
         inputs: (B, C, H, W).
-        weight: (O, C, K, K), where H − K + 1 and W − K + 1 are even.
+        weight: (O, C, K, K); H − K + 1 and W − K + 1 must be even.
 
     Returns:
-        (B, 4, O, (H − K + 1)/2, (W − K + 1)/2), the windows' places in reading order.
+        (B, 4, O, (H − K + 1)/2, (W − K + 1)/2); positions within a window in row-major order.
     """
     shifted = [pad(weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
     return conv2d(inputs, torch.cat(shifted), stride=2).unflatten(1, (4, weight.shape[0]))

@@ -1,4 +1,4 @@
-"""Starting a network from weights that torchvision's model of it was trained to on ImageNet."""
+"""Initialising a network with torchvision's ImageNet weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from models.network import Network
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What of torchvision's model an architecture has.
+    """How an architecture corresponds to torchvision's model.
 
     Attributes:
-        name: of the model in torchvision.
-        left_out: beginnings of its state names that the architecture lacks.
-        part: beginning of its state names that ours lack.
-        own: beginnings of our state names that it lacks, or has with other kernels.
+        name: torchvision's name of the model.
+        left_out: prefixes of its state names that the architecture does not have.
+        part: prefix of its state names that ours do not have.
+        own: prefixes of our state names that it lacks, or has with another kernel size.
     """
 
     name: str
@@ -44,13 +44,13 @@ PRETRAINED = {
 
 
 def of_architecture(architecture: str) -> Pretrained:
-    """What torchvision has of `architecture`.
+    """The entry of `architecture` in `PRETRAINED`.
 
     Raises:
-        ValueError: if it has no weights for it; the message lists the architectures that it has some for.
+        ValueError: if torchvision has no weights for it; the message lists the architectures with weights.
     """
     if architecture not in PRETRAINED:
-        raise ValueError(f"there are no ImageNet weights for it: choose one of {', '.join(PRETRAINED)}")
+        raise ValueError(f"torchvision has no ImageNet weights for it: choose one of {', '.join(PRETRAINED)}")
     return PRETRAINED[architecture]
 
 
@@ -62,18 +62,19 @@ def start_from(
     pretrained: Pretrained,
     build: Callable[..., Network],
 ) -> list[str]:
-    """Put torchvision's weights into the leading region of each tensor of `network.features`.
+    """Copy torchvision's weights into the leading region of each tensor of `network.features`.
 
     Args:
-        network: of width 1 or more; what is wider than the weights stays as it is.
+        network: a network of width 1 or more; the region beyond the weights keeps its values.
         weights: torchvision's state dict.
-        build: makes the architecture, `build(width=…)`.
+        pretrained: how the architecture corresponds to torchvision's model.
+        build: builds the architecture, `build(width=…)`.
 
     Returns:
-        The state names that stay as they are, because the weights have no counterpart.
+        State names that keep their values because the weights have no counterpart.
 
     Raises:
-        ValueError: naming what is missing, unknown or of another shape, or if the network is too narrow.
+        ValueError: naming missing, unknown or misshapen tensors, or if the network is too narrow.
     """
     with torch.device("meta"):
         expected = build(width=1.0).features.state_dict()
@@ -91,15 +92,15 @@ def start_from(
     names = expected.keys() - own
     counters = {name for name in names if name.endswith(".num_batches_tracked")}  # older files lack them
     if missing := sorted(names - counters - theirs.keys()):
-        raise ValueError(f"they lack {', '.join(missing)}")
+        raise ValueError(f"the weights lack {', '.join(missing)}")
     if unknown := sorted(theirs.keys() - expected.keys()):
-        raise ValueError(f"they have the unknown {', '.join(unknown)}")
+        raise ValueError(f"the weights have unknown names: {', '.join(unknown)}")
     state = network.features.state_dict()
     for name in sorted(names & theirs.keys()):
         value, shape = theirs[name], expected[name].shape
         if value.shape != shape:
-            raise ValueError(f"{name} has the shape {tuple(value.shape)}, expected {tuple(shape)}")
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
         if any(size > room for size, room in zip(shape, state[name].shape, strict=True)):
-            raise ValueError(f"the network is narrower than they are, in {name}: give a width of 1 or more")
+            raise ValueError(f"{name} of the network is narrower than the weights: use a width of 1 or more")
         state[name][tuple(slice(0, size) for size in shape)] = value
     return own

@@ -16,19 +16,20 @@ _FIRST_LAMBDA, _LAMBDA_DECAY, _LAST_LAMBDA = 1000.0, 0.12, 5.0
 
 
 def spherenet20(*, layers: Layers, width: float = 1.0, in_channels: int = 3, size: int = 112) -> Network:
-    """20 convolutions of 3×3 (4 strided ones, each before residual units) with PReLU; a linear → 512.
+    """Build SphereNet-20: 20 3×3 convolutions with PReLU in four strided stages, a linear → 512.
 
     Args:
-        layers: the layer types to build from.
-        width: every channel count is multiplied by this and rounded down.
-        in_channels, size: of the input images; small ones keep their resolution in the first convolution.
+        layers: layer types to build from.
+        width: multiplier of all channel counts, which are rounded down.
+        in_channels, size: channels and side (in pixels) of the input images. Below 64 pixels the first
+            convolution has stride 1.
 
     Raises:
-        ValueError: for images under 16 pixels, or a width that leaves no channel.
+        ValueError: for images under 16 pixels, or if the width leaves no channels.
     """
     check_size(size, smallest=16)
     if int(64 * width) < 1:
-        raise ValueError(f"64 channels at width {width:.3g} leave none")
+        raise ValueError(f"width {width:.3g} leaves none of 64 channels")
     features = nn.Sequential()
     channels, left = in_channels, size
     for number, (count, units) in enumerate(_STAGES):
@@ -40,7 +41,7 @@ def spherenet20(*, layers: Layers, width: float = 1.0, in_channels: int = 3, siz
         channels = outputs
     features.extend([nn.Flatten(), layers.linear(channels * left**2, channels)])
     init_layers(features)
-    # Without batch norms, residual units must start small (N(0, 0.01), as published).
+    # Without batch norms, residual units need small initial weights (N(0, 0.01), as published).
     for unit in features:
         if isinstance(unit, _Residual):
             nn.init.normal_(unit.first.weight, std=0.01)
@@ -50,7 +51,7 @@ def spherenet20(*, layers: Layers, width: float = 1.0, in_channels: int = 3, siz
 
 
 class _Residual(nn.Module):
-    """x + two 3×3 convolutions of it, each with PReLU."""
+    """A residual unit of two 3×3 convolutions, each with PReLU."""
 
     def __init__(self, channels: int, *, layers: Layers) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class _Residual(nn.Module):
 
 
 class SphereNetwork(Network):
-    """A network whose heads are angular."""
+    """A network with angular heads."""
 
     def new_head(self, in_features: int, num_classes: int) -> nn.Module:
         return AngularHead(in_features, num_classes)
@@ -75,14 +76,14 @@ class SphereNetwork(Network):
 
 
 class AngularHead(nn.Module):
-    """Logits ‖x‖ cos θ, θ the angle between the features x and a class's weight; trained by A-Softmax.
+    """Logits ‖x‖ cos θ, with θ the angle between features x and a class's weight; trained by A-Softmax.
 
-    In training one more column holds −‖x‖, the least that a logit can be: the loss needs it, and the largest
-    logit stays the same.
+    In training mode an extra column holds −‖x‖, which the loss needs. No logit is below it, so the argmax
+    does not change.
 
     Attributes:
-        weight: (classes, features); only its rows' directions count.
-        steps: int64 scalar, the steps of training so far.
+        weight: (classes, features); only the directions of its rows matter.
+        steps: int64 scalar, number of training steps so far.
     """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
@@ -99,9 +100,9 @@ class AngularHead(nn.Module):
         return torch.cat([logits, -features.norm(dim=1, keepdim=True)], dim=1)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """A-Softmax: cross-entropy where the label's logit is ‖x‖ (λ cos θ + ψ(θ)) / (1 + λ) (eq. 7).
+        """A-Softmax: cross-entropy with the label's logit ‖x‖ (λ cos θ + ψ(θ)) / (1 + λ) (eq. 7).
 
-        ψ(θ) = (−1)^k cos 4θ − 2k for θ in [kπ/4, (k + 1)π/4] falls from 1 to −7; λ falls with every step.
+        ψ(θ) = (−1)^k cos 4θ − 2k for θ in [kπ/4, (k + 1)π/4] decreases from 1 to −7; λ decays per step.
 
         Args:
             logits: (B, classes + 1) in training; (B, classes) in evaluation, where the loss has no margin.
@@ -109,7 +110,7 @@ class AngularHead(nn.Module):
         """
         if not self.training:
             return cross_entropy(logits, labels)
-        # Angles are taken in single precision also where logits are not.
+        # Angles need single precision, even if the logits are bfloat16.
         logits = logits.float()
         logits, norm = logits[:, :-1], -logits[:, -1:]
         chosen = labels[:, None]
@@ -121,7 +122,7 @@ class AngularHead(nn.Module):
 
 
 def margined(cosine: Tensor) -> Tensor:
-    """ψ(θ) from cos θ, for the margin 4 (eq. 7); it has a gradient wherever cos θ has one."""
+    """ψ(θ) from cos θ for margin 4 (eq. 7); differentiable with respect to cos θ."""
     multiple = 8 * cosine**4 - 8 * cosine**2 + 1  # cos 4θ
     k = (cosine.detach().acos() * MARGIN / torch.pi).floor().clamp(max=MARGIN - 1)
     return (1 - 2 * (k % 2)) * multiple - 2 * k

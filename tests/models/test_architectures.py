@@ -1,4 +1,4 @@
-"""Every architecture: the same function as torchvision's, at any width, and no forgetting in any of them."""
+"""Every architecture: equivalence with torchvision, any width, no forgetting; and the registry."""
 
 from functools import partial
 
@@ -16,6 +16,7 @@ from methods.ownership import SharedNetwork
 from models.conversion import convert
 from models.layers import PLAIN, SHARABLE
 from models.network import Network
+from models.registry import CONVOLUTIONAL
 from tests.helpers import Fleet, refusal
 
 TORCHVISION = {
@@ -24,10 +25,9 @@ TORCHVISION = {
     "mobilenetv2": "mobilenet_v2",
     **{f"efficientnetb{step}": f"efficientnet_b{step}" for step in range(8)},
 }
-CONVOLUTIONAL = ("lenet5", *models.BUILDERS)
 PERCEIVERS = ("perceiver", "perceiver_io")
 FEW_LATENTS = {"num_latents": 4, "latent_dim": 16, "depth": 2, "latent_heads": 2, "latent_dim_head": 8}
-# A sixteenth of the weights, so that the largest architecture is learned in a second.
+# A sixteenth of the weights, so that the largest architecture trains in a second.
 NARROW, WIDER = 0.25, 0.35
 
 
@@ -37,9 +37,9 @@ def images(count: int, size: int, *, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def randomise(module: nn.Module, size: int) -> None:
-    """Random weights, and batch norms as after training: their statistics are those of a batch of images.
+    """Randomise weights, and set batch norm statistics to those of a batch of images, as after training.
 
-    With any others, activations would die out in deep networks, or grow until rounding errors show.
+    With other statistics, activations of deep networks would vanish, or grow until rounding errors show.
     """
     torch.manual_seed(0)
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -62,7 +62,7 @@ def randomise(module: nn.Module, size: int) -> None:
 
 
 def original(name: str) -> nn.Module:
-    """torchvision's model with random weights of every kind."""
+    """torchvision's model with all weights random."""
     with torch.device("meta"):
         model = get_model(name, weights=None, num_classes=10)
     model = model.to_empty(device="cpu").to(memory_format=torch.channels_last)
@@ -105,7 +105,25 @@ def test_vgg_for_cifar_has_torchvisions_convolutions_and_the_published_names():
 
 
 def test_both_packages_have_the_same_architectures():
-    assert models.ARCHITECTURES.keys() == packnet_models.ARCHITECTURES.keys()
+    assert [*models.ARCHITECTURES] == [*packnet_models.ARCHITECTURES]
+    assert {name for name, found in models.ARCHITECTURES.items() if found.multimodal} == set(PERCEIVERS)
+    assert {*CONVOLUTIONAL, *PERCEIVERS} == models.ARCHITECTURES.keys()
+
+
+def test_sizes_are_the_defaults_then_the_presets_then_the_given_ones():
+    perceiver = models.ARCHITECTURES["perceiver"]
+    assert perceiver.resolved_sizes({}) == perceiver.resolved_sizes({}, preset="base") == perceiver.sizes
+    tiny = {"num_latents": 32, "latent_dim": 128, "depth": 4, "latent_heads": 4}
+    assert perceiver.resolved_sizes({"depth": 4}, preset="tiny") == {**perceiver.sizes, **tiny}
+    lenet5 = models.ARCHITECTURES["lenet5"]
+    assert lenet5.resolved_sizes({}) == {}
+    for found, given, preset, message in (
+        (lenet5, {"depth": 2, "latent_dim": 8}, None, "lenet5 has no depth, latent_dim: leave it out"),
+        (lenet5, {}, "tiny", "lenet5 has no preset tiny: leave it out"),
+        (perceiver, {}, "huge", "perceiver has no preset huge: choose one of base, tiny"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found.resolved_sizes(given, preset=preset)
 
 
 @torch.no_grad()
@@ -127,8 +145,8 @@ def test_old_channels_are_the_leading_ones_of_a_wider_network(name):
     found = wide.eval().features(inputs)
     assert expected.std() > 1e-3
     assert found.shape[1] > expected.shape[1] == narrow.feature_width
-    # Zeros change the order of sums. That is rounding, but some random networks are so deep and so ill
-    # conditioned that it grows ten million times on its way through.
+    # Zeros change the order of summation. Some random networks are so deep and ill-conditioned that they
+    # amplify the rounding error ten million times.
     assert torch.allclose(
         found[:, : narrow.feature_width], expected, rtol=0, atol=1e-5 * expected.abs().max()
     )
@@ -147,8 +165,8 @@ def test_grouped_convolutions_get_more_groups_of_the_same_width():
     assert wide.eval()(images(2, 64)).shape == (2, 3072)
 
 
-def learn_a_step(shared: SharedNetwork, *, size: int) -> None:
-    """One large step, so that a leak would show."""
+def train_one_step(shared: SharedNetwork, *, size: int) -> None:
+    """Train one step that is large enough to expose a leak."""
     optimizers = [weight_optimizer(shared)]
     if len(shared.tasks) > 1 and hasattr(next(iter(shared.layers().values())), "piggymask"):
         optimizers.append(piggymask_optimizer(shared))
@@ -188,7 +206,7 @@ def test_no_architecture_forgets(name, registry):
     with torch.no_grad():
         before = shared.as_task("first")(inputs)
     shared.begin_task("second", num_classes=4, width=wider)
-    learn_a_step(shared, size=size)
+    train_one_step(shared, size=size)
     with torch.no_grad():
         assert torch.equal(shared.as_task("first")(inputs), before)
         live = shared.network.eval()(inputs)
@@ -197,7 +215,7 @@ def test_no_architecture_forgets(name, registry):
     assert live.isfinite().all()
 
 
-def test_sharable_layers_are_put_everywhere():
+def test_every_convolution_and_linear_is_sharable():
     network = blueprint(models.ARCHITECTURES["efficientnetb0"])
     kinds = {type(layer) for layer in network.features.modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     assert kinds == {SHARABLE.conv2d}
@@ -206,12 +224,12 @@ def test_sharable_layers_are_put_everywhere():
 @pytest.mark.parametrize(
     ("arch", "size"), [("vgg16_bn", 32), ("vgg16_bn_cifar100", 32), ("mobilenetv2", 32), ("resnet50", 16)]
 )
-def test_the_smallest_image_leaves_enough_for_a_batch_of_one(arch, size):
+def test_the_smallest_images_train_in_a_batch_of_one(arch, size):
     network = packnet_models.ARCHITECTURES[arch](size=size, width=NARROW)
     network.add_head(2)
     network.train()(images(1, size)).sum().backward()
     with pytest.raises(
-        ValueError, match=f"images of {size - 1} pixels are too small: it takes {size} or more"
+        ValueError, match=f"images of {size - 1} pixels are too small: at least {size} are needed"
     ):
         packnet_models.ARCHITECTURES[arch](size=size - 1)
 
@@ -231,10 +249,10 @@ def test_small_images_keep_their_resolution(arch, size):
     assert seen == {size: 8 if arch == "resnet18" else 4, size + 1: 2}
 
 
-def test_bad_architectures_end_in_one_line(fresh: Fleet):
+def test_unknown_architectures_and_widths_are_refused_in_one_line(fresh: Fleet):
     flags = fresh.flags("--dataset", "zero_one", "--epochs", "1")
     line = refusal(cpg_script.main, [*flags, "--arch", "resnet19"])
     assert "--arch resnet19 is unknown: choose one of " in line
     assert ", resnet18, " in line
     line = refusal(cpg_script.main, [*flags, "--arch", "resnet18", "--network_width_multiplier", "0.0001"])
-    assert "--arch resnet18: 64 channels at width 0.01 leave none" in line
+    assert "--arch resnet18: width 0.01 leaves none of 64 channels" in line

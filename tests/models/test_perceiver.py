@@ -1,4 +1,4 @@
-"""Perceivers against the papers' equations, and what is tied to a modality."""
+"""Perceivers against the papers' equations, and the parts tied to a modality."""
 
 import math
 from contextlib import nullcontext
@@ -6,13 +6,15 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from methods.cpg import CPG, piggymask_optimizer, piggymasks_of, weight_optimizer
 from methods.ownership import SharedNetwork
 from models.layers import PLAIN, SHARABLE, PrivateLinear
 from models.modalities import MODALITIES, Modality
 from models.network import Network
-from models.perceiver import PERCEIVER_PRESETS, perceiver
+from models.perceiver import EVALUATION_BYTES, PERCEIVER_PRESETS, perceiver
 from models.perceiver_io import perceiver_io
 from packnet_models import ARCHITECTURES
 from utils.errors import UserError
@@ -37,7 +39,7 @@ SIDE = 5
 
 @pytest.fixture
 def double():
-    """Parameters and inputs are made in float64."""
+    """Create parameters and inputs in float64."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -51,7 +53,7 @@ def network(*, classes: int = 4, seed: int = 0, **arguments) -> Network:
     torch.manual_seed(seed)
     made = build(**arguments)
     made.add_head(classes)
-    for parameter in made.parameters():  # norms and biases too must matter
+    for parameter in made.parameters():  # norms and biases must matter too
         nn.init.normal_(parameter, std=0.3)
     return made
 
@@ -67,7 +69,7 @@ def texts(lengths: tuple[int, ...] = (7, 4, 1), *, longest: int = 7) -> Tensor:
     return batch
 
 
-# The network of the papers, one sample and one vector at a time.
+# The papers' network, one sample and one vector at a time.
 
 
 def layer_norm(vector: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -98,22 +100,22 @@ def attention(queries: list[Tensor], kv: list[Tensor], *, heads: int) -> list[Te
 
 
 def cross_attended(queries: list[Tensor], kv: list[Tensor], block) -> list[Tensor]:
-    asked = [linear(layer_norm(query, block.norm), block.q) for query in queries]
-    return [linear(mixed, block.out) for mixed in attention(asked, kv, heads=block.heads)]
+    projected = [linear(layer_norm(query, block.norm), block.q) for query in queries]
+    return [linear(mixed, block.out) for mixed in attention(projected, kv, heads=block.heads)]
 
 
 def self_attended(latents: list[Tensor], block) -> list[Tensor]:
     normed = [layer_norm(latent, block.norm) for latent in latents]
-    asked, kv = [linear(x, block.q) for x in normed], [linear(x, block.kv) for x in normed]
-    return [linear(mixed, block.out) for mixed in attention(asked, kv, heads=block.heads)]
+    queries, kv = [linear(x, block.q) for x in normed], [linear(x, block.kv) for x in normed]
+    return [linear(mixed, block.out) for mixed in attention(queries, kv, heads=block.heads)]
 
 
 def fed_forward(latent: Tensor, block) -> Tensor:
-    both = linear(layer_norm(latent, block.norm), block.up)
-    half = len(both) // 2
-    gate = both[half:]
+    hidden = linear(layer_norm(latent, block.norm), block.up)
+    half = len(hidden) // 2
+    gate = hidden[half:]
     gelu = 0.5 * gate * (1 + torch.erf(gate / math.sqrt(2)))
-    return linear(both[:half] * gelu, block.down)
+    return linear(hidden[:half] * gelu, block.down)
 
 
 def added(latents: list[Tensor], more: list[Tensor]) -> list[Tensor]:
@@ -121,7 +123,7 @@ def added(latents: list[Tensor], more: list[Tensor]) -> list[Tensor]:
 
 
 def image_elements(image: Tensor) -> list[Tensor]:
-    """Every pixel with its position features: sin and cos of f π x, and x, for each axis."""
+    """Each pixel with its position features: sin and cos of f π x, and x, for each axis."""
     bands, nyquist = SMALL["num_freq_bands"], SMALL["max_freq"] / 2
     elements = []
     for row in range(SIDE):
@@ -171,7 +173,7 @@ def reference_logits(made: Network, batch: Tensor, modality: str) -> Tensor:
 
 
 def assert_same_function(computed: Tensor, expected: Tensor, made: nn.Module) -> None:
-    """Equal values, and equal gradients of a random projection of them, to 1e-10."""
+    """Assert equal values and equal gradients of a random projection of them, to 1e-10."""
     upstream = torch.randn_like(expected)
     parameters = dict(made.named_parameters())
     gradients = [
@@ -187,7 +189,7 @@ def assert_same_function(computed: Tensor, expected: Tensor, made: nn.Module) ->
 
 @pytest.mark.parametrize("modality", ["image", "text"])
 @pytest.mark.parametrize("layers", [PLAIN, SHARABLE], ids=["plain", "sharable"])
-def test_forward_and_backward_pass_are_those_of_the_papers_equations(double, modality, layers):
+def test_forward_and_backward_passes_follow_the_papers_equations(double, modality, layers):
     made = network(layers=layers)
     made.modality = modality
     batch = images() if modality == "image" else texts()
@@ -196,7 +198,7 @@ def test_forward_and_backward_pass_are_those_of_the_papers_equations(double, mod
 
 @pytest.mark.parametrize("modality", ["image", "text"])
 @pytest.mark.parametrize("head_width", [4, 20], ids=["narrow heads", "wide heads"])
-def test_features_are_the_trunks_of_the_projection(double, modality, head_width):
+def test_features_equal_the_trunks_output_for_the_projected_inputs(double, modality, head_width):
     made = network(cross_dim_head=head_width)
     batch = images() if modality == "image" else texts()
     features = made.features
@@ -206,7 +208,7 @@ def test_features_are_the_trunks_of_the_projection(double, modality, head_width)
     assert_same_function(features(batch, modality=modality), features.trunk(kv, mask), features)
 
 
-def test_a_perceiver_that_reads_twice_does_as_its_papers_equations(double):
+def test_a_perceiver_with_two_layers_follows_its_papers_equations(double):
     torch.manual_seed(0)
     sizes = {name: value for name, value in SMALL.items() if name != "queries_dim"}
     made = perceiver(layers=PLAIN, dropout=0.0, size=SIDE, **sizes | {"self_per_cross_attn": 2})
@@ -216,8 +218,8 @@ def test_a_perceiver_that_reads_twice_does_as_its_papers_equations(double):
     assert_same_function(made(batch), reference_logits(made, batch, "text"), made)
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["common", "of each sample"])
-def test_output_queries_are_answered_as_the_paper_has_it(double, own):
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "per sample"])
+def test_output_queries_are_decoded_as_in_the_paper(double, own):
     made = network()
     batch = images(2)
     queries = torch.randn(2, 4, 10) if own else torch.randn(4, 10)
@@ -226,8 +228,8 @@ def test_output_queries_are_answered_as_the_paper_has_it(double, own):
     for number, sample in enumerate(batch):
         latents = reference_latents(sample, made.features, "image")
         kv = [linear(layer_norm(latent, decoder.latent_norm), decoder.kv) for latent in latents]
-        asked = list(queries[number] if own else queries)
-        rows.append(torch.stack(cross_attended(asked, kv, decoder)))
+        sample_queries = list(queries[number] if own else queries)
+        rows.append(torch.stack(cross_attended(sample_queries, kv, decoder)))
     assert_same_function(made(batch, queries=queries), torch.stack(rows), made)
 
 
@@ -239,7 +241,66 @@ def test_longer_padding_changes_nothing(double):
     torch.testing.assert_close(made(padded), made(short), rtol=1e-12, atol=1e-12)
 
 
-def test_a_text_of_padding_alone_gives_finite_logits_and_one_too_long_is_refused():
+def record_chunks(monkeypatch, made: Network, batch: Tensor, *, room: int) -> list[int]:
+    """Set the bound to `room` bytes; the returned list collects the bytes of each chunk from now on."""
+    monkeypatch.setattr("models.perceiver.EVALUATION_BYTES", room)
+    held: list[int] = []
+    features = made.features
+    read = features.inputs[made.modality]
+    skipped = features._skips_projection(batch, made.modality)
+    (read.norm if skipped else read.kv).register_forward_hook(lambda _, __, out: held.append(out.nbytes))
+    return held
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("modality", ["image", "text"])
+@pytest.mark.parametrize("head_width", [4, 20], ids=["keys and values", "elements"])
+def test_evaluation_bounds_the_keys_and_values_that_it_holds(monkeypatch, modality, head_width):
+    made = network(cross_dim_head=head_width).eval()
+    made.modality = modality
+    batch = images(10) if modality == "image" else texts((7, 4, 1, 2, 3, 5, 7, 6, 1, 2))
+    queries = torch.randn(10, 4, 10)
+    logits, answers = made(batch), made(batch, queries=queries)
+    width = 17 if (modality, head_width) == ("image", 20) else 4 * head_width
+    sample_bytes = 4 * width * (25 if modality == "image" else 7)
+    room = 3 * sample_bytes + 1
+    held = record_chunks(monkeypatch, made, batch, room=room)
+    torch.testing.assert_close(made(batch), logits, rtol=0, atol=1e-6)
+    assert held == [3 * sample_bytes] * 3 + [sample_bytes]
+    torch.testing.assert_close(made(batch, queries=queries), answers, rtol=0, atol=1e-6)
+    assert len(held) == 8
+    assert made(batch[:0]).shape == (0, 4)
+
+
+def test_a_sample_over_the_bound_is_evaluated_alone_and_training_goes_in_one_piece(monkeypatch):
+    made = network()
+    batch = images(3)
+    held = record_chunks(monkeypatch, made, batch, room=1)
+    made(batch).sum().backward()
+    made.eval()(batch).sum().backward()
+    assert len(held) == 2
+    with torch.no_grad():
+        made(batch)
+    assert len(held) == 2 + 3
+
+
+@pytest.mark.parametrize("arch", ["perceiver", "perceiver_io"])
+def test_500_images_of_224_pixels_stay_under_the_bound_on_a_gpu(arch):
+    made = ARCHITECTURES[arch](in_channels=3, size=224, **PERCEIVER_PRESETS["tiny"]).eval()
+    made.add_head(4)
+    projection = made.features.inputs["image"].kv
+    held = []
+    projection.register_forward_hook(lambda _, __, out: held.append(out.nbytes))
+    with FakeTensorMode() as mode, torch.no_grad():
+        tensors = [*made.named_parameters(), *made.named_buffers()]
+        state = {name: mode.from_tensor(value).to("cuda") for name, value in tensors}
+        batch = torch.randn(500, 3, 224, 224, device="cuda")
+        assert functional_call(made, state, batch).shape == (500, 4)
+    assert max(held) <= EVALUATION_BYTES
+    assert sum(held) == 500 * 224**2 * projection.out_features * 4
+
+
+def test_padding_alone_gives_finite_logits_and_too_long_a_text_is_refused():
     made = network()
     made.modality = "text"
     assert made(torch.zeros(2, 3, 768)).isfinite().all()
@@ -247,21 +308,21 @@ def test_a_text_of_padding_alone_gives_finite_logits_and_one_too_long_is_refused
         made(texts((10,), longest=10))
 
 
-def test_dropout_is_for_training_alone():
+def test_dropout_acts_only_in_training():
     batch = images(8)
-    certain, dropping = network(), network(dropout=0.1)
-    assert torch.equal(certain(batch), certain(batch))
+    without, dropping = network(), network(dropout=0.1)
+    assert torch.equal(without(batch), without(batch))
     assert not torch.equal(dropping(batch), dropping(batch))
-    assert torch.equal(dropping.eval()(batch), certain.eval()(batch))
+    assert torch.equal(dropping.eval()(batch), without.eval()(batch))
 
 
-@pytest.mark.parametrize("steady", [True, False])
-def test_the_default_clipping_keeps_first_steps_steady_on_texts_that_share_frequent_words(steady):
+@pytest.mark.parametrize("clipped", [True, False])
+def test_the_default_clipping_stabilises_early_training_on_texts_that_share_frequent_words(clipped):
     torch.manual_seed(1)
     made = ARCHITECTURES["perceiver_io"](in_channels=3, size=SIDE, **PERCEIVER_PRESETS["tiny"])
     made.add_head(4)
     made.modality = "text"
-    table = nn.functional.pad(torch.randn(500, 384) / 2, (0, 384))  # like all-MiniLM-L6-v2's embeddings
+    table = nn.functional.pad(torch.randn(500, 384) / 2, (0, 384))  # similar to all-MiniLM-L6-v2's embeddings
     frequency = 1 / torch.arange(1, 501).expand(16, -1)
     optimizer = torch.optim.SGD(made.parameters(), lr=0.02, momentum=0.9, nesterov=True)
     losses = []
@@ -276,14 +337,14 @@ def test_the_default_clipping_keeps_first_steps_steady_on_texts_that_share_frequ
             inputs=table[words],
             labels=labels,
             autocast=nullcontext(),
-            clip_grad_norm=ARCHITECTURES["perceiver_io"].clip_grad_norm if steady else None,
+            clip_grad_norm=ARCHITECTURES["perceiver_io"].clip_grad_norm if clipped else None,
         )
         losses.append(loss.item())
-    assert (max(losses) < 2.5 and sum(losses[-5:]) < 4) == steady
+    assert (max(losses) < 2.5 and sum(losses[-5:]) < 4) == clipped
 
 
 @pytest.mark.parametrize("norm", [0.1, 1e9])
-def test_gradients_are_shortened_to_the_greatest_norm_and_shorter_ones_left(norm):
+def test_gradients_are_clipped_to_the_maximum_norm(norm):
     torch.manual_seed(0)
     layer, inputs, labels = nn.Linear(5, 3).double(), torch.randn(4, 5).double(), torch.arange(4) % 3
     before = [weight.detach().clone() for weight in layer.parameters()]
@@ -314,7 +375,7 @@ def test_a_third_modality_is_one_entry(monkeypatch):
 
 
 def randomise(shared: SharedNetwork) -> None:
-    """Move all that the newest task may change, as training would: at random."""
+    """Change everything that the newest task may change, at random."""
     index = len(shared.tasks)
     with torch.no_grad():
         for name, parameter in shared.network.features.named_parameters():
@@ -335,7 +396,7 @@ def release_some(shared: SharedNetwork) -> None:
     )
 
 
-def test_earlier_tasks_keep_their_logits_to_the_bit_through_growth_and_other_modalities():
+def test_earlier_tasks_keep_bit_identical_logits_through_growth_and_other_modalities():
     torch.manual_seed(0)
     shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE, dropout=0.1))
     inputs = {"image": images(8), "text": texts()}
@@ -362,7 +423,7 @@ def test_earlier_tasks_keep_their_logits_to_the_bit_through_growth_and_other_mod
 
 
 def train(shared: SharedNetwork, inputs: Tensor, *, steps: int = 3) -> None:
-    """A few steps of CPG that are large enough for a leak to show."""
+    """Train a few CPG steps that are large enough to expose a leak."""
     optimizers = [weight_optimizer(shared)]
     if piggymasks_of(shared):
         optimizers.append(piggymask_optimizer(shared))
@@ -383,7 +444,7 @@ def train(shared: SharedNetwork, inputs: Tensor, *, steps: int = 3) -> None:
         )
 
 
-def test_training_changes_what_the_task_owns_and_its_own_modality_alone():
+def test_training_changes_only_what_the_task_owns_and_its_own_modality():
     torch.manual_seed(0)
     shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE, dropout=0.1))
     shared.begin_task("first", num_classes=3)
@@ -428,7 +489,7 @@ def test_growth_keeps_each_half_of_a_gated_unit_in_its_place():
     assert attention.q.weight.shape == (15, 18) and attention.kv.weight.shape == (30, 18)
 
 
-def test_shares_count_the_groups_that_a_task_sees():
+def test_shares_count_only_the_groups_that_a_task_sees():
     torch.manual_seed(0)
     shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE))
     shared.begin_task("first", num_classes=3)
@@ -438,7 +499,7 @@ def test_shares_count_the_groups_that_a_task_sees():
     assert shared.shares("first").task_ratio == 1.0
 
 
-def test_what_is_tied_to_a_modality_and_the_decoder_are_each_tasks_own():
+def test_modality_inputs_and_the_decoder_are_private_to_each_task():
     shared = SharedNetwork(build=lambda *, width: build(width=width))
     private = [name for name, layer in shared.network.named_modules() if isinstance(layer, PrivateLinear)]
     assert private == [
@@ -456,7 +517,7 @@ def test_what_is_tied_to_a_modality_and_the_decoder_are_each_tasks_own():
     ]
 
 
-def test_a_task_starts_from_the_tensors_that_have_arrived_for_it_alone():
+def test_only_the_named_task_starts_from_tensors_that_arrived_for_it():
     torch.manual_seed(0)
     shared = SharedNetwork(build=lambda *, width: build(width=width, layers=SHARABLE))
     shared.begin_task("first", num_classes=3, modality="image")
@@ -481,7 +542,7 @@ def test_a_task_starts_from_the_tensors_that_have_arrived_for_it_alone():
     assert torch.equal(shared.as_task("first")(inputs["image"]), before)
 
 
-def test_arrivals_that_do_not_fit_and_modalities_that_are_not_read_are_refused():
+def test_misshapen_arrivals_and_unknown_modalities_are_refused():
     shared = SharedNetwork(build=lambda *, width: build(width=width))
     shared.arrivals["first"] = {"features.inputs.text.kv.weight": torch.zeros(3, 768)}
     with pytest.raises(
@@ -492,7 +553,7 @@ def test_arrivals_that_do_not_fit_and_modalities_that_are_not_read_are_refused()
         shared.begin_task("sound", num_classes=3, modality="audio")
 
 
-def test_a_checkpoint_without_modalities_is_one_of_images():
+def test_a_checkpoint_without_modalities_is_for_images():
     shared = SharedNetwork(build=lambda *, width: build(width=width))
     shared.begin_task("first", num_classes=3, modality="text")
     payload = shared.payload()

@@ -1,4 +1,4 @@
-"""The fast forms of convolution and pooling compute what torch's own do."""
+"""Fast convolution and pooling against torch's own."""
 
 import pytest
 import torch
@@ -9,13 +9,13 @@ from models.lenet5 import lenet5
 from models.pooling import ReluAvgPool2d, conv2d_by_windows
 
 
-def test_relu_and_pooling_in_one_equal_torchs_with_their_gradients():
+def test_fused_relu_and_pooling_equal_torchs_with_gradients():
     inputs = torch.randn(3, 5, 8, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(ReluAvgPool2d(), (inputs,))
     torch.testing.assert_close(ReluAvgPool2d()(inputs), avg_pool2d(inputs.relu(), 2), rtol=0, atol=1e-12)
 
 
-def test_convolution_by_windows_holds_every_output_at_its_place():
+def test_convolution_by_windows_puts_every_output_in_its_place():
     inputs = torch.randn(2, 3, 10, 12, dtype=torch.float64)
     weight = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     expected = conv2d(inputs, weight)

@@ -1,4 +1,4 @@
-"""Starting from torchvision's weights: every architecture that has some, grown or not, and bad files."""
+"""Initialisation with torchvision's weights: every architecture that has them, any width, and bad files."""
 
 import logging
 from pathlib import Path
@@ -20,7 +20,7 @@ from utils.paths import checkpoint_in
 
 
 def torchvision(name: str) -> nn.Module:
-    """torchvision's model, with batch norms that differ from their start."""
+    """torchvision's model with random batch norm statistics."""
     torch.manual_seed(3)
     model = get_model(name, weights=None)
     for layer in model.modules():
@@ -38,7 +38,7 @@ def mobilenet() -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "size"), [*((name, 32) for name in PRETRAINED), ("resnet18", 64), ("efficientnetb0", 64)]
 )
-def test_torchvisions_names_and_shapes_fit_every_architecture(name, size):
+def test_torchvisions_names_and_shapes_match_every_architecture(name, size):
     def build(*, width: float):
         return models.ARCHITECTURES[name](width=width, size=size)
 
@@ -55,7 +55,7 @@ def test_torchvisions_names_and_shapes_fit_every_architecture(name, size):
 
 
 @torch.no_grad()
-def test_a_network_of_width_1_computes_what_torchvisions_does(mobilenet):
+def test_a_network_of_width_1_computes_the_same_as_torchvisions(mobilenet):
     def build(*, width: float):
         return packnet_models.ARCHITECTURES["mobilenetv2"](width=width, size=64)
 
@@ -67,7 +67,7 @@ def test_a_network_of_width_1_computes_what_torchvisions_does(mobilenet):
 
 
 @torch.no_grad()
-def test_a_wider_network_has_the_weights_in_its_leading_region_and_is_random_beyond():
+def test_a_wider_network_has_the_weights_in_its_leading_region_and_random_ones_beyond():
     def build(*, width: float):
         return models.ARCHITECTURES["resnet18"](width=width, size=32)
 
@@ -86,7 +86,7 @@ def test_a_wider_network_has_the_weights_in_its_leading_region_and_is_random_bey
 
 @pytest.fixture
 def flags(make_tree, make_table, tmp_path) -> list[str]:
-    """One task of a few images, and nothing learned: the weights stay where they started."""
+    """One task with a few images and a learning rate too small to change the weights."""
     data = make_tree({"pets": ("cat", "dog")}, root="pictures", size=32)
     table = make_table('[pictures]\nroot = "pictures"\n')
     return [
@@ -111,17 +111,17 @@ def file(mobilenet, tmp_path) -> Path:
     return tmp_path / "mobilenet.pth"
 
 
-def learned(tmp_path: Path, stage: str) -> dict[str, Tensor]:
+def trained_state(tmp_path: Path, stage: str) -> dict[str, Tensor]:
     folder = tmp_path / "c" / "mobilenetv2" / "seed1" / stage / "pictures" / "pets"
     return load(checkpoint_in(folder / "scratch" if stage.startswith("CPG") else folder, remedy=""))[
         "model_state_dict"
     ]
 
 
-def test_stage_1_starts_from_a_file_and_keeps_in_mind_which(flags, file, mobilenet, tmp_path, caplog):
+def test_stage_1_starts_from_a_file_and_records_which(flags, file, mobilenet, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     packnet_script.main([*flags, "--pretrained_file", str(file)])
-    state = learned(tmp_path, "baseline_scratch")
+    state = trained_state(tmp_path, "baseline_scratch")
     name = "features.5.conv.1.0.weight"
     assert torch.equal(state[f"features.{name}"], mobilenet.state_dict()[name])
     assert f"Started from {file}" in caplog.text
@@ -129,16 +129,16 @@ def test_stage_1_starts_from_a_file_and_keeps_in_mind_which(flags, file, mobilen
     assert "made with other arguments: pretrained (sha256:" in line
 
 
-def test_the_cpg_version_starts_from_a_download_grown_too(flags, mobilenet, tmp_path, monkeypatch):
-    asked = []
+def test_the_cpg_version_starts_from_a_download_at_a_larger_width(flags, mobilenet, tmp_path, monkeypatch):
+    requested = []
 
     def fetch(weights: WeightsEnum, **_: object) -> dict[str, Tensor]:
-        asked.append(weights.url)
+        requested.append(weights.url)
         return mobilenet.state_dict()
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", fetch)
     cpg_script.main([*flags, "--use_imagenet_pretrained", "--network_width_multiplier", "1.5"])
-    assert asked == ["https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"]
+    assert requested == ["https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"]
     checkpoints = list((tmp_path / "c").rglob("checkpoint-1.pth.tar"))
     state = load(checkpoints[0])["model_state_dict"]["features.features.5.conv.1.0.weight"]
     expected = mobilenet.state_dict()["features.5.conv.1.0.weight"]
@@ -146,7 +146,7 @@ def test_the_cpg_version_starts_from_a_download_grown_too(flags, mobilenet, tmp_
     assert torch.equal(state[: len(expected)], expected)
 
 
-def test_a_sequence_half_done_from_random_weights_is_not_continued_from_others(flags, file, tmp_path):
+def test_an_unfinished_sequence_is_not_resumed_with_another_initialisation(flags, file, tmp_path):
     baselines = tmp_path / "baselines.json"
     baselines.write_text('{"pets": "0.0"}')
     quick = ("--prune_epochs", "1", "--target_sparsity", "0.5", "--max_allowed_network_width_multiplier", "1")
@@ -158,7 +158,7 @@ def test_a_sequence_half_done_from_random_weights_is_not_continued_from_others(f
     assert "width-1.0" in line and "made with other arguments: pretrained (none there, sha256:" in line
 
 
-def test_weights_that_cannot_be_used_end_in_one_line(flags, file, mobilenet, tmp_path, monkeypatch):
+def test_unusable_weights_are_refused_in_one_line(flags, file, mobilenet, tmp_path, monkeypatch):
     def line(*more: object) -> str:
         return refusal(packnet_script.main, [*flags, *map(str, more)])
 
@@ -184,11 +184,11 @@ def test_weights_that_cannot_be_used_end_in_one_line(flags, file, mobilenet, tmp
     state = mobilenet.state_dict()
     name = "features.5.conv.1.0.weight"
     for change, expected in (
-        ({name: torch.zeros(3, 1, 3, 3)}, f"{name} has the shape (3, 1, 3, 3), expected (192, 1, 3, 3)"),
-        ({"surplus": torch.zeros(1)}, "they have the unknown surplus"),
+        ({name: torch.zeros(3, 1, 3, 3)}, f"{name} has shape (3, 1, 3, 3), expected (192, 1, 3, 3)"),
+        ({"surplus": torch.zeros(1)}, "the weights have unknown names: surplus"),
     ):
         torch.save(state | change, bad)
         shown = line("--pretrained_file", bad)
         assert "do not fit --arch mobilenetv2" in shown and expected in shown
     torch.save({key: value for key, value in state.items() if key != name}, bad)
-    assert f"they lack {name}" in line("--pretrained_file", bad)
+    assert f"the weights lack {name}" in line("--pretrained_file", bad)

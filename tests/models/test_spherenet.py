@@ -1,4 +1,4 @@
-"""SphereNet-20: its layers, its angular softmax, and what of it belongs to a task alone."""
+"""SphereNet-20: its layers, its angular softmax, and what is private to a task."""
 
 import math
 from functools import partial
@@ -20,7 +20,7 @@ NARROW = 0.125
 
 
 def a_softmax(features, weight, labels, *, factor: float) -> float:
-    """The loss by loops and angles, as the paper writes it."""
+    """The paper's loss, computed with loops and angles."""
     total = 0.0
     for x, label in zip(features.tolist(), labels.tolist(), strict=True):
         norm = math.hypot(*x)
@@ -47,7 +47,7 @@ def test_the_loss_is_a_softmax_with_a_falling_lambda(steps, factor):
     assert head.steps == steps + 1
 
 
-def test_the_margin_falls_from_1_to_minus_7_and_has_gradients():
+def test_the_margin_decreases_from_1_to_minus_7_and_has_gradients():
     angles = torch.linspace(0.01, math.pi - 0.01, 2000, dtype=torch.float64)
     cosine = angles.cos().requires_grad_()
     values = margined(cosine)
@@ -58,7 +58,7 @@ def test_the_margin_falls_from_1_to_minus_7_and_has_gradients():
     assert cosine.grad.isfinite().all()
 
 
-def test_training_and_evaluation_choose_the_same_class_and_evaluation_has_no_margin():
+def test_training_and_evaluation_predict_the_same_class_and_evaluation_has_no_margin():
     torch.manual_seed(0)
     head = AngularHead(6, 5)
     features, labels = torch.randn(50, 6), torch.randint(5, (50,))
@@ -70,7 +70,7 @@ def test_training_and_evaluation_choose_the_same_class_and_evaluation_has_no_mar
     assert head.steps == 0
 
 
-def test_there_are_20_convolutions_and_49_pixels_before_the_linear():
+def test_20_convolutions_leave_49_pixels_for_the_linear():
     with torch.device("meta"):
         network = spherenet20(layers=PLAIN)
     weights = [layer for layer in network.features.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
@@ -78,7 +78,8 @@ def test_there_are_20_convolutions_and_49_pixels_before_the_linear():
     assert weights[-1].weight.shape == (512, 512 * 49)
 
 
-def learn(shared: SharedNetwork, *, steps: int) -> float:
+def train(shared: SharedNetwork, *, steps: int) -> float:
+    """Train a few steps; returns the last loss."""
     optimizer = weight_optimizer(shared)
     optimizer.param_groups[0]["lr"] = 0.05
     method = CPG(shared=shared, weight_decay=0.0, freeze_after=10)
@@ -100,11 +101,11 @@ def test_it_learns_and_slopes_and_steps_belong_to_one_task():
     torch.manual_seed(0)
     shared = SharedNetwork(build=BUILD, width=NARROW)
     shared.begin_task("first", num_classes=4)
-    before = learn(shared, steps=1)
-    assert learn(shared, steps=30) < 0.8 * before
+    before = train(shared, steps=1)
+    assert train(shared, steps=30) < 0.8 * before
     shared.release({name: torch.rand_like(layer.weight) < 0.5 for name, layer in shared.layers().items()})
     shared.begin_task("second", num_classes=4)
-    learn(shared, steps=3)
+    train(shared, steps=3)
     info = shared.payload()["shared_layer_info"]
     slopes = [info[task]["prelu_layer_weight"] for task in ("first", "second")]
     assert len(slopes[0]) == 4 + 2 * 8
@@ -115,4 +116,4 @@ def test_it_learns_and_slopes_and_steps_belong_to_one_task():
     inputs = torch.randn(3, 3, 16, 16)
     for task in ("first", "second"):
         assert torch.equal(again.as_task(task)(inputs), shared.as_task(task)(inputs))
-    assert learn(again, steps=2) == learn(shared, steps=2)
+    assert train(again, steps=2) == train(shared, steps=2)
