@@ -19,7 +19,8 @@ def imagenet_batch(path, labels, *, seed, width=3072):
 
 @pytest.fixture
 def imagenet(tmp_path):
-    root = tmp_path / "imagenet32"
+    """(data folder, training batches, validation batch), where the authors place them."""
+    root = tmp_path / "imagenet"
     batches = [
         imagenet_batch(root / "train" / f"train_data_batch_{number}", [1, 2, 3, 4, 2], seed=number)
         for number in range(1, 11)
@@ -36,7 +37,7 @@ def test_imagenet32(imagenet, monkeypatch, change_sequence):
     assert record["images"].numpy().tobytes() == expected.tobytes()
     test = torch.load(root / "cache" / "imagenet32" / "class_0004" / "test.pt", weights_only=True)
     assert test["images"][0].numpy().tobytes() == held[0].tobytes()
-    # Nothing is left of the building, and a second time nothing is done.
+    # No temporary files remain, and a second run reads no batch.
     assert not list((root / "cache" / "imagenet32").glob(".building*"))
     monkeypatch.setattr("data.safe_pickle.load", None)
     prepare(["imagenet32", "--data_root", str(root)])
@@ -47,7 +48,7 @@ def test_imagenet32(imagenet, monkeypatch, change_sequence):
 
 def test_imagenet32_refused(imagenet):
     root, _, _ = imagenet
-    folder = root / "imagenet32"
+    folder = root / "imagenet"
     imagenet_batch(folder / "train" / "train_data_batch_3", [1, 2], seed=0, width=3000)
     with pytest.raises(
         UserError, match=r"train_data_batch_3: data is uint8 \(2, 3000\), not uint8 \(N, 3072\)"
@@ -69,4 +70,38 @@ def test_imagenet32_refused(imagenet):
         prepare(["imagenet32", "--data_root", str(root)])
     (folder / "train" / "train_data_batch_3").unlink()
     with pytest.raises(UserError, match="train_data_batch_3 not found"):
+        prepare(["imagenet32", "--data_root", str(root)])
+
+
+def first_pixels(root):
+    record = torch.load(root / "cache" / "imagenet32" / "class_0001" / "train.pt", weights_only=True)
+    return record["images"][0].numpy().tobytes()
+
+
+def test_imagenet32_elsewhere(imagenet, caplog):
+    """The folder imagenet32 is read as well, even beside a folder imagenet without batches."""
+    root, batches, _ = imagenet
+    (root / "imagenet").rename(root / "imagenet32")
+    (root / "imagenet" / "train" / "n01440764").mkdir(parents=True)
+    with caplog.at_level("INFO"):
+        prepare(["imagenet32", "--data_root", str(root)])
+    assert f"reading {root}/imagenet32/train/train_data_batch_1" in caplog.text
+    assert first_pixels(root) == batches[0][0].tobytes()
+
+
+def test_imagenet32_in_both_places(imagenet):
+    root, batches, _ = imagenet
+    imagenet_batch(root / "imagenet32" / "train" / "train_data_batch_1", [1, 2, 3, 4], seed=50)
+    prepare(["imagenet32", "--data_root", str(root)])
+    assert first_pixels(root) == batches[0][0].tobytes()
+
+
+@pytest.mark.parametrize("place", ["imagenet", "imagenet32"])
+def test_imagenet32_missing(imagenet, place):
+    root, _, _ = imagenet
+    (root / "imagenet" / "test" / "val_data").unlink()
+    (root / "imagenet").rename(root / place)
+    with pytest.raises(
+        UserError, match=rf"{root}/{place}/test/val_data not found: put .* at {root}/{place},"
+    ):
         prepare(["imagenet32", "--data_root", str(root)])
