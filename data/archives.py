@@ -1,4 +1,4 @@
-"""Raw files inside zip archives, which need not be extracted."""
+"""Raw files inside zip archives, read without extracting them."""
 
 import zipfile
 import zlib
@@ -12,16 +12,16 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """Open an archive.
 
     Raises:
-        UserError: if it is truncated or no zip file.
+        UserError: if it is truncated or not a zip file.
     """
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is truncated or no zip file ({error}): download it again") from error
+        raise UserError(f"{path} is truncated or not a zip file ({error}): download it again") from error
 
 
 def zipped_file(archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: int) -> RawFile:
-    """A member of an open archive; reading it raises a `UserError` that names it if it is damaged."""
+    """A member of an open archive. Reading it raises a `UserError` with its name if it is damaged."""
     name = f"{archive.filename}/{member.filename}"
 
     def read() -> bytes:

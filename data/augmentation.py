@@ -1,4 +1,4 @@
-"""Random crop and horizontal flip of uint8 images, independent for every image."""
+"""Random crop and horizontal flip of uint8 images, drawn independently for every image."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from data.tables import Augmentation
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for N images: the crop's upper left corner in the padded image, flip (0 or 1)."""
+    """The draws for N images, int64 (N,): the crop's top left corner in the padded image, flip 0 or 1."""
 
     top: Tensor
     left: Tensor
@@ -25,11 +25,11 @@ class Draws:
 
 
 class Augmenter:
-    """Draws crops and flips of a fixed set of images, and cuts them out.
+    """Draws and applies crops and flips for a fixed set of images.
 
-    It keeps the images padded with black and, where they may be flipped, mirrored too (about three times
-    their size for 32 pixels and a padding of 4). Picking, cropping and flipping a batch is then a single
-    indexing operation, more than twice as fast as doing one after the other.
+    Keeps the images padded with black and, if the table flips them, a mirrored copy: about three times
+    their size for 32 pixels and padding 4. Selecting, cropping and flipping a batch is then a single
+    indexing operation, more than twice as fast as three.
 
     Args:
         images: uint8 (N, C, S, S).
@@ -44,15 +44,15 @@ class Augmenter:
         self._windows = variants.unfold(3, size, 1).unfold(4, size, 1)
 
     def draw(self, count: int, generator: torch.Generator) -> Draws:
-        """Draw for `count` images from a CPU generator; the tensors are on the CPU."""
+        """Draw for `count` images from a CPU generator. The draws are on the CPU."""
         corners = 2 * self._augmentation.crop_padding + 1
         top, left = torch.randint(0, corners, (2, count), generator=generator)
         flip = torch.randint(0, 1 + self._augmentation.flip, (count,), generator=generator)
         return Draws(top, left, flip)
 
     def take(self, index: Tensor, draws: Draws) -> Tensor:
-        """The images at `index` (int64 (B,)), cropped and then flipped as drawn: uint8 (B, C, S, S)."""
-        # Cropping and then flipping is the same as cropping the mirrored image at the mirrored place.
+        """The images at `index` (int64 (B,)), cropped, then flipped as drawn: uint8 (B, C, S, S)."""
+        # Cropping, then flipping, equals cropping the mirrored image at the mirrored position.
         mirrored = 2 * self._augmentation.crop_padding - draws.left
         left = torch.where(draws.flip.bool(), mirrored, draws.left)
         return self._windows[draws.flip, index, :, draws.top, left]

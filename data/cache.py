@@ -1,4 +1,4 @@
-"""The cache of decoded images and tokenised texts: one file for every table, task and split."""
+"""The cache of decoded images and tokenised texts: one file per table, task and split."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test")
 
-# Raised when decoding changes, so that caches of an older version are made anew.
+# Increment when decoding changes, so that older caches are rebuilt.
 FORMAT = 1
 _COMMON_KEYS = {"format", "labels", "classes", "signature", "fingerprint"}
 _KEYS = {
@@ -25,12 +25,12 @@ _KEYS = {
 
 
 def folder_of(data_root: Path, table: str) -> Path:
-    """Folder that holds one folder of caches for each task of `table`."""
+    """Folder with one folder of caches per task of `table`."""
     return Path(data_root) / "cache" / table
 
 
 def path_of(data_root: Path, table: str, task: str, split: str, *, encoder: str = "") -> Path:
-    """The cache file of one split of one task; for texts, as the encoder of this name tokenises them."""
+    """The cache file of one split of one task. For texts, `encoder` is `TextEncoder.cache_name`."""
     return folder_of(data_root, table) / task / (f"{split}-{encoder}.pt" if encoder else f"{split}.pt")
 
 
@@ -42,7 +42,7 @@ def write(
     Args:
         images: uint8 (N, C, S, S).
         labels: int64 (N,), indices into `classes`.
-        signature: what the images were made from; a different one means that they are out of date.
+        signature: identifies the raw files; the cache is out of date when it changes.
     """
     mean, std = channel_statistics(images)
     _save(path, labels, classes, signature, inputs={"images": images}, more={"mean": mean, "std": std})
@@ -64,10 +64,10 @@ def write_texts(
     Args:
         tokens: int32 (N, L), token ids from 1, 0 where padded.
         labels: int64 (N,), indices into `classes`.
-        signature: what the texts were read from.
-        encoder: identity of the encoder that the ids are of.
-        counts: how many texts were left out, cut or repaired.
-        edition: which edition of the collection the texts are of, where there are several.
+        signature: identifies the raw files; the cache is out of date when it changes.
+        encoder: identity of the encoder that made the token ids.
+        counts: how many texts were left out, cut or decoded with replacement.
+        edition: which edition of the collection this is, if there are several.
     """
     more = {"encoder": encoder, "counts": dict(counts), "edition": edition}
     _save(path, labels, classes, signature, inputs={"tokens": tokens}, more=more)
@@ -100,37 +100,37 @@ def _save(
 
 
 def read(path: Path, *, remedy: str, kind: str = "image") -> dict[str, Any]:
-    """Read a cache file of `kind` "image" or "text"; its tensors stay memory-mapped.
+    """Read a cache file of `kind` "image" or "text". Its tensors stay memory-mapped.
 
     Raises:
-        UserError: if it is truncated or no cache; `remedy` ends the message.
+        UserError: if it is truncated or not a cache; `remedy` ends the message.
     """
     import torch
 
     try:
         record = torch.load(path, weights_only=True, mmap=True)
-    except Exception as error:  # damaged bytes make the reader raise nearly anything
+    except Exception as error:  # damaged bytes can raise almost anything
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        raise UserError(f"{path} is truncated or no {kind} cache: delete it and {remedy}") from error
+        raise UserError(f"{path} is truncated or not a cache of {kind}s: delete it and {remedy}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or not record.keys() >= _KEYS[kind]:
-        raise UserError(f"{path} is no {kind} cache of this version: delete it and {remedy}")
+        raise UserError(f"{path} is not a cache of {kind}s of this version: delete it and {remedy}")
     return record
 
 
-def made(
-    path: Path, *, kind: str, fits: Callable[[dict[str, Any]], bool], make: Callable[[], None]
+def read_or_build(
+    path: Path, *, kind: str, fits: Callable[[dict[str, Any]], bool], build: Callable[[], None]
 ) -> dict[str, Any]:
-    """The cache file at `path`, which `make` writes first if it is absent, damaged or does not fit."""
+    """Read the cache file at `path`; `build` writes it first if it is missing, damaged or does not fit."""
     record = _current(path, kind, fits)
     if record is not None:
         return record
     with locked(path):
-        # Another process may have made it while this one waited for the lock.
+        # Another process may have built it while this one waited for the lock.
         record = _current(path, kind, fits)
         if record is not None:
             return record
-        make()
+        build()
     return read(path, remedy="run the same command again", kind=kind)
 
 
@@ -140,7 +140,7 @@ def _current(path: Path, kind: str, fits: Callable[[dict[str, Any]], bool]) -> d
     try:
         record = read(path, remedy="run the same command again", kind=kind)
     except UserError as error:
-        logging.warning("%s; making it anew", error)
+        logging.warning("%s; rebuilding it", error)
         return None
     return record if fits(record) else None
 
@@ -148,8 +148,8 @@ def _current(path: Path, kind: str, fits: Callable[[dict[str, Any]], bool]) -> d
 def channel_statistics(images: "Tensor") -> tuple[list[float], list[float]]:
     """Mean and population standard deviation of each channel, in [0, 1].
 
-    Computed from counts of the 256 values, so exact whatever the number of threads. A constant channel
-    gets a standard deviation of 1, so that dividing by it is harmless.
+    Computed from a histogram of the 256 values, so the result does not depend on the number of threads. The
+    standard deviation of a constant channel is reported as 1, so that dividing by it is harmless.
     """
     import torch
 

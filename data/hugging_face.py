@@ -13,30 +13,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from data.text_encoders import MAX_TOKENS, WIDTH, TextEncoder
+from data.encoder_base import MAX_TOKENS, WIDTH, TextEncoder
 from utils.errors import UserError
 
-# One of these holds the vocabulary of every tokenizer.
+# Every tokenizer has its vocabulary in one of these files.
 _VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"),
     "tokenizer.model",
 )
-# Tokenised to tell tokenizers with the same vocabulary apart (lower case, accents, digits).
+# Tokenised to distinguish tokenizers with the same vocabulary (lower case, accents, digits).
 _PROBE = "The Café's 12,5 naïve WORDS: don't_stop! 東京"
 
 
 class HuggingFaceEncoder(TextEncoder):
     """BERT's input: the sum of word, position and segment embeddings, layer-normed, without dropout.
 
-    Narrower embeddings than WIDTH are filled up with zeros.
+    Embeddings narrower than WIDTH are padded with zeros.
 
     Args:
-        name: of the model or its folder.
-        tokenizer: of the `transformers` package.
-        embeddings: the model's embedding layer; it takes `input_ids` (B, L) and gives (B, L, width).
+        name: name of the model, or its folder.
+        tokenizer: a tokenizer of the `transformers` package.
+        embeddings: the model's embedding layer, from `input_ids` (B, L) to (B, L, width).
 
     Raises:
-        UserError: if the embeddings are wider than WIDTH, or do not take what the tokenizer gives.
+        UserError: if the embeddings are wider than WIDTH, or do not cover the tokenizer's ids and lengths.
     """
 
     def __init__(self, name: str, tokenizer: Any, embeddings: nn.Module) -> None:
@@ -45,8 +45,8 @@ class HuggingFaceEncoder(TextEncoder):
         width = self._width(name)
         if width > WIDTH:
             raise UserError(
-                f"text encoder {name!r} has embeddings of width {width}, and networks read at most {WIDTH}: "
-                "take a model such as bert-base-uncased"
+                f"text encoder {name!r} has embeddings of width {width}, but networks read at most {WIDTH}: "
+                "use a model such as bert-base-uncased"
             )
         short = re.sub(r"[^\w.-]", "_", Path(name).name)
         digest = self._digest()
@@ -55,53 +55,52 @@ class HuggingFaceEncoder(TextEncoder):
 
     @classmethod
     def load(cls, name: str, *, download: bool = False) -> "HuggingFaceEncoder":
-        """Read a local folder, or a model of this name that the package has downloaded before.
+        """Read a local folder, or a model that the package has downloaded before.
 
         Args:
-            download: fetch a model that is not there.
+            download: download a model that is missing.
 
         Raises:
-            UserError: if the package, the folder, its tokenizer or an embedding layer of BERT's kind is
-                missing.
+            UserError: if the package, the folder, its tokenizer or a BERT-like embedding layer is missing.
         """
         folder = Path(name)
         if folder.is_dir():
             _check_folder(folder)
         elif name.startswith(("/", ".", "~")):
-            raise UserError(f"text encoder {name!r} is no folder: give the folder of a model")
+            raise UserError(f"text encoder {name!r} is not a folder: give the folder of a model")
         try:
             from transformers import AutoModel, AutoTokenizer
             from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise UserError(
                 f"text encoder {name!r} needs the package transformers ({error}): install the extra `text` "
-                "(`pip install -e '.[text]'`), or take the encoder hash"
+                "(`pip install -e '.[text]'`), or use the encoder hash"
             ) from error
-        disable_progress_bar()  # one for every process that reads it would fill the logs
+        disable_progress_bar()  # one bar per process would fill the logs
         with _reading(name):
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not download)
             model = AutoModel.from_pretrained(name, local_files_only=not download)
         embeddings = getattr(model, "embeddings", None)
         if embeddings is None:
             raise UserError(
-                f"text encoder {name!r} has no embedding layer of BERT's kind: take a model such as "
+                f"text encoder {name!r} has no embedding layer like BERT's: use a model such as "
                 "bert-base-uncased"
             )
         return cls(name, tokenizer, embeddings)
 
     def _width(self, name: str) -> int:
-        """Of the embeddings, by trying the longest text and the last word piece."""
+        """Width of the embeddings, found by embedding the longest text and the last word piece."""
         last = max(self._tokenizer.get_vocab().values())
         try:
             return self._embeddings(input_ids=torch.full((1, MAX_TOKENS), last)).shape[-1]
         except (RuntimeError, IndexError) as error:
             raise UserError(
                 f"text encoder {name!r} cannot embed {MAX_TOKENS} word pieces of its own vocabulary "
-                f"({error}): take a model with as many positions, whose embeddings fit its tokenizer"
+                f"({error}): use a model with as many positions, whose embeddings fit its tokenizer"
             ) from error
 
     def tokenise(self, text: str) -> tuple[list[int], bool]:
-        # Ids are stored from 1 on, so that 0 is padding whatever the vocabulary has there.
+        # Ids are stored from 1 on, which leaves 0 for padding.
         pieces = self._tokenizer(text, verbose=False)["input_ids"]
         cut = len(pieces) > MAX_TOKENS
         if cut:
@@ -130,31 +129,31 @@ class HuggingFaceEncoder(TextEncoder):
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that lacks a part, by the part's name; the package's own errors do not."""
+    """Name the missing part of a model's folder, which the package's own errors do not."""
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} holds no config.json: give the folder of a model in the Hugging Face format"
         )
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         listed = ", ".join(_VOCABULARIES)
-        raise UserError(f"{folder} holds no tokenizer (one of {listed}): save the model's own there")
+        raise UserError(f"{folder} holds no tokenizer (one of {listed}): save the model's there")
 
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Turn whatever the package raises for a model that it cannot read into one line."""
+    """Turn any exception of the package about an unreadable model into one line."""
     logger = logging.getLogger("transformers")
     level = logger.level
-    # It reports every unused weight of the pooler and the like.
+    # It reports every unused weight, such as the pooler's.
     logger.setLevel(logging.ERROR)
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # damaged files make it raise nearly anything
+    except Exception as error:  # damaged files can raise almost anything
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         download = f"`python -m data.prepare digits_docs --text_encoder {name} --download_encoder`"
-        remedy = "save it anew" if Path(name).is_dir() else f"give its local folder, or run {download} once"
-        raise UserError(f"text encoder {name!r} is no readable model at hand ({first}): {remedy}") from error
+        remedy = "save it again" if Path(name).is_dir() else f"give its local folder, or run {download} once"
+        raise UserError(f"text encoder {name!r} is not a readable local model ({first}): {remedy}") from error
     finally:
         logger.setLevel(level)

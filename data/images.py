@@ -1,11 +1,11 @@
-"""Images from raw files: decoded once, then read from the cache as uint8 tensors."""
+"""Image files decoded into uint8 tensors."""
 
 import io
 import struct
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,92 +13,41 @@ import numpy
 import torch
 from torch import Tensor
 
-from data import cache
-from data.raw_files import RawFile, class_files
-from data.tables import Table, Task
+from data.raw_files import RawFile, RawImages, signature_of
+from data.tables import Table
 from utils.errors import UserError
 
 
-@dataclass(frozen=True)
-class RawSplit:
-    """What the cache of one split is made from.
-
-    Args:
-        signature: changes whenever the raw files do.
-        decode: returns images uint8 (N, C, S, S) and labels int64 (N,).
-    """
-
-    signature: str
-    decode: Callable[[], tuple[Tensor, Tensor]]
-
-
-def load_split(table: Table, task: Task, split: str, *, data_root: Path) -> dict[str, Any]:
-    """One split of a task from the cache, which is made or renewed first where raw files ask for it.
-
-    Returns:
-        A dict: `images` uint8 (N, C, S, S) memory-mapped, `labels` int64 (N,), `classes`, `signature`,
-        `fingerprint` (sha256 of the content), `mean` and `std` of each channel in [0, 1].
-
-    Raises:
-        UserError: naming the file or folder that is missing, empty or unreadable, and the remedy.
-    """
-    table = task.origin or table
-    raw = raw_split(table, task, split, data_root=data_root)
-    if raw is not None:
-        return cached(raw, table, task, split, data_root=data_root)
-
-    path = cache.path_of(data_root, table.name, task.name, split)
-    if not path.exists():
-        raise UserError(f"{Path(data_root) / table.root / split / task.folder} not found: {_remedy(table)}")
-    record = cache.read(path, remedy=_remedy(table))
-    if not _fits(record, table, task):
-        raise UserError(f"{path} was made for other classes or another size: delete it and {_remedy(table)}")
-    return record
+def raw_images(
+    files: Sequence[RawFile],
+    *,
+    table: Table,
+    signature: str,
+    prepare: Callable[[Any], Any] | None = None,
+) -> RawImages:
+    """The raw images in `files`, to be decoded to the table's size and channels. See `decode_files`."""
+    return RawImages(
+        signature, partial(decode_files, files, size=table.size, channels=table.channels, prepare=prepare)
+    )
 
 
-def raw_split(table: Table, task: Task, split: str, *, data_root: Path) -> RawSplit | None:
-    """The raw files of a split below `data_root`; None if the cache alone can tell.
-
-    That is so where the table's folder is not there at all, or has a layout of its own.
-    """
-    if table.source == "digits":
-        from data import digits
-
-        return digits.raw_split(table, task, split)
-    if table.source == "archive":
-        return None
-    root = Path(data_root) / table.root
-    return folder_split(root, table, task, split) if root.is_dir() else None
-
-
-def cached(raw: RawSplit, table: Table, task: Task, split: str, *, data_root: Path) -> dict[str, Any]:
-    """The cache of `raw`, made first if it is absent, damaged or out of date. See `load_split`."""
-    path = cache.path_of(data_root, table.name, task.name, split)
-
-    def fits(record: dict[str, Any]) -> bool:
-        return record["signature"] == raw.signature and _fits(record, table, task)
-
-    def make() -> None:
-        images, labels = raw.decode()
-        cache.write(path, images=images, labels=labels, classes=task.classes, signature=raw.signature)
-
-    return cache.made(path, kind="image", fits=fits, make=make)
-
-
-def folder_split(root: Path, table: Table, task: Task, split: str) -> RawSplit:
-    """The raw files of a split in the tree `<root>/<split>/<task>/<class>/*`.
-
-    Raises:
-        UserError: if the split, the task or one of its classes is missing or holds no files.
-    """
-    signature, files = class_files(root, table, task, split, what="images")
-    return RawSplit(signature, lambda: decode_files(files, size=table.size, channels=table.channels))
+def raw_images_at(
+    paths: Sequence[Path],
+    labels: Sequence[int],
+    *,
+    table: Table,
+    prepare: Callable[[Any], Any] | None = None,
+) -> RawImages:
+    """The raw images at `paths`, which are out of date once a file's name, size or time changes."""
+    files = [RawFile(str(path), label, path.read_bytes) for path, label in zip(paths, labels, strict=True)]
+    signature = signature_of(paths, None, labels)
+    return raw_images(files, table=table, signature=signature, prepare=prepare)
 
 
 def decode_files(
     files: Sequence[RawFile], *, size: int, channels: int, prepare: Callable[[Any], Any] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Decode `files`, in order, with a few threads.
+    """Decode `files` in order, using a few threads.
 
     Args:
         prepare: applied to every Pillow image before it is resized.
@@ -107,7 +56,7 @@ def decode_files(
         Images uint8 (N, channels, size, size) and labels int64 (N,).
 
     Raises:
-        UserError: naming the first file that is no whole image.
+        UserError: naming the first file that is not a complete image.
     """
     pixels = numpy.empty((len(files), size, size, channels), dtype=numpy.uint8)
 
@@ -119,7 +68,7 @@ def decode_files(
             )
 
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        # `list` brings a thread's exception here, the earliest file's first.
+        # `list` re-raises a thread's exception here, that of the earliest file first.
         list(pool.map(decode_some, range(0, len(files), 64)))
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor([file.label for file in files], dtype=torch.int64)
@@ -133,12 +82,16 @@ def decode_image(
     channels: int,
     prepare: Callable[[Any], Any] | None = None,
 ) -> numpy.ndarray:
-    """Decode one image file and bring it to uint8 (size, size, channels).
+    """Decode one image file to uint8 (size, size, channels).
 
-    Grey, palette and RGBA images are converted; another size is resized bicubically.
+    Grey, palette and RGBA images are converted; images of another size are resized (bicubic).
+
+    Args:
+        name: identifies the file in error messages.
+        prepare: applied to the Pillow image before it is resized.
 
     Raises:
-        UserError: if `content` is no image or a truncated one; `name` is in the message.
+        UserError: if `content` is not an image or is truncated.
     """
     from PIL import Image
 
@@ -155,7 +108,7 @@ def decode_image(
         zlib.error,
         Image.DecompressionBombError,
     ) as error:
-        raise UserError(f"{name} is no readable image ({error}): replace or delete it") from error
+        raise UserError(f"{name} is not a readable image ({error}): replace or delete it") from error
     if prepare is not None:
         image = prepare(image)
     if image.size != (size, size):
@@ -164,20 +117,9 @@ def decode_image(
 
 
 def _eight_bit(image: Any) -> Any:
-    """16-bit grey as 8-bit grey; Pillow's own conversion would clip every bright pixel to white."""
+    """Convert 16-bit grey to 8-bit grey. Pillow's own conversion would clip every bright pixel to white."""
     from PIL import Image
 
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((numpy.asarray(image).astype(numpy.int64) // 256).clip(0, 255).astype(numpy.uint8))
-
-
-def _fits(record: dict[str, Any], table: Table, task: Task) -> bool:
-    shape = (table.channels, table.size, table.size)
-    return tuple(record["images"].shape[1:]) == shape and record["classes"] == list(task.classes)
-
-
-def _remedy(table: Table) -> str:
-    if table.download or table.source == "archive":
-        return f"run `python -m data.prepare {table.name}`"
-    return f"put the images there (the tree is {table.root}/<split>/<task>/<class>/*)"

@@ -1,4 +1,4 @@
-"""A task's images or texts as tensors, and batches of network inputs, on the device that trains."""
+"""A task's images or texts as tensors on the training device, and batches of network inputs."""
 
 import hashlib
 import logging
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import images, text
 from data.augmentation import Augmenter, Draws
+from data.splits import load_split
 from data.tables import Table, Task
 from data.text_encoders import HASH, MAX_TOKENS, TextEncoder, load_encoder
 from utils.errors import UserError
@@ -21,17 +21,18 @@ from utils.seeds import derive_seed
 
 PROTOCOLS = ("published", "heldout")
 
-# Batches cut out at once, to spread the fixed cost of an operation; more gains nothing and leaves the
-# processor's cache.
+# Number of batches selected at once, to amortise the fixed cost of an operation. More gain nothing and
+# exceed the CPU's cache.
 _CHUNK = 16
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Stored inputs and labels int64 (N,), on one device.
+    """Stored inputs and their labels, on one device.
 
     Args:
-        inputs: images uint8 (N, C, S, S), or the token ids of texts int32 (N, L), from 1, 0 where padded.
+        inputs: images uint8 (N, C, S, S), or texts as token ids int32 (N, L) from 1, 0 where padded.
+        labels: int64 (N,).
     """
 
     inputs: Tensor
@@ -41,7 +42,7 @@ class Samples:
         return len(self.labels)
 
     def none(self) -> "Samples":
-        """None of these samples, in memory of its own."""
+        """An empty set of such samples, which shares no memory with these."""
         return Samples(self.inputs.new_empty((0, *self.inputs.shape[1:])), self.labels.new_empty(0))
 
 
@@ -50,11 +51,11 @@ class TaskData:
     """All data of one task.
 
     Args:
-        validation: what decisions may look at; under the published protocol this is `test` itself.
-        mean, std: (C,), in [0, 1]; of texts empty.
-        fingerprint: sha256 of the train and test samples and labels, and of what else decides the network's
-            inputs: for images mean, std and augmentation, for texts the encoder and the greatest length.
-        encoder: of texts, on the device; None for images.
+        validation: the samples that decisions are based on; `test` itself under the published protocol.
+        mean, std: float32 (C,), in [0, 1]; empty for texts.
+        fingerprint: sha256 of the training and test samples, their labels, and what else determines the
+            network's inputs: mean, std and augmentation of images, encoder and maximum length of texts.
+        encoder: the text encoder, on the device; None for images.
     """
 
     table: Table
@@ -70,16 +71,16 @@ class TaskData:
 
     @cached_property
     def to_inputs(self) -> "ToInputs":
-        """What turns stored samples into network inputs."""
+        """The transform from stored samples to network inputs."""
         return Normaliser(self.mean, self.std) if self.encoder is None else Embedder(self.encoder)
 
     def only(self, split: str) -> "TaskData":
-        """The same task without any samples but those of `split`: "train", "validation" or "test"."""
+        """The same task with the samples of one split only: "train", "validation" or "test"."""
         others = {"train", "validation", "test"} - {split}
         return replace(self, **{name: getattr(self, name).none() for name in others})
 
     def first_inputs(self, count: int) -> Tensor:
-        """The first `count` validation samples as network inputs, all of them if there are fewer."""
+        """The first `count` validation samples as network inputs, or all if there are fewer."""
         return self.to_inputs(self.validation.inputs[:count])
 
 
@@ -93,16 +94,16 @@ def load_task(
     device: torch.device | str,
     text_encoder: str = HASH,
 ) -> TaskData:
-    """Load a task from its cache, which is made first where need be.
+    """Load a task from its cache, which is built first if necessary.
+
+    Mean and std are the table's. If it has none, they are computed from all training images, including
+    those held out.
 
     Args:
-        protocol: "published" validates on the test images; "heldout" on a tenth of each class's training
-            images, drawn by `seed`, which the returned training images then lack.
-        device: where the tensors go. On the CPU they stay memory-mapped where they are not selected from.
+        protocol: "published" validates on the test samples; "heldout" on a tenth of each class's training
+            samples, drawn by `seed` and removed from the training samples.
+        device: device of the tensors. On the CPU they stay memory-mapped unless samples are held out.
         text_encoder: name of the encoder of text tasks (`text_encoders.load_encoder`).
-
-    Mean and std are the table's; where it gives none, those of all the training images, held-out ones
-    included.
 
     Raises:
         UserError: for missing or unreadable files, or an unknown protocol.
@@ -148,16 +149,6 @@ def load_task(
     )
 
 
-def load_split(
-    table: Table, task: Task, split: str, *, data_root: Path, text_encoder: str = HASH
-) -> dict[str, Any]:
-    """The cache of one split of a task of either modality; see `images.load_split`, `text.load_split`."""
-    if task.modality == "image":
-        return images.load_split(table, task, split, data_root=data_root)
-    encoder = load_encoder(text_encoder)
-    return text.load_split(table, task, split, data_root=data_root, encoder=encoder)
-
-
 def _samples(record: dict[str, Any]) -> Samples:
     return Samples(record["tokens"] if "tokens" in record else record["images"], record["labels"])
 
@@ -167,15 +158,15 @@ def _to(samples: Samples, device: torch.device | str) -> Samples:
 
 
 def _held_out(labels: Tensor, task: Task, *, seed: int) -> Tensor:
-    """Which samples are held out: bool (N,), a tenth of each class, rounded, at least one."""
+    """The mask of held-out samples, bool (N,): a tenth of each class, rounded, at least one."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     for label, name in enumerate(task.classes):
         of_class = (labels == label).nonzero().squeeze(1)
         if len(of_class) < 2:
             raise UserError(
-                f"task {task.name}, class {name} has {len(of_class)} training {task.modality}: "
-                "the held-out protocol needs two or more"
+                f"task {task.name}, class {name} has {len(of_class)} training {task.modality}s: "
+                "the held-out protocol needs at least 2: add some"
             )
         count = max(1, round(len(of_class) / 10))
         drawn[of_class[torch.randperm(len(of_class), generator=generator)[:count]]] = True
@@ -210,7 +201,7 @@ class Normaliser(ToInputs):
 
 
 class Embedder(ToInputs):
-    """The frozen embeddings of token ids, cut to the longest text: int32 (B, L') → float32 (B, L, width)."""
+    """Frozen embeddings, cut to the batch's longest text: token ids int32 (B, L') → float32 (B, L, width)."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
@@ -221,7 +212,7 @@ class Embedder(ToInputs):
 
     def batches(self, stored: Tensor, batch_size: int) -> Iterator[Tensor]:
         lengths = (stored != 0).sum(1).split(batch_size)
-        # Read for all batches at once: each time, a GPU would have to finish what it was told before.
+        # One read for all batches, because each makes the CPU wait for the GPU.
         longest = torch.stack([length.max() for length in lengths]).tolist()
         for part, length in zip(stored.split(batch_size), longest, strict=True):
             yield self._encoder.embed(part[:, :length])
@@ -231,11 +222,11 @@ class Batches:
     """Batches of one task as network inputs: normalised images, or embedded texts.
 
     Args:
-        data: the task; its table says how to augment.
-        batch_size: samples in a training batch; the last batch of an epoch may be smaller.
-        val_batch_size: samples in an evaluation batch.
-        shuffle: whether each epoch draws its own order.
-        augment: whether to crop and flip images as the table says.
+        data: the task. Its table defines the augmentation.
+        batch_size: samples per training batch; the last batch of an epoch may be smaller.
+        val_batch_size: samples per evaluation batch.
+        shuffle: whether to shuffle the training samples in each epoch.
+        augment: whether to crop and flip training images as the table defines.
     """
 
     def __init__(
@@ -248,7 +239,7 @@ class Batches:
         augment: bool = True,
     ) -> None:
         if batch_size < 1:
-            raise UserError(f"the batch size is {batch_size}: give 1 or more")
+            raise UserError(f"the batch size is {batch_size}: give at least 1")
         self._data = data
         self._val_batch_size = val_batch_size
         self._samples = data.train
@@ -273,17 +264,17 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches in an epoch."""
+        """Number of training batches per epoch."""
         return -(-len(self._samples) // self._batch_size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch: inputs and labels int64 (B,), on the device.
 
-        Inputs are images float32 (B, C, S, S), or embedded texts float32 (B, L, width) with L of the
-        batch's longest text and all-zero rows where a text is shorter.
+        Inputs are images float32 (B, C, S, S), or embedded texts float32 (B, L, width), where L is the
+        length of the batch's longest text and shorter texts end in all-zero rows.
 
-        Everything random is drawn here and now, from a CPU generator: where it stands afterwards does
-        not depend on how many of the batches are used, and every device sees the same draws.
+        All random draws happen in this call, from a CPU generator. Its state afterwards does not depend on
+        how many of the batches are used, and the draws are the same on every device.
         """
         count, device = len(self._samples), self._samples.inputs.device
         order = torch.randperm(count, generator=generator) if self._shuffle else torch.arange(count)
@@ -291,7 +282,7 @@ class Batches:
         return self._batches(order.to(device), draws)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Evaluation batches of the samples that decisions look at."""
+        """Evaluation batches of the validation samples, on which decisions are based."""
         return self._evaluation(self._data.validation)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -316,7 +307,7 @@ class Batches:
 def evaluation_batches(
     samples: Samples, to_inputs: ToInputs, *, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All samples in their order: network inputs as `to_inputs` makes them and labels int64 (B,)."""
+    """All samples in order, in batches: network inputs from `to_inputs`, and labels int64 (B,)."""
     for start in range(0, len(samples), batch_size):
         part = slice(start, start + batch_size)
         yield to_inputs(samples.inputs[part]), samples.labels[part]

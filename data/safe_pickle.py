@@ -1,4 +1,4 @@
-"""Pickled arrays, as CIFAR and ImageNet-32 are distributed, read without running what they may hold."""
+"""Pickled arrays, as CIFAR and ImageNet-32 are distributed, read without running code that they may hold."""
 
 import _codecs
 import builtins
@@ -12,7 +12,7 @@ import numpy
 from utils.errors import UserError
 
 _NUMPY = {
-    # Functions that rebuild arrays and scalars; taken from numpy itself because their home has moved.
+    # Functions that rebuild arrays and scalars. Their module depends on numpy's version, so ask numpy.
     "_reconstruct": numpy.empty(0).__reduce__()[0],
     "_frombuffer": numpy.empty(1).__reduce_ex__(5)[0],
     "scalar": numpy.float64(0).__reduce__()[0],
@@ -21,7 +21,7 @@ _CONTAINERS = ("set", "frozenset", "bytearray", "complex")
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """What bytes are pickled as in protocols 0 to 2."""
+    """Stands in for `_codecs.encode`, by which protocols 0 to 2 pickle bytes."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"it holds text encoded as {encoding}, which is refused")
     return _codecs.encode(text, encoding)
@@ -54,12 +54,12 @@ def load(file: Path | BinaryIO, *, name: str | None = None) -> Any:
 
     Args:
         file: a path, or a binary stream.
-        name: what an error message calls it; the path by default.
+        name: identifies it in error messages (default: the path).
 
-    Strings pickled by Python 2 come back as bytes.
+    Strings pickled by Python 2 are returned as bytes.
 
     Raises:
-        UserError: if the file is truncated, no pickle, or names anything else.
+        UserError: if the file is truncated, is not a pickle, or names anything else.
     """
     if isinstance(file, str | Path):
         with Path(file).open("rb") as stream:
@@ -71,5 +71,5 @@ def load(file: Path | BinaryIO, *, name: str | None = None) -> Any:
         *(AttributeError, ImportError, MemoryError, OverflowError),
     ) as error:
         raise UserError(
-            f"{name or 'stream'} is no readable pickle of arrays ({error}): download it again"
+            f"{name or 'stream'} is not a readable pickle of arrays ({error}): download it again"
         ) from error

@@ -1,4 +1,4 @@
-"""Sequences of tasks: a table's classes or users, split, ordered and drawn by a seed."""
+"""Sequences of tasks: a table's classes or users, split, ordered and sampled by a seed."""
 
 import hashlib
 import tomllib
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import cache, images
+from data import cache
 from data.loading import Samples, TaskData
+from data.splits import load_split
 from data.tables import Augmentation, Table, Task, load_table
 from utils.errors import UserError
 from utils.seeds import derive_seed
@@ -22,17 +23,16 @@ _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 @dataclass(frozen=True)
 class Sequence:
-    """Tasks in the order they are learned.
+    """Tasks in the order in which they are learned.
 
     Args:
-        source: the table whose images they are made of.
-        table: the tasks, in order; names, classes and normalisation are theirs.
-        members: for each task, where each of its classes comes from: a task of `source` and one of its
-            classes.
-        counts: images of a task, for "train", "val" and "test": totals.
-        dropout: tuned for the sequence: of the first two convolutions, and of the rest.
-        width: what the network's channels are multiplied by.
-        seed: of all draws.
+        source: the table that provides the images.
+        table: the tasks in order, with their names, classes and normalisation.
+        members: for each class of each task, the task of `source` and the class that it comes from.
+        counts: total number of images per task, for "train", "val" and "test".
+        dropout: the rates tuned for the sequence: after the first two convolutions, and after the others.
+        width: multiplier of the network's channels.
+        seed: seed of all draws.
     """
 
     name: str
@@ -51,13 +51,11 @@ def known_sequences() -> tuple[str, ...]:
 
 
 def load_sequence(name: str, *, data_root: Path, seed: int) -> Sequence:
-    """Split and order a sequence's tasks.
-
-    Classes are split among tasks, or users put in order, at random by `seed`.
+    """Load a sequence, with its classes split into tasks or its users ordered at random by `seed`.
 
     Raises:
-        UserError: for an unknown sequence (the message lists the known ones), or one whose raw files
-            are missing or prepared only in part.
+        UserError: for an unknown sequence (the message lists the known ones), or if its raw files are
+            missing or only partly prepared.
     """
     entry = _entry(name)
     source = load_table(entry["table"], data_root=data_root)
@@ -105,13 +103,13 @@ def load_sequence(name: str, *, data_root: Path, seed: int) -> Sequence:
 
 
 def load_task(sequence: Sequence, number: int, *, data_root: Path, device: torch.device | str) -> TaskData:
-    """The images of task `number`, which counts from 1.
+    """Load the images of task `number`, counted from 1.
 
-    Where the table has more than the sequence asks for, a stratified draw reduces them to the totals.
-    The order of the images is drawn too, once: classes are mixed, and every epoch sees the same order.
+    If the table has more images than the sequence needs, a stratified draw reduces them to the totals. The
+    images are shuffled once, so every epoch sees the same order.
 
     Raises:
-        UserError: if the table has too few.
+        UserError: if the table has too few images.
     """
     task = sequence.table.tasks[number - 1]
     generator = torch.Generator().manual_seed(derive_seed(sequence.seed, sequence.name, number))
@@ -154,7 +152,7 @@ def load_task(sequence: Sequence, number: int, *, data_root: Path, device: torch
 
 
 def joint_task(sequence: Sequence, parts: list[TaskData], *, name: str) -> TaskData:
-    """All tasks of a sequence as one, samples mixed. Labels count the classes of all tasks, in order."""
+    """All tasks of a sequence as one task, shuffled. Its labels number the classes of all tasks in order."""
     offsets = [sum(part.task.num_classes for part in parts[:number]) for number in range(len(parts))]
     generator = torch.Generator().manual_seed(derive_seed(sequence.seed, sequence.name, name))
 
@@ -175,15 +173,15 @@ def joint_task(sequence: Sequence, parts: list[TaskData], *, name: str) -> TaskD
 
 
 def stratified(labels: Tensor, total: int, *, generator: torch.Generator) -> Tensor:
-    """Draw `total` samples, of each class as its share of all, in random order.
+    """Draw `total` samples in random order, with each class in proportion to its size.
 
-    Shares that are no whole numbers are rounded so that the total holds (largest remainders first).
+    Fractional shares are rounded by largest remainder, so that the total holds.
 
     Args:
         labels: int64 (N,), N ≥ total.
 
     Returns:
-        Rows, int64 (total,).
+        Indices of the drawn samples, int64 (total,).
     """
     classes, inverse, sizes = labels.unique(return_inverse=True, return_counts=True)
     exact = sizes.double() * total / max(len(labels), 1)
@@ -200,12 +198,12 @@ def stratified(labels: Tensor, total: int, *, generator: torch.Generator) -> Ten
 
 
 def _pool(sequence: Sequence, number: int, split: str, *, data_root: Path) -> tuple[Samples, tuple[str, ...]]:
-    """All images of a task's classes in one split of the source, and what they are the content of."""
+    """All images of a task's classes in one split of the source, and their caches' fingerprints."""
     parts, labels, fingerprints = [], [], []
     records: dict[str, dict[str, Any]] = {}
     for label, (task, class_name) in enumerate(sequence.members[number - 1]):
         if task.name not in records:
-            records[task.name] = images.load_split(sequence.source, task, split, data_root=data_root)
+            records[task.name] = load_split(sequence.source, task, split, data_root=data_root)
         record = records[task.name]
         rows = (record["labels"] == task.classes.index(class_name)).nonzero().squeeze(1)
         parts.append(record["images"][rows])
@@ -220,8 +218,8 @@ def _require(source: Table, *, found: int, wanted: int, what: str, data_root: Pa
     folder = cache.folder_of(data_root, source.name)
     state = f"holds {found} of {wanted} {what}" if folder.is_dir() else "not found"
     raise UserError(
-        f"{folder} {state}: run `python -m data.prepare {source.name}`, which reads "
-        f"{Path(data_root) / source.root} and says where it comes from"
+        f"{folder} {state}: run `python -m data.prepare {source.name}`, which reads the raw files in "
+        f"{Path(data_root) / source.root} or says where to get them"
     )
 
 

@@ -1,4 +1,4 @@
-"""Task tables: which tasks there are, in which order, with which classes. Read from two TOML files here."""
+"""Task tables: tasks, their order and their classes, read from the TOML files of this folder."""
 
 import re
 import tomllib
@@ -13,10 +13,11 @@ from utils.errors import UserError
 _TABLES_FILES = tuple(Path(__file__).with_name(name) for name in ("tables.toml", "captioned.toml"))
 
 MODALITIES = ("image", "text")
-# "archive": a raw layout of its own, which only data/prepare.py reads; tasks and classes are the cache's.
+# "archive": a raw layout in data/sources that only `python -m data.prepare` reads. Tasks and classes that
+# the table does not list are those in the cache.
 _SOURCES = ("folders", "digits", "docstrings", "archive")
-# What comes with an installation has no folder of raw files.
-_BUNDLED = ("digits", "docstrings")
+# Sources that come with an installation and so have no folder of raw files, and their modality.
+BUNDLED = {"digits": "image", "docstrings": "text"}
 _TABLE_KEYS = {
     *("modality", "size", "channels", "augment", "source", "root", "text_root", "download", "mean", "std"),
     "tasks",
@@ -32,7 +33,7 @@ _RANGE = re.compile(r"(\d+)-(\d+)")
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after black padding by `crop_padding` pixels (0: none), random horizontal flip."""
+    """Random crop after padding with `crop_padding` black pixels (0: no crop), and random horizontal flip."""
 
     crop_padding: int = 0
     flip: bool = False
@@ -43,10 +44,10 @@ class Task:
     """One classification task.
 
     Args:
-        mean, std: of each channel, in [0, 1]; None for texts and where they are to be computed.
+        mean, std: per channel, in [0, 1]; None for texts, and if computed from the training images.
         modality: "image" or "text".
-        raw_folder: its folder in the raw tree, if that is not its name.
-        origin: the table whose raw files and cache are its own, if that is not the one that lists it.
+        raw_folder: its folder in the raw tree, if it differs from the name.
+        origin: the table that owns its raw files and cache, if not the one that lists it.
     """
 
     id: int
@@ -60,7 +61,7 @@ class Task:
 
     @property
     def folder(self) -> str:
-        """The folder of its raw files below `<root>/<split>`."""
+        """The name of its raw files' folder in `<root>/<split>`."""
         return self.raw_folder or self.name
 
     @property
@@ -70,10 +71,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Table:
-    """The tasks of one collection and the shape of their images (channels × size × size).
+    """The tasks of one collection, and the shape of their images (channels × size × size).
 
     Args:
-        root, text_root: where the raw files of image and of text tasks lie, below the data folder.
+        root, text_root: folders of the raw images and raw texts, relative to the data folder.
     """
 
     name: str
@@ -90,7 +91,7 @@ class Table:
         """The task with this name or id.
 
         Raises:
-            UserError: if there is none; the message lists the known ones.
+            UserError: if there is no such task; the message lists the known ones.
         """
         which = str(which)
         if _ID.fullmatch(which):
@@ -103,9 +104,9 @@ class Table:
         return found[0]
 
     def select(self, spec: str) -> tuple[Task, ...]:
-        """The tasks that `spec` names: names, ids and ranges between commas, or `all`.
+        """The tasks that `spec` names: comma-separated names, ids and ranges, or `all`.
 
-        They come in the order given, each once: `"fish,14"`, `"1-20"`.
+        Tasks are in the order given, without repetitions: `"fish,14"`, `"1-20"`.
 
         Raises:
             UserError: for a task that the table lacks, or an empty or backward range.
@@ -117,10 +118,10 @@ class Table:
         return tuple(chosen.values())
 
     def candidates(self, spec: str, *, target: Task, among: str = "all") -> list[Task]:
-        """The tasks that `spec` names and that may become the backbone of `target`.
+        """The tasks that `spec` names, as candidates for the backbone of `target`.
 
         Args:
-            among: "same" or "other" leaves those of the target's modality or of others, "all" any.
+            among: "same" keeps the tasks of the target's modality, "other" those of another, "all" both.
         """
         fits = {"all": (True, False), "same": (True,), "other": (False,)}[among]
         return [
@@ -141,7 +142,7 @@ class Table:
             return [self.task(part)]
         first, last = int(bounds.group(1)), int(bounds.group(2))
         if first > last:
-            raise UserError(f"the range {part} runs backward: write {last}-{first}")
+            raise UserError(f"the range {part} is reversed: write {last}-{first}")
         self.task(str(first)), self.task(str(last))
         return [task for task in self.tasks if first <= task.id <= last]
 
@@ -155,11 +156,11 @@ def load_table(config: str, *, data_root: Path) -> Table:
     """Read a task table.
 
     Args:
-        config: a known name (see `known_tables`), or the path of a .toml file that holds one table.
-        data_root: folder of the raw files; looked at only for tasks and classes that the entry omits.
+        config: a known name (see `known_tables`), or the path of a .toml file with one table.
+        data_root: folder of the raw files, read only for tasks and classes that the entry omits.
 
     Raises:
-        UserError: for an unknown table (the message lists the known ones) or a faulty entry.
+        UserError: for an unknown table (the message lists the known ones) or an invalid entry.
     """
     config = str(config)
     if not config.endswith(".toml"):
@@ -176,10 +177,10 @@ def load_table(config: str, *, data_root: Path) -> Table:
         raise UserError(f"{path} not found: give a table's file, or one of {', '.join(known_tables())}")
     entries = _read_toml(path)
     if len(entries) != 1:
-        raise UserError(f"{path} holds {len(entries)} tables ({', '.join(entries)}): leave one")
+        raise UserError(f"{path} holds {len(entries)} tables ({', '.join(entries)}): keep one")
     (name, entry), *_ = entries.items()
     if name in known_tables():
-        raise UserError(f"{path}: {name} is the name of a table in data/: choose another")
+        raise UserError(f"{path}: {name} is the name of a table in data/: choose another name")
     return _parse(name, entry, where=f"{path} [{name}]", data_root=Path(data_root))
 
 
@@ -191,19 +192,19 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML ({error}): mend it") from error
+        raise UserError(f"{path} is not valid TOML ({error}): correct it") from error
 
 
 def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where} is no table: write `[{name}]`, then its settings")
+        raise UserError(f"{where} is not a table: write `[{name}]`, then its settings")
     _check_keys(entry, _TABLE_KEYS, where)
     _check_name(name, "table", where)
 
     source = _choice(entry, "source", _SOURCES, where)
     roots = {modality: entry.get(key, "") for modality, key in _ROOT_KEYS.items()}
     given = [modality for modality, root in roots.items() if isinstance(root, str) and root]
-    if source not in _BUNDLED and not given:
+    if source not in BUNDLED and not given:
         raise UserError(f'{where} has no root: add the folder of its images, e.g. root = "{name}"')
     for modality, root in roots.items():
         if not isinstance(root, str):
@@ -215,7 +216,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
     if size < 1:
         raise UserError(f"{where}: size is {size}: write a number of pixels")
     download = _boolean(entry, "download", where)
-    usual = "text" if given == ["text"] else "image"
+    usual = BUNDLED.get(source, "text" if given == ["text"] else "image")
     modality = _choice(entry, "modality", MODALITIES, where, default=usual)
     augment = _augmentation(entry.get("augment", {}), where)
     statistics = _statistics(entry, channels, where)
@@ -234,9 +235,9 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
             {"name": task, "modality": modality} for modality in given for task in folders[modality].tasks()
         ]
     if not isinstance(task_entries, list) or not all(isinstance(task, Mapping) for task in task_entries):
-        raise UserError(f"{where}: tasks is no list of tables: write one [[{name}.tasks]] for each task")
+        raise UserError(f"{where}: tasks is not a list of tables: write one [[{name}.tasks]] for each task")
     if not task_entries and source != "archive":
-        raise UserError(f"{where} has no tasks: add one, or leave tasks out to take the folders")
+        raise UserError(f"{where} has no tasks: add one, or leave out tasks to use the folders")
 
     table = Table(name, size, channels, augment, source, roots["image"], roots["text"], download, ())
     tasks: list[Task] = []
@@ -247,7 +248,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
         _check_name(task_name, "task", task_where)
         if any(task_name == task.name for task in tasks):
             raise UserError(
-                f"{task_where}: {task_name} occurs twice: rename one (`folder` names its folder in the tree)"
+                f"{task_where}: {task_name} occurs twice: rename one (`folder` gives its folder in the tree)"
             )
         if "table" in task_entry:
             tasks.append(_borrowed(task_entry, number, table, where=task_where, data_root=data_root))
@@ -267,21 +268,24 @@ def _own(
     where: str,
     usual: Mapping[str, Any],
 ) -> Task:
-    """A task whose raw files are those of the table that lists it."""
+    """A task whose raw files belong to the table that lists it."""
     name = entry["name"]
     raw_folder = entry.get("folder", "")
     if raw_folder:
         _check_name(raw_folder, "folder", f"{where} task {name}")
     where = f"{where} task {name}"
     modality = _choice(entry, "modality", MODALITIES, where, default=usual["modality"])
+    if modality != BUNDLED.get(table.source, modality):
+        raise UserError(
+            f"{where} has {modality}s, but the source {table.source} has {BUNDLED[table.source]}s: "
+            f'write modality = "{BUNDLED[table.source]}"'
+        )
     if modality == "text" and table.source == "folders" and not table.text_root:
         raise UserError(
-            f'{where} is of texts, but the table has no text_root: add it, e.g. text_root = "{table.name}"'
+            f'{where} has texts, but the table has no text_root: add it, e.g. text_root = "{table.name}"'
         )
     if modality == "image" and table.source == "folders" and not table.root:
-        raise UserError(
-            f'{where} is of images, but the table has no root: add it, e.g. root = "{table.name}"'
-        )
+        raise UserError(f'{where} has images, but the table has no root: add it, e.g. root = "{table.name}"')
     classes = entry.get("classes")
     if classes is None:
         held = folders[modality]
@@ -291,40 +295,40 @@ def _own(
     _check_classes(classes, where)
     mean, std = _statistics(entry, table.channels, where)
     if modality == "text" and mean is not None:
-        raise UserError(f"{where} is of texts: leave out mean and std, which are of images")
+        raise UserError(f"{where} has texts: leave out mean and std, which apply to images")
     if modality == "image" and mean is None:
         mean, std = usual["statistics"]
     return Task(number, name, tuple(sorted(classes)), mean, std, modality, raw_folder)
 
 
 def _completed(entry: Mapping, earlier: Sequence[Task], *, where: str) -> Mapping:
-    """An entry with the classes and the raw folder of its twin, an earlier task of the other modality."""
+    """An entry completed by the classes and the raw folder of its twin, an earlier task."""
     if "twin" not in entry:
         return entry
     twins = [task for task in earlier if task.name == entry["twin"]]
     if not twins:
-        raise UserError(f"{where}: twin is {entry['twin']!r}: name a task that stands before it")
+        raise UserError(f"{where}: twin is {entry['twin']!r}: name an earlier task")
     (twin,) = twins
     return {"classes": list(twin.classes), "folder": twin.folder} | entry
 
 
 def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_root: Path) -> Task:
-    """A task of another known table: its classes, normalisation, raw files and cache."""
+    """A task of another known table, with that table's classes, normalisation, raw files and cache."""
     if entry["table"] not in known_tables() or entry["table"] == table.name:
         known = ", ".join(known_tables())
         raise UserError(f"{where}: table is {entry['table']!r}: choose another of {known}")
     origin = load_table(entry["table"], data_root=data_root)
     if (origin.channels, origin.size) != (table.channels, table.size):
         raise UserError(
-            f"{where}: images of table {origin.name} are {origin.channels}×{origin.size}×{origin.size}, this "
-            f"table's {table.channels}×{table.size}×{table.size}: give it the same channels and size"
+            f"{where}: images of table {origin.name} are {origin.channels}×{origin.size}×{origin.size}, but "
+            f"this table's are {table.channels}×{table.size}×{table.size}: use the same channels and size"
         )
     return replace(origin.task(entry["name"]), id=number, origin=origin)
 
 
 @dataclass(frozen=True)
 class _Folders:
-    """Tasks and classes as the folders have them, or the cache where the raw tree is gone."""
+    """Tasks and classes as the folders list them, or the cache if the raw tree is gone."""
 
     name: str
     modality: str
@@ -364,7 +368,7 @@ class _Folders:
         return found
 
     def _cached(self, task: str) -> list[Path]:
-        """The caches of a task's training samples; of texts there is one for each encoder."""
+        """The caches of a task's training samples; texts have one per encoder."""
         return sorted((self.caches / task).glob("train.pt" if self.modality == "image" else "train-*.pt"))
 
     def _below(self, folder: Path, rest: str) -> list[str]:
@@ -378,7 +382,7 @@ class _Folders:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Sorted names of the folders in `folder`, hidden ones left out."""
+    """Sorted names of the folders in `folder`, except hidden ones."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -398,7 +402,7 @@ def _check_name(name: object, kind: str, where: str) -> None:
             f"{where}: {name!r} cannot be the name of a {kind}: "
             "it becomes a folder, so leave out '/', '\\', ',', control characters and a leading '.' or space"
         )
-    # Such a name could not be told from an id, a range or the word for all tasks.
+    # `Table.select` would take such a name for an id, a range or all tasks.
     if kind == "task" and (name == "all" or _ID.fullmatch(name) or _RANGE.fullmatch(name)):
         raise UserError(
             f"{where}: the task name {name!r} reads as an id or a range: rename it, e.g. task_{name}"
@@ -407,7 +411,7 @@ def _check_name(name: object, kind: str, where: str) -> None:
 
 def _check_classes(classes: object, where: str) -> None:
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
-        raise UserError(f"{where}: classes is no list of names: write e.g. classes = ['cat', 'dog']")
+        raise UserError(f"{where}: classes is not a list of names: write e.g. classes = ['cat', 'dog']")
     for name in classes:
         _check_name(name, "class", where)
     if len(set(classes)) != len(classes):
@@ -419,7 +423,7 @@ def _statistics(entry: Mapping, channels: int, where: str) -> tuple[tuple | None
     if not given:
         return None, None
     if len(given) == 1:
-        raise UserError(f"{where} gives only {given[0]}: give mean and std, or neither to have them computed")
+        raise UserError(f"{where} has only {given[0]}: give mean and std, or neither to have them computed")
     for key in given:
         values = entry[key]
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)

@@ -16,7 +16,7 @@ import CPG_MM_main_normal as mm_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 from data import cache
-from data.images import load_split
+from data.loading import load_split
 from data.tables import load_table
 from methods.ownership import OwnedTraining
 from tests.helpers import Fleet, command, error_lines, load, refusal, run_process, snapshot

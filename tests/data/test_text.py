@@ -1,7 +1,5 @@
 import hashlib
-import inspect
 import math
-import textwrap
 import zipfile
 from pathlib import Path
 
@@ -9,9 +7,9 @@ import pytest
 import torch
 
 import packnet_cifar100_main_normal as packnet_script
-from data import cache, docstrings, prepare, text
+from data import cache, prepare, text
 from data.loading import Batches, load_split, load_task
-from data.splits import in_test
+from data.raw_files import in_test
 from data.tables import load_table
 from data.text_encoders import MAX_TOKENS, WIDTH, HashEncoder, load_encoder
 from tests.helpers import refusal
@@ -90,7 +88,7 @@ def test_embeddings_are_fixed_and_zero_only_where_there_is_padding():
     assert torch.equal(embedded, HashEncoder().embed(tokens))
 
 
-# Files to batches.
+# From files to batches.
 
 
 def test_texts_come_by_sorted_class_and_file_name_padded_with_zero(load):
@@ -155,7 +153,7 @@ def test_unchanged_texts_are_not_tokenised_again(load, letters, monkeypatch):
     assert load().fingerprint == data.fingerprint
 
 
-def test_without_the_tree_the_cache_serves(load, letters, make_table):
+def test_without_the_tree_the_cache_is_used(load, letters, make_table):
     make_table(ENTRY + 'tasks = [{ name = "mail", classes = ["love", "hate"] }]')
     data = load()
     (letters / "letters").rename(letters / "elsewhere")
@@ -178,7 +176,7 @@ def test_an_output_made_with_another_encoder_is_refused_by_name(letters, table_o
 # Bad input.
 
 
-def test_empty_texts_are_left_out_and_others_in_another_encoding_repaired(load, letters, caplog):
+def test_empty_texts_are_left_out_and_other_encodings_are_decoded_with_replacement(load, letters, caplog):
     write(letters / "letters/train/mail/love/00.txt", " \n\t")
     write(letters / "letters/train/mail/love/01.txt", "")
     write(letters / "letters/train/mail/hate/00.txt", "caf\xe9 noir".encode("latin-1"))
@@ -190,14 +188,14 @@ def test_empty_texts_are_left_out_and_others_in_another_encoding_repaired(load, 
     assert warned[0].startswith("mail, train: 2 of 20 texts empty and left out (the first: ")
     assert warned[0].endswith("love/00.txt)")
     assert warned[1].startswith("mail, train: 1 of 20 texts not in UTF-8, decoded with replacement")
-    # A byte-order mark is no token.
+    # A byte-order mark is not a token.
     assert (data.test.inputs[0] != 0).sum() == 2
 
 
 def test_a_class_of_empty_texts_alone_is_refused(load, letters):
     for path in (letters / "letters/test/mail/love").iterdir():
         path.write_text("")
-    with pytest.raises(UserError, match="task mail, test: class love has no text that is not empty"):
+    with pytest.raises(UserError, match="task mail, test: all texts of class love are empty"):
         load()
 
 
@@ -226,12 +224,12 @@ def test_a_missing_text_folder_beside_its_images_is_named(make_tree, make_table,
         load_split(table, table.task("mail"), "test", data_root=root)
 
 
-def test_a_damaged_cache_is_made_anew(load, letters, caplog):
+def test_a_damaged_cache_is_rebuilt(load, letters, caplog):
     data = load()
     path = cache.path_of(letters, "letters", "mail", "train", encoder="hash")
     path.write_bytes(path.read_bytes()[:-100])
     assert load().fingerprint == data.fingerprint
-    assert "train-hash.pt is truncated or no text cache" in caplog.text
+    assert "train-hash.pt is truncated or not a cache of texts" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -278,42 +276,10 @@ def test_a_zip_of_texts_gives_what_its_tree_gives(load, letters, tmp_path, caplo
     assert data.fingerprint == expected
 
 
-def test_a_stable_fifth_is_for_testing():
+def test_the_test_fifth_is_stable():
     chosen = [in_test(f"group/{number}") for number in range(2000)]
     assert 350 < sum(chosen) < 450
     assert chosen[:10] == [in_test(f"group/{number}") for number in range(10)]
-
-
-def test_digits_docs_has_images_of_digits_and_texts_of_packages(tmp_path, caplog):
-    with caplog.at_level("INFO"):
-        prepare.main(["digits_docs", "--data_root", str(tmp_path)])
-    table = load_table("digits_docs", data_root=tmp_path)
-    assert [task.modality for task in table.tasks] == ["image"] * 3 + ["text"] * 3
-    digits = load_table("digits", data_root=tmp_path)
-    for number, name in ((1, "two_three"), (4, "asyncio_email_xml")):
-        task = table.task(name)
-        assert task.id == number
-        data = load_task(table, task, data_root=tmp_path, protocol="published", seed=1, device="cpu")
-        if task.modality == "image":
-            same = load_task(
-                digits, digits.task(name), data_root=tmp_path, protocol="published", seed=1, device="cpu"
-            )
-            assert data.fingerprint == same.fingerprint
-            continue
-        assert data.train.labels.bincount().min() >= 100
-        assert len(data.train) / (len(data.train) + len(data.test)) == pytest.approx(0.8, abs=0.06)
-        train, test = ({tuple(row.tolist()) for row in part.inputs} for part in (data.train, data.test))
-        assert len(train & test) < 3
-    assert cache.path_of(tmp_path, "digits", "two_three", "train").exists()
-    assert not (cache.folder_of(tmp_path, "digits_docs") / "two_three").exists()
-
-
-def test_docstrings_are_those_of_the_source_files():
-    found = docstrings.docstrings_of("textwrap")
-    (dedent,) = (content for content, name in found.items() if name.endswith("textwrap.py:dedent"))
-    assert dedent == inspect.cleandoc(textwrap.dedent.__doc__)
-    with pytest.raises(UserError, match="nowhere not found"):
-        docstrings.docstrings_of("nowhere")
 
 
 def test_an_unknown_encoding_is_decoded_with_replacement():

@@ -9,7 +9,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from data import prepare
+from data.fill import fill_cache
 from data.loading import load_task
 from data.tables import Table, load_table
 from data.text_encoders import HashEncoder
@@ -23,7 +23,7 @@ def part_of(name: str, *tasks: str, root: Path, size: int = 8) -> Table:
 
 
 def fill(table: Table, source: Path | None, root: Path) -> None:
-    prepare.PREPARERS.get(table.name, prepare.prepare_folders)(table, source, prepare.Filler(root))
+    fill_cache(table, source=source, data_root=root)
 
 
 def load(table: Table, task: str, root: Path):
@@ -73,7 +73,7 @@ def oxford(tmp_path):
     return table, tmp_path / "raw"
 
 
-def test_oxfords_pictures_and_captions_are_split_alike(oxford, tmp_path, caplog):
+def test_oxfords_images_and_captions_have_the_same_split(oxford, tmp_path, caplog):
     table, raw = oxford
     with caplog.at_level("INFO"):
         fill(table, raw, tmp_path)
@@ -102,7 +102,7 @@ def test_captions_in_another_encoding_are_decoded_with_replacement_and_counted(o
     assert len(load(table, "group7", tmp_path).train) == 64
 
 
-def test_cubs_pictures_lie_in_a_folder_a_class(tmp_path):
+def test_cub_has_one_folder_per_class(tmp_path):
     table = part_of("cub", "group1", "group28", root=tmp_path)
     rows = []
     for name in table.tasks[0].classes:
@@ -130,7 +130,7 @@ def test_cubs_pictures_lie_in_a_folder_a_class(tmp_path):
         ),
         (
             lambda raw: write_listing(raw, [("image_00004.jpg", "a", "class_00051")]),
-            "has 1 images of class_00051",
+            "lists 1 images of class_00051, at least 2",
         ),
     ],
 )
@@ -199,7 +199,7 @@ def coco(tmp_path):
     return table, raw
 
 
-def test_a_coco_pictures_class_is_its_largest_box_and_its_text_the_first_caption(coco, tmp_path):
+def test_a_coco_images_class_is_its_largest_box_and_its_text_the_first_caption(coco, tmp_path):
     table, raw = coco
     fill(table, raw, tmp_path)
     images, texts = load(table, "Indoor", tmp_path), load(table, "Indoor_captions", tmp_path)
@@ -235,7 +235,7 @@ def test_incomplete_coco_is_named(coco, tmp_path, spoil, message):
         ("captions_val2017", "annotations", "caption"),
     ],
 )
-def test_an_incomplete_entry_of_coco_is_told_with_its_file(coco, tmp_path, name, kind, key):
+def test_an_incomplete_entry_of_coco_is_reported_with_its_file(coco, tmp_path, name, kind, key):
     table, raw = coco
     path = raw / f"annotations/{name}.json"
     content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Docstrings of the Python standard library: the text tasks that need no download."""
+"""Docstrings of the Python standard library, text tasks that need no download."""
 
 import ast
 import re
@@ -8,25 +8,24 @@ from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
-from data.splits import in_test
-from data.tables import Task
-from data.text import RawTexts, Text
+from data.raw_files import RawTexts, Text, in_test
+from data.tables import Table, Task
 from utils.errors import UserError
 
-# Raised when the texts made here change.
+# Increment when the texts built here change.
 _VERSION = 1
-# Shorter ones ("See base class.") say nothing of the package.
+# Shorter docstrings ("See base class.") say nothing about the package.
 _MIN_WORDS = 5
 
 
-def raw_texts(task: Task, split: str) -> RawTexts:
+def find(table: Table, task: Task, split: str, *, data_root: Path) -> RawTexts:
     """One split of a task whose classes are packages or modules of the standard library."""
     python = ".".join(map(str, sys.version_info[:3]))
     return RawTexts(f"docstrings of Python {python}, version {_VERSION}", partial(_read, task, split))
 
 
 def _read(task: Task, split: str) -> Iterator[Text]:
-    """The docstrings of one split: four of five are for training, by a hash of the text."""
+    """The docstrings of one split: four fifths are for training, by a hash of the text."""
     for label, package in enumerate(task.classes):
         for text, name in docstrings_of(package).items():
             if in_test(text) == (split == "test"):
@@ -35,20 +34,20 @@ def _read(task: Task, split: str) -> Iterator[Text]:
 
 @cache
 def docstrings_of(package: str) -> dict[str, str]:
-    """The docstrings in a package's source files, which are parsed, not imported: text → where it stands.
+    """The docstrings in a package's source files: text → where it is.
 
-    File by file, each text once; tests are left out.
+    Files are parsed, not imported, in sorted order. Tests are left out, and so are repeated texts.
 
     Raises:
-        UserError: if the standard library at hand lacks the package's source files.
+        UserError: if this Python's standard library lacks the package's source files.
     """
     library = Path(sysconfig.get_paths()["stdlib"])
     module = library / f"{package}.py"
     files = [module] if module.is_file() else sorted((library / package).rglob("*.py"))
     if not files:
         raise UserError(
-            f"{library / package} not found: this Python comes without the sources of its standard library, "
-            "which are the texts: use one that has them"
+            f"{library / package} not found: this Python lacks the sources of its standard library, which "
+            "are the texts: use a Python that includes them"
         )
     found: dict[str, str] = {}
     for path in files:

@@ -59,18 +59,18 @@ def test_padding_is_zero_and_the_rest_is_the_frozen_layer():
     assert not found.requires_grad and found.dtype == torch.float32
 
 
-def test_narrower_embeddings_are_filled_up_with_zeros_and_wider_ones_refused():
+def test_narrower_embeddings_are_padded_with_zeros_and_wider_ones_refused():
     narrow = Embeddings(width=5)
     found = HuggingFaceEncoder("mini", Tokenizer(), narrow).embed(torch.tensor([[3, 6, 0]]))
     assert found.shape == (1, 3, WIDTH)
     assert torch.equal(found[0, :2, :5], narrow.words.weight[[2, 5]] + narrow.positions.weight[:2])
     assert not found[..., 5:].any() and not found[0, 2].any()
-    with pytest.raises(UserError, match=r"'large' has embeddings of width 769, and networks read at most"):
+    with pytest.raises(UserError, match=r"'large' has embeddings of width 769, but networks read at most"):
         HuggingFaceEncoder("large", Tokenizer(), Embeddings(width=769))
 
 
 @pytest.mark.parametrize(("words", "positions"), [(len(WORDS), MAX_TOKENS - 1), (len(WORDS) - 1, MAX_TOKENS)])
-def test_embeddings_that_do_not_take_what_the_tokenizer_gives_are_refused(words, positions):
+def test_embeddings_too_small_for_the_tokenizer_are_refused(words, positions):
     small = Embeddings()
     small.words, small.positions = nn.Embedding(words, WIDTH), nn.Embedding(positions, WIDTH)
     with pytest.raises(UserError, match=r"'small' cannot embed 128 word pieces of its own vocabulary \("):
@@ -84,9 +84,9 @@ def test_embeddings_saved_with_fewer_bits_are_read():
     assert torch.equal(half.embed(tokens), same.embed(tokens)) and half.identity == same.identity
 
 
-def test_a_path_that_is_no_folder_is_named_as_such(monkeypatch):
+def test_a_path_that_is_not_a_folder_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"text encoder './modles/bert' is no folder"):
+    with pytest.raises(UserError, match=r"text encoder './modles/bert' is not a folder"):
         load_encoder("./modles/bert")
 
 
@@ -156,14 +156,14 @@ def test_a_local_bert_gives_its_word_position_and_segment_embeddings_normed(bert
     assert (len(ids), cut, WORDS[ids[-1] - 1]) == (MAX_TOKENS, True, "[SEP]")
 
 
-def test_a_model_that_is_not_at_hand_is_not_downloaded(bert, tmp_path):
-    with pytest.raises(UserError, match=r"'no-such-bert' is no readable model at hand .*--download_encoder"):
+def test_a_missing_model_is_not_downloaded(bert, tmp_path):
+    with pytest.raises(UserError, match=r"'no-such-bert' is not a readable local model .*--download_encoder"):
         load_encoder("no-such-bert")
     folder = tmp_path / "damaged"
     folder.mkdir()
     for file in bert.iterdir():
         (folder / file.name).write_bytes(file.read_bytes()[: 200 if file.suffix == ".safetensors" else None])
-    with pytest.raises(UserError, match=r"damaged' is no readable model at hand .*: save it anew"):
+    with pytest.raises(UserError, match=r"damaged' is not a readable local model .*: save it again"):
         load_encoder(str(folder))
 
 

@@ -1,50 +1,76 @@
-"""The 20 Newsgroups collection: posts without what names their group, in either of two editions."""
+"""20 Newsgroups: posts stripped of what names their group, from either of two editions."""
 
 import hashlib
 import logging
 import urllib.error
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from data import cache
 from data.archives import open_zip, zipped_file
-from data.raw_files import RawFile
-from data.splits import in_test
-from data.tables import Task
-from data.text import RawTexts, Text
+from data.raw_files import RawFile, RawTable, RawTexts, Text, in_test
+from data.sources import cifar100
+from data.tables import Table, Task
 from utils.errors import UserError
 
-# Folder, or zip file, that holds every post as <group>/<number>.
+# Folder or zip file that holds every post as <group>/<number>.
 ARCHIVE = "20_newsgroups"
 
-# Raised when what is made of a post, or the split, changes.
+# Increment when the stripped posts or the split change.
 _VERSION = 1
 
 _ARCHIVE_EDITION = (
     "20 Newsgroups, the archive of 19997 posts; a fifth, by a hash of <group>/<number>, is for testing"
 )
 _SKLEARN_EDITION = (
-    "20 Newsgroups, scikit-learn's edition with its own split by date: figures are not comparable with the "
-    "archive's"
+    "20 Newsgroups, scikit-learn's edition with its own split by date: results are not comparable with "
+    "those on the archive"
 )
 
-# What yields the posts of a task, whose classes are groups, in one split.
-Splits = Callable[[Task, str], RawTexts]
+# Returns the posts of one split of a task, whose classes are groups.
+SplitOf = Callable[[Task, str], RawTexts]
 
-# The posts of a group: <group>/<number>, what changes with the content, the file.
+# Group and label → its posts: <group>/<number>, a stamp that changes with the content, the file.
 _Posts = Callable[[str, int], list[tuple[str, str, RawFile]]]
 
 
-def find(source: Path | None, data_root: Path, stack: ExitStack) -> Splits:
-    """The edition at hand: the archive, below `source` or `data_root`, or else scikit-learn's download.
+def raw_tables(table: Table, source: Path | None, data_root: Path) -> Iterator[RawTable]:
+    """CIFAR-100's tasks of `table` unless they are cached, then its own, from 20 Newsgroups.
+
+    Args:
+        source: a folder with both archives, or 20 Newsgroups alone.
+    """
+    yield from _images(table, source, data_root)
+    with ExitStack() as stack:
+        yield RawTable(table, find(source, data_root, stack))
+
+
+def _images(table: Table, source: Path | None, data_root: Path) -> Iterator[RawTable]:
+    """CIFAR-100, reduced to the tasks that `table` borrows; nothing if they are cached."""
+    tasks = [task for task in table.tasks if task.origin is not None]
+    origin = tasks[0].origin
+    borrowed = replace(origin, tasks=tuple(replace(task, origin=None) for task in tasks))
+    names = (origin.root, f"{origin.root}.zip", cifar100.FOLDER, f"{cifar100.FOLDER}.tar.gz")
+    found = [source / name for name in names if source is not None and (source / name).exists()]
+    paths = [
+        cache.path_of(data_root, origin.name, task.name, split) for task in tasks for split in cache.SPLITS
+    ]
+    if found or not all(path.exists() for path in paths):
+        yield from cifar100.raw_tables(borrowed, found[0] if found else None, data_root)
+
+
+def find(source: Path | None, data_root: Path, stack: ExitStack) -> SplitOf:
+    """The available edition: the archive, in `source` or `data_root`, or else scikit-learn's download.
 
     Args:
         source: a folder that holds the archive (zip or extracted), or the archive itself.
         stack: closes what is opened.
 
     Raises:
-        UserError: if `source` is given and is no such archive, nor holds one.
+        UserError: if `source` is given, but is not the archive and does not hold it.
     """
     where = source or data_root
     for folder in (where / ARCHIVE, where):
@@ -56,13 +82,15 @@ def find(source: Path | None, data_root: Path, stack: ExitStack) -> Splits:
         logging.info("reading %s", archive)
         return partial(_archive_split, _zipped(archive, stack))
     if source is not None:
-        raise UserError(f"{source} holds no {ARCHIVE}.zip and no folder {ARCHIVE}: give the folder that does")
-    logging.info("%s not found: scikit-learn's download is used", archive)
+        raise UserError(
+            f"{source} holds neither {ARCHIVE}.zip nor a folder {ARCHIVE}: give the folder that holds one"
+        )
+    logging.info("%s not found: using scikit-learn's download", archive)
     return partial(_sklearn_split, data_root)
 
 
 def strip(post: str) -> str:
-    """A post without headers, footers and quotes, as scikit-learn's `remove` takes them away."""
+    """A post without headers, footers and quotes, as scikit-learn's `remove` strips them."""
     from sklearn.datasets import _twenty_newsgroups as newsgroups
 
     post = newsgroups.strip_newsgroup_header(post)
@@ -84,14 +112,14 @@ def _archive_split(posts_of: _Posts, task: Task, split: str) -> RawTexts:
 
 def _stripped(files: Iterable[RawFile]) -> Iterator[Text]:
     for file in files:
-        # In this encoding, which is scikit-learn's choice, every byte is a character.
+        # scikit-learn's encoding, in which every byte is a valid character.
         yield Text(file.name, file.label, strip(file.read().decode("latin-1")))
 
 
 def _extracted(folder: Path, group: str, label: int) -> list[tuple[str, str, RawFile]]:
     where = folder / group
     if not where.is_dir():
-        raise UserError(f"{where} not found: give the complete archive of 20 Newsgroups")
+        raise UserError(f"{where} not found: give the complete 20 Newsgroups archive")
     posts = []
     for path in sorted(path for path in where.iterdir() if not path.name.startswith(".")):
         status = path.stat()
@@ -111,7 +139,7 @@ def _zipped(archive: Path, stack: ExitStack) -> _Posts:
     def posts_of(group: str, label: int) -> list[tuple[str, str, RawFile]]:
         if group not in groups:
             raise UserError(
-                f"{archive}/{ARCHIVE}/{group} not found: give the complete archive of 20 Newsgroups"
+                f"{archive}/{ARCHIVE}/{group} not found: give the complete 20 Newsgroups archive"
             )
         return [(name, stamp, zipped_file(opened, member, label)) for name, stamp, member in groups[group]]
 
@@ -136,9 +164,9 @@ def _fetched(data_root: Path, task: Task, split: str) -> Iterator[Text]:
         )
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise UserError(
-            f"20 Newsgroups could not be downloaded by scikit-learn ({error}): put {ARCHIVE}.zip into "
-            f"{data_root}, or give its folder with --source"
+            f"scikit-learn could not download 20 Newsgroups ({error}): put {ARCHIVE}.zip into "
+            f"{data_root}, or give its folder as --source"
         ) from error
-    # Its labels count the sorted categories, as a task's do its sorted classes.
+    # Its labels index the sorted categories, as a task's index its sorted classes.
     for name, label, post in zip(bunch.filenames, bunch.target, bunch.data, strict=True):
         yield Text(str(name), int(label), post)

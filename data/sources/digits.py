@@ -1,28 +1,29 @@
-"""scikit-learn's bundled handwritten digits: the table that needs no download."""
+"""scikit-learn's bundled handwritten digits, which need no download."""
 
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import numpy
 import torch
 from torch import Tensor
 
-from data.images import RawSplit
+from data.raw_files import RawImages
 from data.tables import Table, Task
 
-# Raised when the images made here change.
+# Increment the version when the images built here change.
 _SIGNATURE = "scikit-learn digits, version 1"
 
 
-def raw_split(table: Table, task: Task, split: str) -> RawSplit:
+def find(table: Table, task: Task, split: str, *, data_root: Path) -> RawImages:
     """One split of a task whose classes are digits (`"0"` … `"9"`)."""
-    return RawSplit(_SIGNATURE, lambda: _decode(task, split, size=table.size))
+    return RawImages(_SIGNATURE, partial(_decode, task, split, size=table.size))
 
 
 def _decode(task: Task, split: str, *, size: int) -> tuple[Tensor, Tensor]:
     """Images uint8 (N, 3, size, size), class by class, and labels int64 (N,).
 
-    Every fifth image of a class is a test image: the same whatever the seed, and spread over the
-    writers, who follow one another in the collection.
+    Every fifth image of a class is a test image. This does not depend on a seed and covers all writers,
+    whose images are consecutive in the collection.
     """
     from PIL import Image
 
@@ -41,7 +42,7 @@ def _decode(task: Task, split: str, *, size: int) -> tuple[Tensor, Tensor]:
 
 @cache
 def _collection() -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Images uint8 (1797, 8, 8), scaled from 0…16 to 0…255, and the digits they show."""
+    """Images uint8 (1797, 8, 8), scaled from 0…16 to 0…255, and the digits that they show."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from data import cache
-from data.images import load_split
+from data.loading import load_split
 from data.tables import load_table
 from utils.errors import UserError
 
@@ -70,7 +70,7 @@ def test_an_unchanged_tree_is_not_decoded_again(pictures):
     assert cache_file(root).stat().st_ino == before.st_ino
 
 
-def test_a_changed_added_or_removed_file_renews_the_cache(pictures):
+def test_a_changed_added_or_removed_file_rebuilds_the_cache(pictures):
     table, task, root = pictures
     first = load_split(table, task, "train", data_root=root)
     folder = root / "pictures/train/pets/cat"
@@ -89,7 +89,7 @@ def test_a_changed_added_or_removed_file_renews_the_cache(pictures):
     assert changed["images"][0, 0, 0, 0] == 9
 
 
-def test_another_size_renews_the_cache(pictures, make_table):
+def test_another_size_rebuilds_the_cache(pictures, make_table):
     table, task, root = pictures
     load_split(table, task, "train", data_root=root)
     larger = load_table(str(make_table(ENTRY.replace("8", "16"))), data_root=root)
@@ -116,8 +116,8 @@ def test_a_cache_of_other_classes_is_not_used(pictures, make_table):
         load_split(other, other.task("pets"), "train", data_root=root)
 
 
-@pytest.mark.parametrize("content", [b"", b"no cache", None])
-def test_a_damaged_cache_is_made_anew_or_reported(pictures, content):
+@pytest.mark.parametrize("content", [b"", b"not a cache", None])
+def test_a_damaged_cache_is_rebuilt_or_reported(pictures, content):
     table, task, root = pictures
     first = load_split(table, task, "train", data_root=root)
     whole = cache_file(root).read_bytes()
@@ -128,16 +128,18 @@ def test_a_damaged_cache_is_made_anew_or_reported(pictures, content):
 
     shutil.rmtree(root / "pictures")
     cache_file(root).write_bytes(damaged)
-    with pytest.raises(UserError, match=r"pets/train\.pt is truncated or no image cache: delete it and put"):
+    with pytest.raises(
+        UserError, match=r"pets/train\.pt is truncated or not a cache of images: delete it and put"
+    ):
         load_split(table, task, "train", data_root=root)
 
 
-def test_another_torch_file_is_no_cache(pictures):
+def test_another_torch_file_is_not_a_cache(pictures):
     table, task, root = pictures
     shutil.rmtree(root / "pictures")
     cache_file(root).parent.mkdir(parents=True)
     torch.save({"model_state_dict": {}}, cache_file(root))
-    with pytest.raises(UserError, match="no image cache of this version"):
+    with pytest.raises(UserError, match="is not a cache of images of this version"):
         load_split(table, task, "train", data_root=root)
 
 
@@ -176,7 +178,7 @@ def test_an_unreadable_image_is_named(pictures, damage, suffix):
     whole = file.read_bytes()
     file.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage])
     with pytest.raises(
-        UserError, match=f"dog/broken{suffix} is no readable image.*replace or delete"
+        UserError, match=f"dog/broken{suffix} is not a readable image.*replace or delete"
     ) as caught:
         load_split(table, task, "train", data_root=root)
     assert "\n" not in str(caught.value)
@@ -188,7 +190,7 @@ def _load(toml, root, results):
     results.put(load_split(table, table.tasks[0], "train", data_root=root)["fingerprint"])
 
 
-def test_processes_may_make_the_same_cache_at_once(make_tree, make_table):
+def test_processes_may_build_the_same_cache_at_once(make_tree, make_table):
     root, toml = make_tree({"pets": ["cat", "dog"]}, train=50), make_table(ENTRY)
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

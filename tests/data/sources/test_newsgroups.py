@@ -9,9 +9,10 @@ import numpy
 import pytest
 from sklearn.utils import Bunch
 
-from data import cache, newsgroups, prepare
+from data import cache, prepare
 from data.loading import load_split, load_task
-from data.splits import in_test
+from data.raw_files import in_test
+from data.sources import newsgroups
 from data.tables import load_table
 from data.text_encoders import HashEncoder
 from utils.errors import UserError
@@ -38,7 +39,7 @@ def post(group: str, number: int) -> str:
 
 @pytest.fixture
 def source(make_tree, tmp_path):
-    """A folder with the PNG tree of the table's CIFAR-100 tasks and 40 posts a group, extracted."""
+    """A folder with the PNG tree of the table's CIFAR-100 tasks and 40 posts per group, extracted."""
     table = load_table("cifar_newsgroups", data_root=tmp_path)
     images = {task.name: task.classes for task in table.tasks if task.modality == "image"}
     root = make_tree(images, root="cifar100_org", size=32, train=2, test=1)
@@ -115,7 +116,7 @@ def test_an_incomplete_archive_and_a_wrong_folder_are_named(source, tmp_path):
     with pytest.raises(UserError, match=r"20_newsgroups/sci\.med not found: give the complete"):
         prepared(tmp_path / "a", "--source", source)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty holds no 20_newsgroups\.zip"):
+    with pytest.raises(UserError, match=r"empty holds neither 20_newsgroups\.zip"):
         prepared(source, "--source", tmp_path / "empty")
 
 
@@ -125,7 +126,7 @@ def test_without_preparation_the_command_is_named(source):
         load_split(table, table.task("rec"), "train", data_root=source)
 
 
-def test_scikit_learns_edition_is_stripped_alike_and_named(tmp_path):
+def test_scikit_learns_edition_is_stripped_the_same_way_and_named(tmp_path):
     """scikit-learn finds what it has downloaded before: a pickle, here of four groups."""
     groups = ["sci.crypt", "sci.electronics", "sci.med", "sci.space"]
     bunches = {}
@@ -150,7 +151,7 @@ def test_scikit_learns_edition_is_stripped_alike_and_named(tmp_path):
     assert texts[5].content.strip().startswith("Body 1 of sci.electronics")
 
 
-def test_without_a_network_the_archive_is_asked_for(tmp_path, monkeypatch):
+def test_without_a_network_the_archive_is_requested(tmp_path, monkeypatch):
     import sklearn.datasets
 
     def fetch(**_):
