@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
 from utils.files import locked, write_atomically
+from utils.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,14 +106,7 @@ def read(path: Path, *, remedy: str, kind: str = "image") -> dict[str, Any]:
     Raises:
         UserError: if it is truncated or not a cache; `remedy` ends the message.
     """
-    import torch
-
-    try:
-        record = torch.load(path, weights_only=True, mmap=True)
-    except Exception as error:  # damaged bytes can raise almost anything
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        raise UserError(f"{path} is truncated or not a cache of {kind}s: delete it and {remedy}") from error
+    record = read_tensors(path, what=f"a cache of {kind}s", remedy=f"delete it and {remedy}", mmap=True)
     if not isinstance(record, dict) or record.get("format") != FORMAT or not record.keys() >= _KEYS[kind]:
         raise UserError(f"{path} is not a cache of {kind}s of this version: delete it and {remedy}")
     return record

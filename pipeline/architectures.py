@@ -5,10 +5,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.flags import MUTATIONS, given_sizes
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from models import Architecture
 
 # The kinds of layers: torch's own, and CPG's, which carry piggymasks.
 PLAIN, SHARABLE = "plain", "sharable"
@@ -45,13 +48,11 @@ class Builder:
         return {"name": self.name, "layers": self.layers} | ({"sizes": self.sizes} if self.sizes else {})
 
 
-def registry_of(layers: str) -> Mapping[str, Callable]:
-    """Architecture name → function that builds its networks with this kind of layers."""
-    # PyTorch takes seconds to import, and commands that only list tasks do without.
-    import models
-    import packnet_models
+def registry_of(layers: str) -> Mapping[str, "Architecture"]:
+    """Architecture by name, built from this kind of layers."""
+    from models import architectures  # takes seconds; commands that only list tasks do without it
 
-    return {PLAIN: packnet_models.ARCHITECTURES, SHARABLE: models.ARCHITECTURES}[layers]
+    return architectures(layers)
 
 
 def architecture(
@@ -66,15 +67,14 @@ def architecture(
         UserError: for an unknown architecture (the message lists the known ones), or naming sizes that it
             does not have; the builder raises it for a size or width that it cannot take.
     """
-    registry = registry_of(layers)
-    resolved = resolved_sizes(registry, name, sizes or {})
+    found = _known(name, layers=layers)
     return Builder(
         name=name,
         layers=layers,
-        sizes=resolved,
-        multimodal=getattr(registry[name], "multimodal", False),
-        clip_grad_norm=getattr(registry[name], "clip_grad_norm", None),
-        make=partial(registry[name], in_channels=in_channels, size=size),
+        sizes=resolved_sizes(name, layers=layers, given=sizes or {}),
+        multimodal=found.multimodal,
+        clip_grad_norm=found.clip_grad_norm,
+        make=partial(found, in_channels=in_channels, size=size),
     )
 
 
@@ -83,24 +83,24 @@ def requested_architecture(args: argparse.Namespace, *, layers: str, in_channels
     return architecture(args.arch, layers=layers, in_channels=in_channels, size=size, sizes=given_sizes(args))
 
 
-def resolved_sizes(registry: Mapping[str, Callable], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def resolved_sizes(name: str, *, layers: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """All sizes of architecture `name`: its defaults, overridden by the preset, overridden by `given`.
 
     Raises:
         UserError: for an unknown architecture, or naming sizes that it does not have.
     """
+    sizes = {flag: value for flag, value in given.items() if flag != "size"}
+    try:
+        return _known(name, layers=layers).resolved_sizes(sizes, preset=given.get("size"))
+    except ValueError as error:
+        raise UserError(f"--arch {error}") from error
+
+
+def _known(name: str, *, layers: str) -> "Architecture":
+    registry = registry_of(layers)
     if name not in registry:
         raise UserError(f"--arch {name} is unknown: choose one of {', '.join(sorted(registry))}")
-    defaults = getattr(registry[name], "sizes", {})
-    presets = getattr(registry[name], "presets", {})
-    given = dict(given)
-    unknown = [f"--{flag}" for flag in given if flag not in defaults and not (flag == "size" and presets)]
-    if unknown:
-        raise UserError(f"--arch {name} has no {', '.join(unknown)}: leave it out")
-    preset = given.pop("size", "base")
-    if defaults and preset not in presets:
-        raise UserError(f"--size {preset} is unknown to --arch {name}: choose one of {', '.join(presets)}")
-    return {**defaults, **presets.get(preset, {}), **given}
+    return registry[name]
 
 
 def resolved_clip_grad_norm(asked: float | None, *, build: Builder) -> float | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.paths import default_root
+from utils.precisions import PRECISIONS
 
 FROM_TARGET = "from_target"
 FROM_CSV = "from_csv"
@@ -214,7 +215,7 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<i>.")
     group.add_argument(
         "--precision",
-        choices=("fp32", "tf32", "bf16"),
+        choices=PRECISIONS,
         default="fp32",
         help="Number format: fp32 everywhere; TF32 in matrix products and convolutions on CUDA; or bfloat16 "
         "autocast in forward passes.",

@@ -1,4 +1,4 @@
-"""The weights that `--use_imagenet_pretrained` and `--pretrained_file` start a first task from."""
+"""Initial weights for a network's first task: `--use_imagenet_pretrained` and `--pretrained_file`."""
 
 import argparse
 import hashlib
@@ -15,8 +15,9 @@ from torch import Tensor
 from models import pretrained
 from models.network import Network
 from utils.errors import UserError
+from utils.tensor_files import read_tensors
 
-# Not torchvision's newest, which may be others tomorrow, but those that every architecture has.
+# Every architecture has these weights, and unlike torchvision's `DEFAULT` they never change.
 _VERSION = "IMAGENET1K_V1"
 
 
@@ -25,8 +26,8 @@ class Start:
     """Weights to start from.
 
     Attributes:
-        architecture: of the network.
-        file: that holds them; None has torchvision download them.
+        architecture: name of the network's architecture.
+        file: the file that holds the weights; None: torchvision downloads them.
     """
 
     architecture: str
@@ -34,16 +35,16 @@ class Start:
 
     @property
     def origin(self) -> str:
-        """What they are: kept with outputs that depend on them."""
+        """Identifies the weights in the recipes of outputs that depend on them."""
         if self.file is None:
             return _VERSION
-        return f"sha256:{hashlib.sha256(self._bytes()).hexdigest()[:16]}"
+        return f"sha256:{hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]}"
 
     def put_into(self, network: Network, *, build: Callable[..., Network]) -> None:
-        """Start `network` from them; what they do not reach stays random.
+        """Copy the weights into `network`; tensors that they lack stay random.
 
         Raises:
-            UserError: if they cannot be had or read, or do not fit.
+            UserError: if the weights cannot be downloaded or read, or do not fit.
         """
         where = self.file or f"the ImageNet weights of {self.architecture}"
         try:
@@ -55,30 +56,13 @@ class Start:
             own = pretrained.start_from(network, weights, pretrained=source, build=build)
         except ValueError as error:
             raise UserError(f"{where} do not fit --arch {self.architecture}: {error}") from error
-        logging.info("Started from %s%s", where, f", but for {', '.join(own)}" if own else "")
-
-    def _bytes(self) -> bytes:
-        if not self.file.is_file():
-            raise UserError(f"--pretrained_file {self.file} not found: correct the path")
-        return self.file.read_bytes()
+        logging.info("Started from %s%s", where, f", except {', '.join(own)}" if own else "")
 
     def _read(self) -> dict[str, Tensor]:
-        self._bytes()
-        try:
-            weights = torch.load(self.file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"--pretrained_file {self.file} holds more than tensors, and is not opened: "
-                "save the model's state_dict() alone"
-            ) from error
-        except Exception as error:  # damaged bytes make the reader raise nearly anything
-            raise UserError(
-                f"--pretrained_file {self.file} is damaged or no PyTorch file: fetch it again"
-            ) from error
+        what, remedy = "a state dict", "save the model's state_dict() alone"
+        weights = read_tensors(self.file, what=what, remedy=remedy)
         if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-            raise UserError(
-                f"--pretrained_file {self.file} is no state dict: save the model's state_dict() alone"
-            )
+            raise UserError(f"{self.file} is not {what}: {remedy}")
         return weights
 
     def _downloaded(self, name: str) -> dict[str, Tensor]:
@@ -91,18 +75,24 @@ class Start:
             )
         except (URLError, TimeoutError, ConnectionError) as error:
             raise UserError(
-                f"--use_imagenet_pretrained: {weights.url} cannot be fetched ({error}): fetch it where there "
-                "is a network, and give it with --pretrained_file"
+                f"--use_imagenet_pretrained: {weights.url} cannot be downloaded ({error}): download it "
+                "elsewhere and give it with --pretrained_file"
             ) from error
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise UserError(
-                f"--use_imagenet_pretrained: what came from {weights.url} is damaged ({error}): empty "
+                f"--use_imagenet_pretrained: the download of {weights.url} is damaged ({error}): empty "
                 f"{torch.hub.get_dir()}/checkpoints and try again"
             ) from error
 
 
 def start_of(args: argparse.Namespace) -> Start | None:
-    """What the flags ask to start from; None starts at random."""
+    """The weights that the flags start from; None: random ones.
+
+    Raises:
+        UserError: if `--pretrained_file` does not exist.
+    """
     if not (args.use_imagenet_pretrained or args.pretrained_file):
         return None
+    if args.pretrained_file and not args.pretrained_file.is_file():
+        raise UserError(f"--pretrained_file {args.pretrained_file} not found: correct the path")
     return Start(args.arch, args.pretrained_file)

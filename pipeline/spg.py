@@ -16,7 +16,7 @@ from data.sequences import Sequence as TaskSequence
 from data.sequences import joint_task, load_sequence, load_task
 from methods.approaches import APPROACHES
 from methods.approaches.base import Approach, Settings
-from models import BUILDERS
+from models import CONVOLUTIONAL
 from models.network import Network
 from pipeline.architectures import PLAIN, registry_of
 from pipeline.flags import settings_from
@@ -32,7 +32,6 @@ from utils.runtime import resolve_device, set_up_process, synchronised_clock
 from utils.tables import aligned, plus_minus
 
 TUNED = "alexnet"  # the architecture that the sequences' dropouts are tuned for, and the only one with any
-ARCHITECTURES = ("lenet5", *BUILDERS)  # the convolutional ones
 JOINT = "all_tasks"
 
 # Columns of the final table: the key in metrics.json, the heading, the format.
@@ -104,8 +103,8 @@ class ContinualRun:
         self.kind = APPROACHES[self.approach]
         self.sequence: TaskSequence = load_sequence(args.seq, data_root=args.data_root, seed=seed)
         self.names = [task.name for task in self.sequence.table.tasks]
-        if args.arch not in ARCHITECTURES:
-            raise UserError(f"unknown --arch {args.arch!r}: choose from {', '.join(ARCHITECTURES)}")
+        if args.arch not in CONVOLUTIONAL:
+            raise UserError(f"unknown --arch {args.arch!r}: choose from {', '.join(CONVOLUTIONAL)}")
         if args.dropout and args.arch != TUNED:
             raise UserError(f"--dropout requires --arch {TUNED}: {args.arch} has its own, or none")
         dropout = tuple(args.dropout or self.sequence.dropout) if args.arch == TUNED else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from data.tables import Table, Task, load_table
 from methods.cpg import choose_ratio
 from pipeline import flags
-from pipeline.architectures import SHARABLE, registry_of, resolved_sizes
+from pipeline.architectures import SHARABLE, resolved_sizes
 from pipeline.cpg import log_choice
 from pipeline.fleet import paths_of, read_baseline, selected_tasks
 from training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         load_checkpoint,
         architecture=args.arch,
         layers=SHARABLE,
-        sizes=resolved_sizes(registry_of(SHARABLE), args.arch, flags.given_sizes(args)),
+        sizes=resolved_sizes(args.arch, layers=SHARABLE, given=flags.given_sizes(args)),
     )
     with logs.to_file(paths.stage_log(table.name, "select_pruning_ratio")):
         logs.configuration(vars(args))

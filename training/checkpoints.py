@@ -95,7 +95,7 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def fingerprint(payload: dict) -> str:
-    """A short hash of a checkpoint's weights, owners and transferred tensors: what outputs record as parent."""
+    """A short hash of a checkpoint's weights, owners and transferred tensors, recorded as `parent`."""
     digest = hashlib.sha256()
     arrived = {
         f"{task} {name}": value

@@ -14,8 +14,8 @@ from methods.gradual_pruning import GradualPruning
 from methods.ownership import OwnedTraining, SharedNetwork
 from models.layers import PLAIN, SharableLinear
 from models.lenet5 import lenet5
+from training.loop import train_step
 from utils.errors import UserError
-from utils.training import train_step
 
 CPG_LENET = models.ARCHITECTURES["lenet5"]
 PACKNET_LENET = packnet_models.ARCHITECTURES["lenet5"]

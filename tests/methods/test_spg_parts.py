@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, max_pool2d
 
-from methods.sequence import Settings, TaskPasses
-from methods.spg import SPG, SoftMaskedSGD, normalised_importance, soft_masks, task_importance
+from methods.approaches.base import Settings, TaskPasses
+from methods.approaches.spg import SPG, SoftMaskedSGD, normalised_importance, soft_masks, task_importance
 from models.alexnet import alexnet
 from models.dropout import ReluDropout, ReluDropoutMaxPool2d, drop_
 from models.layers import PLAIN

@@ -17,8 +17,9 @@ from models.network import Network
 from models.perceiver import EVALUATION_BYTES, PERCEIVER_PRESETS, perceiver
 from models.perceiver_io import perceiver_io
 from packnet_models import ARCHITECTURES
+from training.loop import train_step
+from training.method import Method
 from utils.errors import UserError
-from utils.training import Method, train_step
 
 SMALL = {
     "num_latents": 6,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from utils.checkpoints import load_checkpoint
 
 import CPG_cifar100_main_normal as cpg_script
 import CPG_MM_main_normal as mm_script
@@ -21,6 +20,7 @@ from data.tables import load_table
 from methods.ownership import OwnedTraining
 from tests.helpers import Fleet, command, error_lines, load, refusal, run_process, snapshot
 from tools import select_pruning_ratio as select_script
+from training.checkpoints import load_checkpoint
 from utils.errors import UserError
 
 SCRIPTS = [packnet_script, cpg_script, search_script, select_script]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import utils.runs
-from tools.cpg_sequence import TaskInSequence
 
 import CPG_cifar100_main_normal as cpg_script
 import models
+import training.outputs
 from methods.cpg import ratio_for_room
 from methods.ownership import SharedNetwork
+from pipeline.cpg_sequence import TaskInSequence
 from tests.helpers import REPOSITORY, Fleet, assert_same_checkpoint, load, refusal, same, snapshot
 from utils.files import read_csv
 from utils.paths import checkpoint_in, width_folder
@@ -142,9 +142,9 @@ def test_a_killed_sequence_goes_on_to_the_same_bytes(
     save: int, learned: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the first task's training, between the second's widths, and when it is chosen."""
-    finish, finished = utils.runs.Output.finish, []
+    finish, finished = training.outputs.Output.finish, []
 
-    def dying(self: utils.runs.Output, *args: object, **figures: object) -> dict:
+    def dying(self: training.outputs.Output, *args: object, **figures: object) -> dict:
         finished.append(self.folder)
         if len(finished) == save:
             raise Killed
@@ -152,7 +152,7 @@ def test_a_killed_sequence_goes_on_to_the_same_bytes(
 
     two = ("--dataset", "1,2")
     with monkeypatch.context() as patched:
-        patched.setattr(utils.runs.Output, "finish", dying)
+        patched.setattr(training.outputs.Output, "finish", dying)
         with pytest.raises(Killed):
             cpg_script.main(flags(fresh, *two))
     cpg_script.main(flags(fresh, *two))

@@ -12,9 +12,9 @@ import packnet_cifar100_main_normal as packnet_script
 import packnet_models
 import pickaback_perceiverIO as search_script
 import spg_main as spg_script
+from pipeline import architectures
 from tests.helpers import refusal
 from tools import list_tasks
-from utils import arguments
 from utils.paths import REPOSITORY
 
 CONFIG = REPOSITORY / "run_pickaback" / "config.sh"
@@ -100,9 +100,9 @@ def test_help_tells_which_architectures_clip_gradients() -> None:
         for name in registry:
             build = arguments.architecture(registry, name, in_channels=3, size=32)
             default = 1.0 if "perceiver" in name else None
-            assert arguments.clip_grad_norm(None, build=build) == default, name
-            assert arguments.clip_grad_norm(0.0, build=build) is None
-            assert arguments.clip_grad_norm(2.5, build=build) == 2.5
+            assert architectures.resolved_clip_grad_norm(None, build=build) == default, name
+            assert architectures.resolved_clip_grad_norm(0.0, build=build) is None
+            assert architectures.resolved_clip_grad_norm(2.5, build=build) == 2.5
 
 
 def test_architectures_that_transfer_are_those_of_several_modalities() -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from utils.runs import Output
-from utils.training import Progress
 
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 from data import cache
+from pipeline import train_task
 from tests.helpers import (
     EPOCHS,
     RATIOS,
@@ -29,8 +28,9 @@ from tests.helpers import (
     same,
     snapshot,
 )
-from tools import cpg_run, learning
 from tools import select_pruning_ratio as select_script
+from training.loop import Progress
+from training.outputs import Output
 from utils import logs
 from utils.errors import UserError
 
@@ -83,7 +83,7 @@ def stage(request: pytest.FixtureRequest) -> Callable:
 
 def kill_at_save(monkeypatch: pytest.MonkeyPatch, *, number: int, before: bool = False) -> None:
     """Die at the `number`-th time that an unfinished run is saved, before or after it; every epoch is."""
-    monkeypatch.setattr(learning, "SAVING_SHARE", 1e9)
+    monkeypatch.setattr(train_task, "SAVING_SHARE", 1e9)
     save, count = Output.save_unfinished, 0
 
     def dying(self: Output, *arguments: object) -> None:
@@ -152,7 +152,7 @@ def test_epochs_since_the_last_save_are_learned_again_and_logged_once(
 
     flags = ("--log_path", fresh.root / "named") if shared else ()
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "SAVING_SHARE", 0.0)  # after the first epoch alone
+        patch.setattr(train_task, "SAVING_SHARE", 0.0)  # after the first epoch alone
         patch.setattr(logs, "epoch_line", die_after_the_third_epoch)
         with pytest.raises(Killed):
             baseline_stage(fresh, *flags)
@@ -178,8 +178,8 @@ def test_saving_takes_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -
         now += 2.0
         saved.append(progress.epoch)
 
-    monkeypatch.setattr(learning.time, "perf_counter", lambda: now)
-    sparingly = learning._Sparingly(save)
+    monkeypatch.setattr(train_task.time, "perf_counter", lambda: now)
+    sparingly = train_task.Sparingly(save)
     for epoch in range(1, 14):
         now += 10.0
         sparingly.call(Progress(epoch=epoch))

@@ -15,7 +15,6 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from utils.runs import Output
 
 import CPG_cifar100_main_normal as cpg_script
 import CPG_MM_main_normal as mm_script
@@ -28,7 +27,7 @@ from models import ARCHITECTURES
 from tests.helpers import REPOSITORY, assert_same_checkpoint, load, refusal, same, snapshot
 from tools import list_tasks, report
 from tools import select_pruning_ratio as select_script
-from utils import arguments
+from training.outputs import Output
 from utils.paths import Paths, kv_transfer_file
 
 TABLE = """

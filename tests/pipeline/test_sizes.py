@@ -8,9 +8,9 @@ import torch
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import packnet_models
+from pipeline import flags
 from tests.helpers import Fleet, load, refusal
 from tools import select_pruning_ratio as select_script
-from utils import arguments
 from utils.errors import UserError
 
 REGISTRY = packnet_models.ARCHITECTURES
@@ -67,13 +67,13 @@ def test_sizes_that_an_architecture_lacks_are_refused_by_name(arch, sizes, messa
 
 
 def test_every_size_is_a_flag_and_every_flag_is_some_architectures_size():
-    parser = arguments.parser("")
-    arguments.add_files(parser)
+    parser = flags.parser("")
+    flags.add_files(parser)
     flags = {action.dest for action in parser._actions}
     sizes = {name for made in REGISTRY.values() for name in getattr(made, "sizes", {})}
     assert sizes <= flags
-    assert arguments.given_sizes(parser.parse_args([])) == {}
-    given = arguments.given_sizes(parser.parse_args(["--size", "tiny", "--max_freq", "12"]))
+    assert flags.given_sizes(parser.parse_args([])) == {}
+    given = flags.given_sizes(parser.parse_args(["--size", "tiny", "--max_freq", "12"]))
     assert given == {"size": "tiny", "max_freq": 12.0}
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods.sequence import Settings, TaskPasses, train_on_learned_statistics
-from methods.spg import SPG, normalised_importance, task_importance
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from utils.training import train_step
 
 import packnet_models
 import spg_main
 from methods.approaches import APPROACHES
+from methods.approaches.base import Settings, TaskPasses, train_on_learned_statistics
+from methods.approaches.spg import SPG, normalised_importance, task_importance
 from tests.helpers import load, refusal
+from training.loop import train_step
 from utils.runtime import autocast
 
 BUILD = partial(packnet_models.ARCHITECTURES["resnet18"], size=16)

@@ -13,11 +13,13 @@ from torch import nn
 
 import spg_main
 from methods.approaches import APPROACHES
-from tools import learning
-from tools.sequence_run import SequenceRun
+from pipeline import train_task
+from pipeline.spg import ContinualRun
+from training.loop import fit
+from training.method import Method
+from training.outputs import Output
+from training.schedules import PlateauSchedule
 from utils.errors import UserError
-from utils.runs import Output
-from utils.training import Method, PlateauSchedule, fit
 
 QUICK = ("--epochs", "2", "--lr", "0.1", "--threads", "1", "--device", "cpu")
 
@@ -167,7 +169,7 @@ def test_resumed_mid_task_is_bit_identical(tmp_path, data_root, monkeypatch, app
             raise Killed
 
     monkeypatch.setattr(Output, "save_unfinished", save_and_die)
-    monkeypatch.setattr(learning, "SAVING_SHARE", 1e9)  # after every epoch
+    monkeypatch.setattr(train_task, "SAVING_SHARE", 1e9)  # after every epoch
     with pytest.raises(Killed):
         broken.run(*flags)
     broken.run(*flags)
@@ -222,13 +224,13 @@ def test_tuning_goes_on_where_it_was_stopped(roots, caplog, monkeypatch):
     pytest.importorskip("optuna")
     caplog.set_level(logging.INFO)
     flags = ("--appr", "ncl", "--epochs", "1", "--tune", "--tune_trials")
-    fit_once, trained = learning.fit, []
+    fit_once, trained = train_task.fit, []
 
     def counted(**arguments):
         trained.append(arguments)
         return fit_once(**arguments)
 
-    monkeypatch.setattr(learning, "fit", counted)
+    monkeypatch.setattr(train_task, "fit", counted)
     roots.run(*flags, "1")
     assert len(trained) == 5
     roots.run(*flags, "2")
@@ -250,12 +252,12 @@ def test_tuning_goes_on_where_it_was_stopped(roots, caplog, monkeypatch):
 def test_validation_accuracies_are_not_held_against_test_accuracies(roots):
     roots.run("--appr", "one", "--epochs", "1")
     args = spg_main.parse([*QUICK, *roots.flags, "--appr", "ncl", "--epochs", "1"])
-    figures = SequenceRun(args, seed=1, decide_on="validation").run()
+    figures = ContinualRun(args, seed=1, decide_on="validation").run()
     assert figures["forward_transfer"] is None and figures["accuracies_of"] == "validation"
 
 
 def test_memory_does_not_grow_with_the_images_of_learned_tasks(roots):
-    run = SequenceRun(spg_main.parse([*QUICK, *roots.flags, "--appr", "ncl", "--epochs", "1"]), seed=1)
+    run = ContinualRun(spg_main.parse([*QUICK, *roots.flags, "--appr", "ncl", "--epochs", "1"]), seed=1)
     run.run()
     held = [run.data(number) for number in range(1, 6)]
     assert [len(data.train) + len(data.validation) for data in held[:-1]] == [0, 0, 0, 0]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import arguments
+from pipeline import flags, fleet
 from utils.errors import UserError
 from utils.paths import (
     REPOSITORY,
@@ -113,9 +113,9 @@ def test_roots_come_from_flags_then_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def roots(*argv: str) -> Paths:
-        parser = arguments.parser("")
-        arguments.add_common(parser)
-        return arguments.paths_of(parser.parse_args(argv))
+        parser = flags.parser("")
+        flags.add_common(parser)
+        return fleet.paths_of(parser.parse_args(argv))
 
     for name in ("DATA_ROOT", "CHECKPOINTS_ROOT", "LOGS_ROOT"):
         monkeypatch.delenv(name, raising=False)
