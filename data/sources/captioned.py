@@ -49,7 +49,9 @@ def raw_tables(table: Table, source: Path | None, data_root: Path) -> Iterator[R
     for name in sorted({name for task in table.tasks for name in task.classes}):
         images = sorted(captions.get(name, ()))
         if len(images) < 2:
-            raise UserError(f"{listing} lists {len(images)} images of {name}, at least 2 are needed: {remedy}")
+            raise UserError(
+                f"{listing} lists {len(images)} images of {name}, at least 2 are needed: {remedy}"
+            )
         train, test = train_test_split(images, test_size=0.2, random_state=_SPLIT_SEED)
         for split, chosen in (("train", train), ("test", test)):
             found[split][name] = [

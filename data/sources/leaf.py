@@ -40,9 +40,7 @@ def fceleba(table: Table, source: Path | None, data_root: Path) -> Iterator[RawT
     users = list(contents["train"])[:_CELEBA_USERS]
     for user in users:
         if user not in contents["test"]:
-            raise UserError(
-                f"{listings['test']} lacks user {user}, who is in train: run LEAF's script again"
-            )
+            raise UserError(f"{listings['test']} lacks user {user}, who is in train: run LEAF's script again")
     width = len(str(_CELEBA_USERS))
     user_of = {f"user_{number:0{width}}": user for number, user in enumerate(users, start=1)}
 

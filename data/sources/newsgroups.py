@@ -138,9 +138,7 @@ def _zipped(archive: Path, stack: ExitStack) -> _Posts:
 
     def posts_of(group: str, label: int) -> list[tuple[str, str, RawFile]]:
         if group not in groups:
-            raise UserError(
-                f"{archive}/{ARCHIVE}/{group} not found: give the complete 20 Newsgroups archive"
-            )
+            raise UserError(f"{archive}/{ARCHIVE}/{group} not found: give the complete 20 Newsgroups archive")
         return [(name, stamp, zipped_file(opened, member, label)) for name, stamp, member in groups[group]]
 
     return posts_of
