@@ -109,7 +109,7 @@ class Table:
         Tasks are in the order given, without repetitions: `"fish,14"`, `"1-20"`.
 
         Raises:
-            UserError: for a task that the table lacks, or an empty or backward range.
+            UserError: for a task that the table lacks, or an empty or reversed range.
         """
         chosen: dict[int, Task] = {}
         for part in (part.strip() for part in str(spec).split(",")):

@@ -14,7 +14,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s
 
 
 class Tokenizer:
-    """What the encoder uses of a tokenizer: words by their place in WORDS, between [CLS] and [SEP]."""
+    """The part of a tokenizer that the encoder uses: the words' indices in WORDS, between [CLS] and [SEP]."""
 
     all_special_ids = (0, 1, 2, 3, 4)
     unk_token_id = 1
@@ -44,7 +44,7 @@ def encoder(seed=0):
     return HuggingFaceEncoder("models/tiny bert", Tokenizer(), Embeddings(seed))
 
 
-def test_ids_are_stored_from_one_and_long_texts_keep_their_last_mark():
+def test_ids_count_from_one_and_cut_texts_keep_their_last_token():
     assert encoder().tokenise("The cat dreams") == ([3, 6, 7, 2, 4], False)
     ids, cut = encoder().tokenise("cat " * MAX_TOKENS)
     assert (len(ids), cut, ids[-1]) == (MAX_TOKENS, True, 4)
@@ -90,7 +90,7 @@ def test_a_path_that_is_not_a_folder_is_reported(monkeypatch):
         load_encoder("./modles/bert")
 
 
-def test_the_identity_follows_the_weights_and_names_no_path():
+def test_the_identity_depends_on_the_weights_but_not_on_the_path():
     assert encoder().identity == encoder().identity != encoder(seed=1).identity
     assert encoder().identity.startswith("tiny_bert ")
     assert encoder().to("cpu").identity == encoder().identity

@@ -17,7 +17,7 @@ ENTRY = '[pictures]\nroot = "pictures"\nsize = 8\n'
 
 @pytest.fixture
 def pictures(make_tree, make_table):
-    """A table of one task with its tree: (table, task, data folder)."""
+    """A table with one task and its tree: (table, task, data folder)."""
     root = make_tree({"pets": ["cat", "dog"]})
     table = load_table(str(make_table(ENTRY)), data_root=root)
     return table, table.task("pets"), root

@@ -16,7 +16,7 @@ ENTRY = '[pictures]\nroot = "pictures"\nsize = 8\naugment = { crop_padding = 2, 
 
 @pytest.fixture
 def load(make_tree, make_table):
-    """Load the only task, of 2 classes with 20 training and 3 test images each."""
+    """Load the only task: 2 classes with 20 training and 3 test images each."""
     root = make_tree({"pets": ["cat", "dog"]}, train=20)
 
     def load(*, protocol="published", seed=1, extra="", device="cpu"):
@@ -162,7 +162,7 @@ def test_the_same_generator_state_gives_the_same_epochs(load):
     first, second = (list(batches.epoch(straight)) for _ in range(2))
     assert not torch.equal(first[0][0], second[0][0])
 
-    # Interrupted within its first epoch: the second still comes out the same.
+    # Interrupted in the first epoch, the second is still the same.
     resumed = generator(3)
     next(batches.epoch(resumed))
     for (images, labels), (again, labels_again) in zip(second, batches.epoch(resumed), strict=True):
@@ -187,7 +187,7 @@ def test_batches_do_not_change_the_samples(load):
     assert torch.equal(data.train.inputs, before)
 
 
-def test_samples_know_their_number():
+def test_the_length_of_samples_is_their_number():
     assert len(Samples(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))) == 3
 
 

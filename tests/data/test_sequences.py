@@ -9,7 +9,7 @@ from data.sequences import joint_task, known_sequences, load_sequence, load_task
 from utils.errors import UserError
 
 EXPECTED = {
-    # tasks, classes, train/val/test of a class, channels, size, dropouts
+    # tasks, classes, train/val/test per class, channels, size, dropouts
     "cifar100_10": (10, 10, (450, 50, 100), (0.3135, 0.4093)),
     "cifar100_20": (20, 5, (450, 50, 100), (0.4956, 0.4850)),
     "tinyimagenet_10": (10, 20, (450, 50, 50), (0.1249, 0.4344)),

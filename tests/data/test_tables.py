@@ -82,7 +82,7 @@ def test_declared_tasks_keep_their_order_and_sort_their_classes(tmp_path, make_t
     assert [(task.name, task.classes) for task in table.tasks] == [("pets", ("cat", "dog")), ("cars", ("a",))]
 
 
-def test_mean_and_std_of_the_table_serve_tasks_without_their_own(tmp_path, make_table):
+def test_tasks_without_mean_and_std_use_the_tables(tmp_path, make_table):
     entry = PICTURES + "mean = [0.1, 0.2, 0.3]\nstd = [1, 1, 1]\n"
     entry += '[[pictures.tasks]]\nname = "a"\nclasses = ["x"]\n'
     entry += '[[pictures.tasks]]\nname = "b"\nclasses = ["x"]\nmean = [0, 0, 0]\nstd = [0.5, 0.5, 0.5]\n'
@@ -113,11 +113,15 @@ def test_mean_and_std_of_the_table_serve_tasks_without_their_own(tmp_path, make_
         ("channels = 4", "channels is 4"),
         ('modality = "smell"', "choose from image"),
         ('source = "web"', "choose from folders, digits"),
+        (
+            'source = "docstrings"\ntasks = [{ name = "a", classes = ["ast"], modality = "image" }]',
+            "has images, but the source docstrings has texts",
+        ),
         ("augment = { flip = 1 }", "true or false"),
         ("size = ", "not valid TOML"),
     ],
 )
-def test_a_faulty_entry_is_refused_by_name(tmp_path, make_table, entry, message):
+def test_an_invalid_entry_is_refused_by_name(tmp_path, make_table, entry, message):
     path = make_table('[pictures]\nroot = "pictures"\n' + entry)
     with pytest.raises(UserError, match=message) as caught:
         load_table(str(path), data_root=tmp_path)
@@ -127,7 +131,7 @@ def test_a_faulty_entry_is_refused_by_name(tmp_path, make_table, entry, message)
 @pytest.mark.parametrize(
     "text", ["", '["a/b"]\nroot = "x"', "[pictures]", '[a]\nroot="a"\n[b]\nroot="b"', "a = 1"]
 )
-def test_a_file_without_exactly_one_sound_table_is_refused(tmp_path, make_table, text):
+def test_a_file_without_exactly_one_valid_table_is_refused(tmp_path, make_table, text):
     with pytest.raises(UserError, match=r"table\.toml"):
         load_table(str(make_table(text)), data_root=tmp_path)
 
@@ -142,7 +146,7 @@ def test_omitted_tasks_need_the_folders(tmp_path, make_table):
         load_table(str(make_table(PICTURES)), data_root=tmp_path)
 
 
-def test_a_class_of_the_test_split_alone_is_refused(make_tree, make_table):
+def test_a_class_only_in_the_test_split_is_refused(make_tree, make_table):
     root = make_tree({"pets": ["cat", "dog"]})
     (root / "pictures/test/pets/emu").mkdir()
     with pytest.raises(UserError, match="train/pets/emu not found"):

@@ -62,7 +62,7 @@ def load(letters, table_of):
 # The hash encoder.
 
 
-def test_words_and_marks_become_ids_from_one_the_same_in_every_process():
+def test_ids_count_from_one_and_are_the_same_in_every_process():
     ids, cut = HashEncoder().tokenise("The cat's hat -- THE cat!")
     assert not cut
     assert len(ids) == 9  # the cat ' s hat -- the cat !
@@ -78,7 +78,7 @@ def test_a_longer_text_is_cut():
     assert (len(ids), cut) == (MAX_TOKENS, False)
 
 
-def test_embeddings_are_fixed_and_zero_only_where_there_is_padding():
+def test_embeddings_are_fixed_and_zero_only_at_padding():
     tokens = torch.tensor([[1, 2, 2**15 - 1, 0]], dtype=torch.int32)
     embedded = HashEncoder().embed(tokens)
     assert (embedded.dtype, embedded.shape) == (torch.float32, (1, 4, WIDTH))
@@ -108,7 +108,7 @@ def test_batches_are_embedded_and_cut_to_their_longest_text(load):
         real = inputs.abs().sum(2) > 0
         assert inputs.dtype == torch.float32 and inputs.shape[2] == WIDTH
         assert real[:, 0].all() and real.any(0).all()
-        # A text's words come first, padding after them.
+        # Padding follows a text's words.
         assert (real.long().diff(dim=1) <= 0).all()
         seen += len(labels)
     assert seen == 20
@@ -192,7 +192,7 @@ def test_empty_texts_are_left_out_and_other_encodings_are_decoded_with_replaceme
     assert (data.test.inputs[0] != 0).sum() == 2
 
 
-def test_a_class_of_empty_texts_alone_is_refused(load, letters):
+def test_a_class_of_only_empty_texts_is_refused(load, letters):
     for path in (letters / "letters/test/mail/love").iterdir():
         path.write_text("")
     with pytest.raises(UserError, match="task mail, test: all texts of class love are empty"):
@@ -252,7 +252,7 @@ def test_a_damaged_cache_is_rebuilt(load, letters, caplog):
         ('[a]\nroot = "a"\ntext_root = 3', "text_root is 3"),
     ],
 )
-def test_a_faulty_entry_is_refused_by_name(tmp_path, make_table, entry, message):
+def test_an_invalid_entry_is_refused_by_name(tmp_path, make_table, entry, message):
     with pytest.raises(UserError, match=message):
         load_table(str(make_table(entry)), data_root=tmp_path)
 

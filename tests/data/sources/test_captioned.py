@@ -17,7 +17,7 @@ from utils.errors import UserError
 
 
 def part_of(name: str, *tasks: str, root: Path, size: int = 8) -> Table:
-    """A known table with these tasks alone and small images."""
+    """A known table with only these tasks and small images."""
     table = load_table(name, data_root=root)
     return replace(table, size=size, tasks=tuple(table.task(task) for task in tasks))
 
@@ -61,7 +61,7 @@ def test_the_tables_are_the_published_ones(tmp_path):
 
 @pytest.fixture
 def oxford(tmp_path):
-    """(The first group of Oxford Flowers, its raw files): ten pictures a class, two captions each."""
+    """(The first group of Oxford Flowers, its raw files): ten images per class, two captions each."""
     table = part_of("oxford", "group1", "group7", root=tmp_path)
     rows = []
     for label, name in enumerate(table.tasks[0].classes):
@@ -171,7 +171,7 @@ def test_n24news_is_read_from_its_two_trees(tmp_path):
 
 @pytest.fixture
 def coco(tmp_path):
-    """(One group of MS-COCO, its raw files): two pictures a class and split, and a distractor."""
+    """(One group of MS-COCO, its raw files): two images per class and split, and a distractor class."""
     table = part_of("mscoco", "Indoor", "Indoor_captions", root=tmp_path)
     names = ["person", "book", "clock", "vase", "teddy bear"]
     raw = tmp_path / "raw"
@@ -186,7 +186,7 @@ def coco(tmp_path):
             pixels[:, :20] = 255
             (raw / split).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(raw / split / f"{number:012}.jpg", quality=95)
-            # A small box of another class stands before and after the largest.
+            # Smaller boxes of other classes come before and after the largest.
             for size, of in ((2, 0), (15, category), (3, (category + 1) % 5)):
                 boxes.append({"image_id": number, "category_id": 10 + of, "bbox": [0, 0, size, size]})
             for order in (1, 0):

@@ -42,7 +42,7 @@ def test_cifar100_from_its_own_archive(cifar_python, tmp_path, form, load_cached
     prepare.main(["cifar100", "--source", str(source), "--data_root", str(tmp_path / "data")])
     record = load_cached("cifar100", tmp_path / "data", "fish")
     assert record["labels"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    # The 100 images of the second half have the smaller file names, so each class's come first.
+    # The 100 images of the second half have the smaller file names, so they come first in each class.
     first, second = record["images"][0], record["images"][1]
     assert int(first[1, 0, 0]) == int(second[1, 0, 0]) + 100
     assert int(first[0].max()) == 0 and first[1:].unique().numel() == 1

@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 from data import prepare
+from utils.errors import UserError
 
 
 def test_digits(tmp_path, caplog, load_cached):
@@ -15,3 +17,8 @@ def test_digits(tmp_path, caplog, load_cached):
     # scikit-learn has 181 fours and 182 fives.
     assert train["labels"].bincount().tolist() == [145, 146]
     assert test["labels"].bincount().tolist() == [36, 36]
+
+
+def test_bundled_samples_have_no_source(tmp_path):
+    with pytest.raises(UserError, match="digits comes with Python and scikit-learn: leave out --source"):
+        prepare.main(["digits", "--source", str(tmp_path), "--data_root", str(tmp_path)])

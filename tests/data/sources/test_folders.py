@@ -16,7 +16,7 @@ def write_zip(path, tree, prefix=""):
 
 @pytest.fixture
 def pets(make_tree, make_table):
-    """(data folder with a tree, a table's file that declares its classes)."""
+    """(data folder with a tree, file of a table that lists its classes)."""
     root = make_tree({"pets": ["cat", "dog"]})
     entry = '[pictures]\nroot = "pictures"\nsize = 8\ntasks = [{ name = "pets", classes = ["cat", "dog"] }]'
     return root, make_table(entry)

@@ -29,6 +29,11 @@ def imagenet(tmp_path):
     return tmp_path, batches, held
 
 
+def first_pixels(root):
+    record = torch.load(root / "cache" / "imagenet32" / "class_0001" / "train.pt", weights_only=True)
+    return record["images"][0].numpy().tobytes()
+
+
 def test_imagenet32(imagenet, monkeypatch, change_sequence):
     root, batches, held = imagenet
     prepare(["imagenet32", "--data_root", str(root)])
@@ -44,6 +49,22 @@ def test_imagenet32(imagenet, monkeypatch, change_sequence):
     change_sequence("imagenet_100", tasks=2, classes=2, train=7, val=2, test=1)
     sequence = load_sequence("imagenet_100", data_root=root, seed=1)
     assert len(load_task(sequence, 1, data_root=root, device="cpu").train) == 14
+
+
+def test_imagenet32_interrupted(imagenet, monkeypatch):
+    """Nothing remains that would pass for a finished preparation, and the next run succeeds."""
+    root, batches, _ = imagenet
+
+    def write(*_, **__):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
+        patched.setattr("data.cache.write", write)
+        prepare(["imagenet32", "--data_root", str(root)])
+    folder = root / "cache" / "imagenet32"
+    assert not list(folder.glob(".building*")) and not (folder / "prepared.json").exists()
+    prepare(["imagenet32", "--data_root", str(root)])
+    assert first_pixels(root) == batches[0][0].tobytes()
 
 
 def test_imagenet32_refused(imagenet):
@@ -71,11 +92,6 @@ def test_imagenet32_refused(imagenet):
     (folder / "train" / "train_data_batch_3").unlink()
     with pytest.raises(UserError, match="train_data_batch_3 not found"):
         prepare(["imagenet32", "--data_root", str(root)])
-
-
-def first_pixels(root):
-    record = torch.load(root / "cache" / "imagenet32" / "class_0001" / "train.pt", weights_only=True)
-    return record["images"][0].numpy().tobytes()
 
 
 def test_imagenet32_elsewhere(imagenet, caplog):

@@ -80,7 +80,7 @@ def test_the_archive_zipped_or_not(source, tmp_path, caplog):
         for path in sorted((source / "20_newsgroups").rglob("*"), reverse=True):
             archive.write(path, path.relative_to(source))
     shutil.rmtree(source / "20_newsgroups")
-    # Once more, from below the data folder itself.
+    # Again, from the data folder itself.
     prepared(source)
     caplog.clear()
     with caplog.at_level("INFO"):
@@ -103,7 +103,7 @@ def test_posts_are_stripped_and_split_by_their_path(source, tmp_path):
         assert row[: len(ids)].tolist() == ids and not row[len(ids) :].any()
 
 
-def test_an_image_cache_that_is_there_needs_no_images(source, tmp_path):
+def test_an_existing_image_cache_needs_no_images(source, tmp_path):
     prepared(source)
     shutil.rmtree(source / "cifar100_org")
     before = cache.path_of(source, "cifar100", "insects", "train").stat().st_mtime_ns
@@ -127,7 +127,7 @@ def test_without_preparation_the_command_is_named(source):
 
 
 def test_scikit_learns_edition_is_stripped_the_same_way_and_named(tmp_path):
-    """scikit-learn finds what it has downloaded before: a pickle, here of four groups."""
+    """scikit-learn reads its earlier download: a pickle, here with four groups."""
     groups = ["sci.crypt", "sci.electronics", "sci.med", "sci.space"]
     bunches = {}
     for split, count in (("train", 8), ("test", 3)):

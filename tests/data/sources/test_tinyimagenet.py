@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 @pytest.fixture
 def tiny(tmp_path, images_at):
-    """The archive's layout: four classes, of six training and three validation images."""
+    """The archive's layout: four classes with six training and three validation images each."""
     root = tmp_path / "tiny-imagenet-200"
     names = [f"n0000000{number}" for number in range(4)]
     lines = []
