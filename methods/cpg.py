@@ -10,15 +10,19 @@ from utils.training import StepSchedule
 
 MOMENTUM = 0.9
 
-# Digits of an accuracy in the published baseline file; a comparison must not hang on those beyond.
+# Decimals of an accuracy in the published baseline file. Comparisons ignore any beyond these.
 BASELINE_DIGITS = 4
 
 
 class CPG(OwnedTraining):
-    """Training the newest task's weights together with its piggymasks.
+    """Train the newest task's weights together with its piggymasks.
+
+    The forward pass uses w · 1[m > 0.005] on earlier tasks' weights, and the gradient passes straight
+    through to the piggymask m (`models.layers`).
 
     Args:
-        freeze_after: piggymasks stay as they are after this epoch, unless the task owns no weight.
+        freeze_after: Last epoch in which the piggymasks are trained (`freeze_epoch`). They stay trainable
+            if the task owns no weight.
     """
 
     def __init__(self, *, shared: SharedNetwork, weight_decay: float, freeze_after: int) -> None:
@@ -32,16 +36,16 @@ class CPG(OwnedTraining):
 
 
 def piggymasks_of(shared: SharedNetwork) -> list[torch.nn.Parameter]:
-    """The newest task's piggymasks; none for a first task and for plain layers."""
+    """The newest task's piggymasks; empty for a first task and for plain layers."""
     masks = (getattr(layer, "piggymask", None) for layer in shared.layers().values())
     return [mask for mask in masks if mask is not None]
 
 
 def weight_optimizer(shared: SharedNetwork) -> Optimizer:
-    """SGD with Nesterov momentum over all that the newest task trains but its piggymasks.
+    """SGD with Nesterov momentum over everything that the newest task trains except its piggymasks.
 
-    Weight decay is left to `OwnedTraining`, which keeps it off other tasks' weights. The learning rate
-    is set by the training loop's schedule.
+    `OwnedTraining` applies the weight decay, so that it does not touch other tasks' weights. The training
+    loop's schedule sets the learning rate.
     """
     masks = {id(mask) for mask in piggymasks_of(shared)}
     network = shared.network
@@ -55,22 +59,46 @@ def weight_optimizer(shared: SharedNetwork) -> Optimizer:
     )
 
 
-def weight_schedule(*, lr: float, epochs: int) -> StepSchedule:
-    """A tenth of `lr` after half of the epochs, a tenth of that after 0.8 of them."""
-    return StepSchedule(lr, drops={epochs * 5 // 10: 0.1, epochs * 8 // 10: 0.1})
-
-
 def piggymask_optimizer(shared: SharedNetwork) -> Optimizer:
-    """Adam over the newest task's piggymasks."""
+    """Adam over the newest task's piggymasks. The training loop's schedule sets the learning rate."""
     return Adam(piggymasks_of(shared), lr=0.0, fused=True)
 
 
+def weight_schedule(*, lr: float, epochs: int) -> StepSchedule:
+    """Multiply `lr` by 0.1 after half of the epochs and again after 0.8 (published: 50 and 80 of 100)."""
+    return _step_schedule(lr, (_boundary(epochs, tenths=5), 0.1), (_boundary(epochs, tenths=8), 0.1))
+
+
+def piggymask_schedule(*, lr: float, epochs: int) -> StepSchedule:
+    """Multiply `lr` by 0.2 after half of the epochs (published: after 50 of 100)."""
+    return _step_schedule(lr, (_boundary(epochs, tenths=5), 0.2))
+
+
+def freeze_epoch(epochs: int) -> int:
+    """The last epoch that trains piggymasks: 0.7 of the epochs (published: 70 of 100), at least 1."""
+    return _boundary(epochs, tenths=7)
+
+
+def _boundary(epochs: int, *, tenths: int) -> int:
+    """The epoch after which something changes, at least 1: the first epoch trains at the full rate."""
+    return max(1, epochs * tenths // 10)
+
+
+def _step_schedule(lr: float, *drops: tuple[int, float]) -> StepSchedule:
+    """A step schedule in which drops (epoch, factor) after the same epoch multiply."""
+    factors: dict[int, float] = {}
+    for after, factor in drops:
+        factors[after] = factors.get(after, 1.0) * factor
+    return StepSchedule(lr, drops=factors)
+
+
 def choose_ratio(record: Mapping[float, float], *, baseline: float, allow_acc_loss: float) -> float:
-    """The highest sparsity whose accuracy + `allow_acc_loss` reaches the scratch baseline; else 0.0.
+    """The highest sparsity whose accuracy + `allow_acc_loss` reaches the scratch baseline; 0.0 if none does.
 
     Args:
-        record: sparsity → accuracy, the unpruned network under 0.0.
-        baseline: an accuracy with `BASELINE_DIGITS` digits; accuracies are rounded alike to compare.
+        record: Sparsity → accuracy (0 to 1); 0.0 stands for the unpruned network.
+        baseline: Scratch accuracy with `BASELINE_DIGITS` decimals. Accuracies are rounded to as many.
+        allow_acc_loss: Accuracy (0 to 1) that pruning may cost.
     """
     reaching = [ratio for ratio, accuracy in record.items() if rounded(accuracy) + allow_acc_loss >= baseline]
     return max(reaching, default=0.0)
@@ -79,22 +107,25 @@ def choose_ratio(record: Mapping[float, float], *, baseline: float, allow_acc_lo
 def ratio_for_room(remaining: int) -> float:
     """The sparsity that leaves room for `remaining` tasks: 1 − round(1 / (remaining + 1), 1), at most 0.95.
 
-    What a task in a sequence is pruned to when it stays under its baseline at the maximum width.
+    Applies to a task in a sequence that stays under its baseline at the maximum width.
     """
     return round(1 - max(round(1 / (remaining + 1), 1), 0.05), 2)
 
 
 def must_grow(*, accuracy: float, baseline: float, train_accuracy: float) -> bool:
-    """Whether the target asks for a wider network: under its baseline, or not over 0.95 in training."""
+    """Whether the target needs a wider network.
+
+    It does if its accuracy is under the scratch baseline or its training accuracy is at most 0.95.
+    """
     return rounded(accuracy) < baseline or train_accuracy <= 0.95
 
 
 def rounded(accuracy: float) -> float:
-    """An accuracy with as many digits as the baseline file has."""
+    """An accuracy rounded to the decimals of the baseline file."""
     return round(accuracy, BASELINE_DIGITS)
 
 
 def width_multipliers(first: float, last: float, *, step: float = 0.5) -> Sequence[float]:
-    """The width multipliers to try in turn: `first`, then `step` more each time, up to `last`."""
+    """The width multipliers to try in turn, from `first` up to `last` in increments of `step`."""
     count = int((last - first) / step + 1e-9) + 1
     return [first + step * number for number in range(count)]
