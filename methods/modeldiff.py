@@ -1,8 +1,9 @@
 """Choose a backbone by decision distance vectors (ModelDiff, Li et al. 2021).
 
 Two networks are compared on the same n probes, half of them from each network's task. A network's decision
-distance vector (DDV) holds the distance between its outputs for probe i and probe i + n/2. The distance
-between two networks is the cosine distance between their DDVs.
+distance vector (DDV) holds the distances between its outputs for probe i and probe i + n/2,
+DDV_i = d(f(x_i), f(x_{i + n/2})), where d is the cosine or the Euclidean distance. The distance between two
+networks is the cosine distance between their DDVs.
 
 Multimodal networks are compared past the layers that are tied to a modality (MM-Pick-a-back). Their probes
 are keys and values, computed by each network's own projection from its own task's samples, and their outputs
@@ -77,7 +78,7 @@ def compare(
     """
     if target.reads_keys_and_values:
         if iterations:
-            raise ValueError("keys and values are not mutated")
+            raise ValueError("keys and values are not mutated: pass iterations=0")
         return [
             distance(candidate.id, *features_on_keys_and_values(candidate, target))
             for candidate in candidates
@@ -134,10 +135,12 @@ def mutate(
 
     Pair p is `networks[p]` and the `common` network, on `probe_sets[p]`. Each iteration picks one random
     element of a pair's probes, tries to add and to subtract `epsilon`, and keeps the sign with the higher
-    score (ties go to −ε) if it beats the best score so far. The score is the product over the two networks
-    of (mean shift of the outputs from those of the original probes) · (mean pairwise distance between the
-    outputs). Only the mutated probe is evaluated, and all pairs advance together, so that one pass of the
-    common network serves them all. Nothing waits for the device.
+    score (ties go to −ε) if it beats the best score so far. The score is
+
+        ∏_f mean_i ‖f(x_i) − f(x⁰_i)‖ · mean_{i<j} ‖f(x_i) − f(x_j)‖
+
+    over both networks f, with x⁰ the original probes. Only the mutated probe is evaluated, and all pairs
+    advance together, so that one pass of the common network serves them all. Nothing waits for the device.
 
     Args:
         probe_sets: (n, …) each, all of the same shape; not modified.

@@ -157,7 +157,7 @@ class SharedNetwork:
         if modality not in self.network.modalities:
             raise UserError(
                 f"task {name} has {modality} inputs, and the network reads "
-                f"{' and '.join(self.network.modalities)} alone: choose another --arch or --dataset"
+                f"{' and '.join(self.network.modalities)} only: choose another --arch or --dataset"
             )
         if any(record.name == name for record in self.tasks):
             raise UserError(f"the network has already learned task {name}: choose another backbone or target")
@@ -336,11 +336,13 @@ class SharedNetwork:
         for number, record in enumerate(records):
             weight = state.get(f"classifiers.{number}.weight")
             if weight is None:
-                raise UserError(f"{source} has no head for task {record.name} (classifiers.{number}.weight)")
+                raise UserError(
+                    f"{source} is damaged: no head for task {record.name} (classifiers.{number}.weight)"
+                )
             if weight.shape[0] != record.num_classes:
                 raise UserError(
-                    f"{source}: the head of task {record.name} has {weight.shape[0]} classes, "
-                    f"its table {record.num_classes}"
+                    f"{source} is damaged: the head of task {record.name} has {weight.shape[0]} classes, "
+                    f"its entry in dataset2num_classes says {record.num_classes}"
                 )
             shared.network.add_head(record.num_classes, in_features=weight.shape[1])
         masks = _owners(payload["masks"], shared.layers(), tasks=len(records), source=source)
@@ -359,7 +361,8 @@ class SharedNetwork:
 class OwnedTraining(Method):
     """Train the newest task: gradients and weight decay touch only the weights that it owns.
 
-    Momentum leaves other tasks' weights alone, since their gradients are always 0.
+    The gradient of a weight w owned by the task becomes ∂L/∂w + λw (λ is the weight decay), that of any other
+    weight 0. Momentum therefore leaves other tasks' weights alone.
 
     Args:
         shared: The network, after `begin_task`.
@@ -493,13 +496,14 @@ def _check_private(record: TaskRecord, *, build: Callable[..., Network], source:
     unknown = record.private.keys() - expected.keys()
     if missing or unknown:
         raise UserError(
-            f"{source} is of another architecture: task {record.name}: {_names('tensors', missing, unknown)}"
+            f"{source} was made with another architecture: task {record.name}: "
+            f"{_names('tensors', missing, unknown)}"
         )
     for name, value in record.private.items():
         if value.shape != expected[name].shape:
             raise UserError(
-                f"{source} is of another architecture or width: {name} of task {record.name} has the shape "
-                f"{tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+                f"{source} was made with another architecture or width: {name} of task {record.name} has "
+                f"the shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
             )
 
 
@@ -509,11 +513,11 @@ def _owners(
     """The owners in a checkpoint of `tasks` tasks, as uint8."""
     missing, unknown = layers.keys() - masks.keys(), masks.keys() - layers.keys()
     if missing or unknown:
-        raise UserError(f"{source} is of another architecture: {_names('masks', missing, unknown)}")
+        raise UserError(f"{source} was made with another architecture: {_names('masks', missing, unknown)}")
     for name, layer in layers.items():
         if masks[name].shape != layer.weight.shape:
             raise UserError(
-                f"{source} is of another architecture or width: {name} has the shape "
+                f"{source} was made with another architecture or width: {name} has the shape "
                 f"{tuple(masks[name].shape)}, expected {tuple(layer.weight.shape)}"
             )
         # Before the conversion to uint8, which would wrap around or truncate. NaN and inf fail the last test.
@@ -531,11 +535,11 @@ def _load_strictly(network: Network, state: Mapping[str, Tensor], *, source: Pat
     expected = network.state_dict()
     missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing or unknown:
-        raise UserError(f"{source} is of another architecture: {_names('weights', missing, unknown)}")
+        raise UserError(f"{source} was made with another architecture: {_names('weights', missing, unknown)}")
     for name, value in expected.items():
         if value.shape != state[name].shape:
             raise UserError(
-                f"{source} is of another architecture or width: {name} has the shape "
+                f"{source} was made with another architecture or width: {name} has the shape "
                 f"{tuple(state[name].shape)}, expected {tuple(value.shape)}"
             )
     network.load_state_dict(state)
