@@ -369,7 +369,7 @@ class OwnedTraining(Method):
         weight_decay: Applied to owned weights of convolutions and linears, and to nothing else.
 
     Attributes:
-        owned_count: Number of weights that the task owned before its first step.
+        owned_count: Number of weights that the task owns, counted by `before_task`.
     """
 
     def __init__(self, *, shared: SharedNetwork, weight_decay: float) -> None:
@@ -378,7 +378,7 @@ class OwnedTraining(Method):
 
     def before_task(self) -> None:
         self.refresh()
-        # Once per task, so that steps need not wait for the device: most first tasks own every weight.
+        # Layers that the task owns entirely, as a first task does, need no mask. Waits for the device once.
         counts = torch.stack([others.sum() for others in self._others]).tolist()
         self.owned_count = sum(weight.numel() for weight in self._weights) - sum(counts)
         self._others = [others if count else None for others, count in zip(self._others, counts, strict=True)]
