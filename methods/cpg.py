@@ -17,8 +17,8 @@ BASELINE_DIGITS = 4
 class CPG(OwnedTraining):
     """Train the newest task's weights together with its piggymasks.
 
-    The forward pass uses w · 1[m > 0.005] on earlier tasks' weights, and the gradient passes straight
-    through to the piggymask m (`models.layers`).
+    On earlier tasks' weights w the forward pass uses w · 1[m > 0.005], and the gradient passes straight
+    through to the piggymask m (Hung et al. 2019, eq. 3; see `models.layers`).
 
     Args:
         freeze_after: Last epoch in which the piggymasks are trained (`freeze_epoch`). They stay trainable

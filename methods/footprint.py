@@ -1,4 +1,4 @@
-"""What a network with its tasks takes: parameters, bytes, multiply-adds, and who owns how much of it."""
+"""The footprint of a network and its tasks: parameters, bytes, multiply-adds and shares of ownership."""
 
 import math
 from collections.abc import Iterable
@@ -12,20 +12,23 @@ from models.network import Network
 
 
 def footprint(shared: SharedNetwork, task: str, *, inputs: Tensor) -> dict:
-    """What `shared` takes to keep, and what a forward pass as `task` takes to compute.
+    """Measure the storage of `shared` and the computation of a forward pass as `task`.
 
     Args:
-        inputs: one sample of the task as the network reads it, (1, …), on the network's device.
+        inputs: One sample of the task as the network reads it, (1, …), on the network's device.
 
     Returns:
-        parameters: weights that tasks share, parameters private to a task (biases, norms …; of all tasks),
-            heads, and their sum. Running statistics and counters are none.
-        bytes: `weights`, of all these and of the running statistics, as they are stored in memory; masks
-            packed to the bit: `ownership`, ceil(log2(tasks + 1)) bits a shared weight, and `piggymasks`,
-            for each task one bit for each weight of earlier tasks that it sees at its own width; `total`.
-        multiply_adds: of one sample's forward pass through convolutions, linears and attention, `dense` at
-            the task's width, and `nonzero`, counting of the shared weights those that are not zero.
-        owned: task → its share of all shared weights; `free`: the share of none.
+        The task, the names of all tasks, the width multiplier, the shape of the input, and
+
+        parameters: Counts of `shared` weights, of parameters `private` to a task (biases, norms, …; over
+            all tasks), of `heads`, and their `total`. Running statistics and counters are excluded.
+        bytes: `weights` (all of the above plus running statistics and counters, as in memory), and masks
+            packed into bits: `ownership` at ceil(log2(tasks + 1)) bits per shared weight, `piggymasks` at
+            one bit per task and weight of earlier tasks at the task's width; and their `total`.
+        multiply_adds: For one sample's forward pass through convolutions, linears and attention: `dense` at
+            the task's width, and `nonzero`, which leaves out shared weights that are zero.
+        owned: Task → its share of all shared weights.
+        free: Share of the shared weights that no task owns.
     """
     shared.snapshot()
     seen = shared.as_task(task).requires_grad_(False)
@@ -43,20 +46,20 @@ def footprint(shared: SharedNetwork, task: str, *, inputs: Tensor) -> dict:
     }
 
 
-def as_text(figures: dict) -> str:
-    """The figures as a few aligned lines."""
-    parameters, size, work = figures["parameters"], figures["bytes"], figures["multiply_adds"]
-    number = figures["tasks"].index(figures["task"]) + 1
-    shares = [f"{task} {share:.1%}" for task, share in figures["owned"].items()]
+def as_text(metrics: dict) -> str:
+    """Format what `footprint` returned as a few aligned lines."""
+    parameters, size, work = metrics["parameters"], metrics["bytes"], metrics["multiply_adds"]
+    number = metrics["tasks"].index(metrics["task"]) + 1
+    shares = [f"{task} {share:.1%}" for task, share in metrics["owned"].items()]
     lines = {
-        "seen as": f"{figures['task']}, task {number} of {len(figures['tasks'])}, at width multiplier "
-        f"{figures['width_multiplier']}, input {' x '.join(map(str, figures['input']))}",
+        "seen as": f"{metrics['task']}, task {number} of {len(metrics['tasks'])}, at width multiplier "
+        f"{metrics['width_multiplier']}, input {' x '.join(map(str, metrics['input']))}",
         "parameters": f"{parameters['total']:,}: {parameters['shared']:,} shared, "
         f"{parameters['private']:,} private to a task, {parameters['heads']:,} in heads",
         "bytes": f"{size['total']:,}: {size['weights']:,} of weights, {size['ownership']:,} of ownership "
         f"and {size['piggymasks']:,} of piggymasks, packed",
         "multiply-adds": f"{work['dense']:,} dense, {work['nonzero']:,} with weights that are not zero",
-        "owned": ", ".join([*shares, f"free {figures['free']:.1%}"]),
+        "owned": ", ".join([*shares, f"free {metrics['free']:.1%}"]),
     }
     return "\n".join(f"{name:<14}{text}" for name, text in lines.items())
 
@@ -102,12 +105,12 @@ def _multiply_adds(network: Network, shared_layers: list[str], inputs: Tensor) -
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         network(inputs)
-    # torch counts a multiply-add as two operations, and names modules from the root's class on.
-    counts = {name: sum(of.values()) // 2 for name, of in counter.get_flop_counts().items()}
+    # torch counts a multiply-add as two operations and prefixes module names with the root's class.
+    counts = {name: sum(kinds.values()) // 2 for name, kinds in counter.get_flop_counts().items()}
     dense = counter.get_total_flops() // 2
-    spared = 0.0
+    skipped = 0.0
     for name in shared_layers:
         weight = network.get_submodule(name).weight
         zeros = 1.0 - weight.count_nonzero().item() / weight.numel()
-        spared += zeros * counts.get(f"{type(network).__name__}.{name}", 0)
-    return {"dense": dense, "nonzero": round(dense - spared)}
+        skipped += zeros * counts.get(f"{type(network).__name__}.{name}", 0)
+    return {"dense": dense, "nonzero": round(dense - skipped)}

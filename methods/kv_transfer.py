@@ -1,8 +1,8 @@
-"""Moving a task's own K/V projection into another task's network (MM-Pick-a-back).
+"""Transfer a task's own K/V projection into another task's network (MM-Pick-a-back).
 
-In the Perceivers only what turns inputs into keys and values is tied to a modality: the tensors under
-`features.inputs.<modality>.`, for texts with their positions. The rest, the trunk, reads keys and values of
-any modality. So a target brings its own projection along, and the backbone's trunk reads what it makes.
+In the Perceivers only the tensors under `features.inputs.<modality>.` are tied to a modality: the K/V
+projection and, for text, the positions. The rest, the trunk, reads keys and values of any modality. A target
+therefore brings its own projection along, and the backbone's trunk reads its keys and values.
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,18 @@ from utils.errors import UserError
 
 
 def prefix_of(modality: str) -> str:
-    """What the names of all tensors that are tied to `modality` begin with."""
+    """The common prefix of the names of all tensors tied to `modality`."""
     return f"features.inputs.{modality}."
 
 
 def own_projection(shared: SharedNetwork, task: str) -> dict[str, Tensor]:
-    """State name → `task`'s own copy of all that is tied to its modality.
+    """Copy every tensor of `task` that is tied to its modality.
+
+    Returns:
+        State name → tensor.
 
     Raises:
-        UserError: if the network has not learned the task, or has nothing tied to a modality.
+        UserError: The network has not learned the task or has no tensors tied to a modality.
     """
     shared.snapshot()
     record = shared.tasks[shared.index_of(task) - 1]
@@ -31,19 +34,19 @@ def own_projection(shared: SharedNetwork, task: str) -> dict[str, Tensor]:
     if not found:
         raise UserError(
             f"the network of task {task} has no K/V projection for {record.modality} inputs: "
-            "take an architecture that has, such as perceiver_io"
+            "choose an --arch that has one, such as perceiver_io"
         )
     return found
 
 
 def bring(projection: Mapping[str, Tensor], *, into: SharedNetwork, target: str) -> None:
-    """Let `target`, once it begins in the network `into`, start from `projection` as its private copy.
+    """Make `target` start from `projection` as its private copy when it begins in the network `into`.
 
-    The tasks that the network holds keep theirs; until the target begins, nothing changes.
+    The network's other tasks keep their own. Nothing changes until the target begins.
 
     Raises:
-        UserError: naming the tensors that the network lacks or has in another shape, or if it has learned
-            the target already.
+        UserError: The network lacks some of the tensors or has them in another shape, or it has already
+            learned the target.
     """
     if any(record.name == target for record in into.tasks):
         raise UserError(f"the network has already learned task {target}: choose another backbone or target")

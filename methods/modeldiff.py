@@ -1,12 +1,13 @@
-"""Choosing a backbone by decision distance vectors (ModelDiff, Li et al. 2021).
+"""Choose a backbone by decision distance vectors (ModelDiff, Li et al. 2021).
 
-Two networks are compared on the same probes, half of them from each one's task. A network's decision
-distance vector (DDV) holds the distance between its outputs for probe i and probe i + n/2; two networks
-are as far apart as the cosine distance between their DDVs.
+Two networks are compared on the same n probes, half of them from each network's task. A network's decision
+distance vector (DDV) holds the distances between its outputs for probe i and probe i + n/2,
+DDV_i = d(f(x_i), f(x_{i + n/2})), where d is the cosine or the Euclidean distance. The distance between two
+networks is the cosine distance between their DDVs.
 
-Networks that can read several modalities are compared where modality no longer matters: their probes are
-the keys and values that each one's own projection makes of its own task's samples, and their outputs are
-the features that their trunks make of these (MM-Pick-a-back).
+Multimodal networks are compared past the layers that are tied to a modality (MM-Pick-a-back). Their probes
+are keys and values, computed by each network's own projection from its own task's samples, and their outputs
+are the features that their trunks compute from them.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from models.network import MultimodalNetwork
 
 RULES = ("farthest", "nearest", "random")
 
-# Samples projected at once: the keys and values of large images take much room.
+# Samples projected at once. The keys and values of large images need a lot of memory.
 _CHUNK = 10
 
 
@@ -29,9 +30,9 @@ class Model:
     """A network under comparison.
 
     Attributes:
-        id: of its task.
-        network: in evaluation mode.
-        probes: (n/2, …), its task's share of the probes, as the network takes them.
+        id: Id of its task.
+        network: In evaluation mode.
+        probes: (n/2, …), the half of the probes from its task, as the network reads them.
     """
 
     id: int
@@ -40,13 +41,13 @@ class Model:
 
     @property
     def reads_keys_and_values(self) -> bool:
-        """Whether it is compared by what its trunk makes of keys and values."""
+        """Whether it is compared by its trunk's features of keys and values."""
         return isinstance(self.network, MultimodalNetwork)
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a candidate is from a target, by cosine and by Euclidean DDVs (both compared by cosine)."""
+    """Cosine distances between a candidate's and a target's DDVs: of cosine and of Euclidean DDVs."""
 
     candidate: int
     cos: float
@@ -54,7 +55,7 @@ class Distance:
 
 
 def decision_distances(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The DDVs (n/2,) by cosine and by Euclidean distance, from a network's outputs (n, classes)."""
+    """The cosine and the Euclidean DDV, (n/2,) each, of a network's outputs (n, classes)."""
     first, second = outputs.chunk(2)
     return 1.0 - cosine_similarity(first, second), (first - second).norm(dim=1)
 
@@ -63,18 +64,21 @@ def decision_distances(outputs: Tensor) -> tuple[Tensor, Tensor]:
 def compare(
     candidates: Sequence[Model], target: Model, *, iterations: int, epsilon: float, seeds: Sequence[int]
 ) -> list[Distance]:
-    """The distance of each candidate from a target, on probes of both that were mutated for the pair.
+    """Measure each candidate's distance from a target, on probes mutated for the pair.
 
     Args:
-        iterations, epsilon: of `mutate`; 0 iterations leave the probes as they are.
-        seeds: one a candidate, so that a distance does not depend on what else is compared.
+        iterations, epsilon: See `mutate`; with 0 iterations the probes are not mutated.
+        seeds: One per candidate, so that a distance does not depend on the other candidates.
+
+    Returns:
+        One distance per candidate, in their order.
 
     Raises:
-        ValueError: for more than 0 iterations on keys and values, which differ in length between modalities.
+        ValueError: More than 0 iterations on keys and values, whose length differs between modalities.
     """
     if target.reads_keys_and_values:
         if iterations:
-            raise ValueError("keys and values are not mutated")
+            raise ValueError("keys and values are not mutated: pass iterations=0")
         return [
             distance(candidate.id, *features_on_keys_and_values(candidate, target))
             for candidate in candidates
@@ -92,7 +96,7 @@ def compare(
 
 
 def distance(candidate: int, candidate_outputs: Tensor, target_outputs: Tensor) -> Distance:
-    """Compare two networks by their outputs (n, …) for the same probes, the candidate's probes first."""
+    """Compare two networks by their outputs (n, …) for the same probes, with the candidate's probes first."""
     cos, euc = (
         1.0 - cosine_similarity(a.double(), b.double(), dim=0).item()
         for a, b in zip(
@@ -104,10 +108,9 @@ def distance(candidate: int, candidate_outputs: Tensor, target_outputs: Tensor) 
 
 @torch.no_grad()
 def features_on_keys_and_values(candidate: Model, target: Model) -> tuple[Tensor, Tensor]:
-    """The features (n, W) that either trunk makes of the keys and values of both tasks' probes.
+    """The candidate's and the target's features of the keys and values of both tasks' probes, (n, W) each.
 
-    Each probe is projected by the network of its own task; a few at a time, since modalities differ in the
-    length of their sequences.
+    Each probe is projected by the network of its own task.
     """
     features: tuple[list[Tensor], list[Tensor]] = ([], [])
     for owner in (candidate, target):
@@ -128,18 +131,26 @@ def mutate(
     epsilon: float,
     seeds: Sequence[int],
 ) -> list[Tensor]:
-    """Probes changed so that both networks of a pair tell them apart better and answer them otherwise.
+    """Mutate probes so that both networks of a pair respond to them more diversely (Li et al. 2021).
 
-    Pair p is `networks[p]` and the `common` network, on `probe_sets[p]`. Each iteration adds `epsilon` to
-    one random element of a pair's probes, or subtracts it if that is no better, and keeps the change if
-    the score grows: the product over the two networks of (mean shift of the outputs from those of the
-    unchanged probes) · (mean distance between the outputs of two probes). Only the changed probe is
-    evaluated, and the pairs go in step, so that one pass of the common network serves them all.
+    Pair p is `networks[p]` and the `common` network, on `probe_sets[p]`. Each iteration picks one random
+    element of a pair's probes, tries to add and to subtract `epsilon`, and keeps the sign with the higher
+    score (ties go to −ε) if it beats the best score so far. The score is
+
+        ∏_f mean_i ‖f(x_i) − f(x⁰_i)‖ · mean_{i<j} ‖f(x_i) − f(x_j)‖
+
+    over both networks f, with x⁰ the original probes. Only the mutated probe is evaluated, and all pairs
+    advance together, so that one pass of the common network serves them all. Nothing waits for the device.
 
     Args:
-        probe_sets: (n, …) each, all of one shape; not changed.
-        iterations: changes tried on each pair.
-        seeds: one a pair.
+        probe_sets: (n, …) each, all of the same shape; not modified.
+        networks: One per pair.
+        iterations: Mutations tried per pair.
+        epsilon: Size of a mutation.
+        seeds: One per pair.
+
+    Returns:
+        The mutated probes, (n, …) per pair.
     """
     probes = torch.stack(tuple(probe_sets))
     count, elements = probes.shape[0], probes[0].numel()
@@ -160,19 +171,20 @@ def mutate(
         tried.view(count, 2, size)[every, :, inner] += signs
         result = state.replaced(index, _evaluate_pairs(tried, networks, common))
         scores = state.scores(result.shift, result.spread)
-        better = scores > best[:, None]
-        kept = better.any(dim=1).nonzero().squeeze(1)
-        sign = (~better[kept, 0]).long()
-        probes[kept, index[kept]] = tried[kept, sign]
-        best[kept] = scores[kept, sign]
-        state.keep(result, kept=kept, sign=sign, index=index[kept])
+        sign = (~(scores[:, 0] > scores[:, 1])).long()
+        score = scores[every, sign]
+        better = score > best
+        best = score.where(better, best)
+        kept = better.view(-1, *[1] * (probes.dim() - 2))
+        probes[every, index] = tried[every, sign].where(kept, probes[every, index])
+        state.keep(result, better=better, sign=sign, index=index)
     return list(probes)
 
 
 def _evaluate_pairs(inputs: Tensor, networks: Sequence[nn.Module], common: nn.Module) -> Tensor:
-    """Outputs (2, P, k, classes) for inputs (P, k, …): each pair's own network's, then the common one's.
+    """Outputs (2, P, k, classes) for inputs (P, k, …): of each pair's own network, then of the common one.
 
-    Zeros fill up outputs of fewer classes; they change no Euclidean distance.
+    Outputs with fewer classes are padded with zeros, which change no Euclidean distance.
     """
     own = [network(part) for network, part in zip(networks, inputs, strict=True)]
     shared = common(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
@@ -186,11 +198,11 @@ def _evaluate_pairs(inputs: Tensor, networks: Sequence[nn.Module], common: nn.Mo
 
 @dataclass(frozen=True)
 class _Replaced:
-    """What replacing one probe of every pair gives, for each of k replacements.
+    """The result of replacing one probe per pair, for each of k replacements.
 
     Attributes:
         outputs: (2, P, k, classes).
-        distances: (2, P, k, n), from the replacement to all probes.
+        distances: (2, P, k, n), from the replacement's outputs to those of all probes.
         shift, spread: (2, P, k), as in `_Outputs`.
     """
 
@@ -201,13 +213,13 @@ class _Replaced:
 
 
 class _Outputs:
-    """The outputs of both networks of every pair, for probes of which one at a time is replaced.
+    """The outputs of both networks of every pair, updated one probe at a time.
 
-    Keeps what the score is made of, so that replacing a probe costs one row and not all pairs of probes.
+    Keeps the terms of the score, so that replacing a probe costs one row of distances instead of all.
 
     Attributes:
-        shift: (2, P), sum over probes of how far the outputs are from the first ones.
-        spread: (2, P), sum of the distances between two probes' outputs.
+        shift: (2, P), sum over probes of the distance of the outputs from the original ones.
+        spread: (2, P), sum of the pairwise distances between outputs.
     """
 
     def __init__(self, outputs: Tensor) -> None:
@@ -220,11 +232,11 @@ class _Outputs:
 
     @staticmethod
     def scores(shift: Tensor, spread: Tensor) -> Tensor:
-        """The product over the two networks; means instead of sums would change no comparison."""
+        """The product over the two networks. Sums stand in for the means: the order of scores is the same."""
         return (shift * spread).prod(dim=0)
 
     def replaced(self, index: Tensor, outputs: Tensor) -> _Replaced:
-        """What replacing probe `index[p]` of each pair by `outputs` (2, P, k, classes) gives."""
+        """Replace the outputs of probe `index[p]` of each pair by each of `outputs` (2, P, k, classes)."""
         initial = self.initial[:, self.every, index]
         before = (self.outputs[:, self.every, index] - initial).norm(dim=-1)
         after = (outputs - initial[:, :, None]).norm(dim=-1)
@@ -238,22 +250,28 @@ class _Outputs:
             spread=(self.spread - old)[..., None] + distances.sum(dim=-1),
         )
 
-    def keep(self, result: _Replaced, *, kept: Tensor, sign: Tensor, index: Tensor) -> None:
-        """Make replacement `sign` of the pairs `kept`, of their probes `index`; all (kept,)."""
-        distances = result.distances[:, kept, sign]
-        self.outputs[:, kept, index] = result.outputs[:, kept, sign]
-        self.distances[:, kept, index] = distances
-        self.distances[:, kept, :, index] = distances.transpose(0, 1)
-        self.shift[:, kept] = result.shift[:, kept, sign]
-        self.spread[:, kept] = result.spread[:, kept, sign]
+    def keep(self, result: _Replaced, *, better: Tensor, sign: Tensor, index: Tensor) -> None:
+        """Apply replacement `sign` to probe `index` of the pairs in `better` (bool); all (P,)."""
+        every, kept = self.every, better[:, None]
+        distances = result.distances[:, every, sign].where(kept, self.distances[:, every, index])
+        self.outputs[:, every, index] = result.outputs[:, every, sign].where(
+            kept, self.outputs[:, every, index]
+        )
+        self.distances[:, every, index] = distances
+        self.distances[:, every, :, index] = distances.transpose(0, 1)
+        self.shift = result.shift[:, every, sign].where(better, self.shift)
+        self.spread = result.spread[:, every, sign].where(better, self.spread)
 
 
 def choose(distances: Sequence[Distance], *, rule: str, seed: int) -> int:
-    """The id of the chosen candidate.
+    """Choose a candidate. The lowest id wins a tie.
 
     Args:
-        rule: "farthest" (the published code's), "nearest", both by Euclidean DDVs, or "random".
-        seed: of the random rule.
+        rule: "farthest" (as in the published code), "nearest" (both by Euclidean DDVs) or "random".
+        seed: Seed of the random rule.
+
+    Returns:
+        The candidate's id.
     """
     ids = sorted(item.candidate for item in distances)
     if rule == "random":

@@ -1,9 +1,9 @@
-"""Which task owns which weight, and what follows from it.
+"""Weight ownership: which task owns which weight of a shared network.
 
 Every weight of every convolution and linear layer of the backbone has an owner: 0 is free, k is task k.
 All other tensors of the backbone (biases, norms, running statistics, the weights of a `PrivateLinear`) are
 private: each task has its own copy. `SharedNetwork` holds one network with its owners and the private
-copies of all its tasks; nothing else in the project changes owners.
+copies of all its tasks. Nothing else in the project changes owners.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from utils.errors import UserError
 
 PIGGYMASK_INIT = 0.01
 
-# How the published checkpoints group a task's private tensors: group → (layer type, tensor name).
+# Groups of a task's private tensors in the published checkpoints: group → (layer types, tensor name).
 _GROUPS = {
     "bias": ((nn.Conv2d, nn.Linear), "bias"),
     "bn_layer_running_mean": ((nn.modules.batchnorm._BatchNorm,), "running_mean"),
@@ -34,16 +34,16 @@ _PUBLISHED_BIAS_GROUPS = ("conv_bias", "fc_bias")
 
 @dataclass
 class TaskRecord:
-    """What belongs to one task alone.
+    """Everything that belongs to one task alone.
 
     Attributes:
-        name: of the task.
-        num_classes: of its head.
+        name: Name of the task.
+        num_classes: Number of classes of its head.
         width: √(width multiplier) of the network when the task was learned (`mpl` in logs).
-        private: state name → this task's copy, at this task's width.
-        piggymasks: layer name → mask over earlier tasks' weights, at this task's width: real-valued for the
-            newest task, which trains it; once another task has begun, bool (what it picks).
-        modality: of its inputs.
+        private: State name → this task's copy, at this task's width.
+        piggymasks: Layer name → mask over earlier tasks' weights, at this task's width. Real-valued for the
+            newest task, which trains it; once another task has begun, bool (the weights it picks).
+        modality: Modality of its inputs.
     """
 
     name: str
@@ -56,13 +56,14 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class Shares:
-    """How a network's weights are shared out, as task `index` sees it (all are shares of weights).
+    """Shares of a network's weights, as seen by task `index` at its own width.
 
     Attributes:
         sparsity: free / (free + owned by the task).
-        task_ratio: owned by the task, times the width multiplier.
-        zero_ratio: free.
-        shared_ratio: of earlier tasks' weights, those that are picked.
+        task_ratio: Share of weights owned by the task, times the width multiplier.
+        zero_ratio: Share of free weights, times the width multiplier.
+        shared_ratio: Share of earlier tasks' weights that the task picks.
+        width: √(width multiplier) of the task (`mpl` in logs).
     """
 
     index: int
@@ -76,16 +77,15 @@ class Shares:
 class SharedNetwork:
     """One network, the owners of its weights, and the tasks that own them.
 
-    `network` is always set up for the newest task and trains as that task. Earlier tasks are seen
-    through `as_task`.
+    `network` is always set up for the newest task. `as_task` gives the network as an earlier task sees it.
 
     Args:
-        build: makes the architecture, `build(width=…)`.
+        build: Builds the architecture, `build(width=…)`.
         width: √(width multiplier).
 
     Attributes:
-        tasks: in the order in which they were learned.
-        arrivals: task to be learned → state name → the private tensor that it starts from.
+        tasks: In the order in which they were learned.
+        arrivals: Task to be learned → state name → the private tensor that it starts from.
     """
 
     def __init__(self, *, build: Callable[..., Network], width: float = 1.0) -> None:
@@ -99,10 +99,10 @@ class SharedNetwork:
                 "owner", torch.zeros_like(layer.weight, dtype=torch.uint8), persistent=False
             )
 
-    # What is where.
+    # Layers and owners.
 
     def layers(self) -> dict[str, nn.Module]:
-        """The layers whose weights are owned, by name."""
+        """Layer name → layer, for all layers whose weights are owned."""
         return _owned_layers(self.network)
 
     def owners(self) -> dict[str, Tensor]:
@@ -110,10 +110,10 @@ class SharedNetwork:
         return {name: layer.owner for name, layer in self.layers().items()}
 
     def index_of(self, task: str) -> int:
-        """The number of `task`, from 1.
+        """The number of `task`, counted from 1.
 
         Raises:
-            UserError: if the network has not learned it.
+            UserError: The network has not learned it.
         """
         names = [record.name for record in self.tasks]
         if task not in names:
@@ -141,25 +141,28 @@ class SharedNetwork:
     def begin_task(
         self, name: str, *, num_classes: int, width: float | None = None, modality: str = "image"
     ) -> TaskRecord:
-        """Make room for a new task: grow to `width`, add a head, claim every free weight.
+        """Prepare the network for a new task: grow to `width`, add a head, claim every free weight.
 
         Earlier tasks' weights get piggymasks if the layers are sharable. The private tensors start from
-        `arrivals[name]` where it has them, else from the newest task's. Weights that growth adds start at
-        random, those that pruning freed at 0.
+        `arrivals[name]` where it has them and otherwise from the newest task's. Weights added by growth
+        start at random values, weights freed by pruning at 0.
+
+        Args:
+            width: √(width multiplier); None keeps the width.
 
         Raises:
-            UserError: if the task has been learned already, the network cannot read its modality or would
-                have to shrink, or what has arrived for it does not fit.
+            UserError: The network has already learned the task, cannot read its modality or would have to
+                shrink, or the tensors in `arrivals[name]` do not fit.
         """
         if modality not in self.network.modalities:
             raise UserError(
                 f"task {name} has {modality} inputs, and the network reads "
-                f"{' and '.join(self.network.modalities)} alone: choose another --arch or --dataset"
+                f"{' and '.join(self.network.modalities)} only: choose another --arch or --dataset"
             )
         if any(record.name == name for record in self.tasks):
             raise UserError(f"the network has already learned task {name}: choose another backbone or target")
         self.snapshot()
-        for record in self.tasks[-1:]:  # a fourth of the space, in memory and in every checkpoint to come
+        for record in self.tasks[-1:]:  # a quarter of the size, in memory and in every later checkpoint
             record.piggymasks = {layer: _picked(mask) for layer, mask in record.piggymasks.items()}
         device = next(self.network.parameters()).device
         if width is not None and width != self.width:
@@ -170,7 +173,7 @@ class SharedNetwork:
         self.network.add_head(num_classes)
         for layer in self.layers().values():
             earlier = layer.owner > 0
-            layer.owner[layer.owner == 0] = index
+            layer.owner.masked_fill_(layer.owner == 0, index)
             _remove_piggymask(layer)
             if index > 1 and isinstance(layer, SharableConv2d | SharableLinear):
                 layer.add_piggymask(torch.full_like(layer.weight, PIGGYMASK_INIT), earlier=earlier)
@@ -193,22 +196,25 @@ class SharedNetwork:
 
     @torch.no_grad()
     def release(self, released: Mapping[str, Tensor]) -> None:
-        """Set weights free: they become 0 and belong to nobody. `released`: layer name → bool mask."""
+        """Free the weights in `released` (layer name → bool mask): they become 0 and have no owner.
+
+        Never waits for the device.
+        """
         for name, layer in self.layers().items():
             layer.owner.masked_fill_(released[name], 0)
             layer.weight.masked_fill_(released[name], 0.0)
 
     @torch.no_grad()
     def _receive(self, task: str) -> None:
-        """Put the tensors that have arrived for `task` in the places of its private ones."""
+        """Overwrite the network's private tensors with those that have arrived for `task`."""
         private = _private_state(self.network)
         for name, value in self.arrivals.pop(task, {}).items():
             if name not in private or private[name].shape != value.shape:
                 raise UserError(
-                    f"what was transferred for task {task} does not fit the network: "
+                    f"a tensor transferred for task {task} does not fit the network: "
                     f"{name} {tuple(value.shape)}: transfer it from a network of the same sizes"
                 )
-            private[name].copy_(value)  # shares its memory with the network's tensor
+            private[name].copy_(value)  # shares memory with the network's tensor
 
     def _grow(self, width: float) -> None:
         if width < self.width:
@@ -227,20 +233,20 @@ class SharedNetwork:
         grown.network.classifiers = old.classifiers
         self.network, self.width = grown.network, width
 
-    # Seeing the network as one task.
+    # The network as one task sees it.
 
     @torch.no_grad()
     def as_task(self, task: str) -> Network:
-        """A dense network in evaluation mode whose logits are `task`'s, at the width it was learned at.
+        """A dense network in evaluation mode that computes `task`'s logits, at the task's own width.
 
-        It sees the weights of owners 1…k, of the earlier ones those that its piggymasks pick, and zeros
-        elsewhere.
+        Its weights are those of owner k (the task) and, of owners 1 to k − 1, those that the task's
+        piggymasks pick. All others are 0.
         """
         self.snapshot()
         index = self.index_of(task)
         record = self.tasks[index - 1]
         head = self.network.classifiers[index - 1]
-        with torch.random.fork_rng(devices=[]):  # looking at a task must not change what is drawn next
+        with torch.random.fork_rng(devices=[]):  # a view must not advance the random generator
             seen = self.build(width=record.width)
             seen.add_head(record.num_classes, in_features=head.in_features)
         seen.modality = record.modality
@@ -254,14 +260,14 @@ class SharedNetwork:
             visible = (owner > 0) & (owner <= index)
             if name in record.piggymasks:
                 visible &= (owner == index) | _picked(record.piggymasks[name])
-            # Not a product with the mask: a NaN in a later task's weight must not be seen.
+            # Not a product with the mask, which would let through a NaN in a later task's weight.
             state[f"{name}.weight"] = layers[name].weight[region].where(visible, 0.0)
         state.update(record.private)
         seen.load_state_dict(state)
         return seen.eval()
 
     def owners_as(self, task: str) -> dict[str, Tensor]:
-        """Layer name → uint8 owner of every weight that is there at the width of `task`."""
+        """Layer name → uint8 owner of every weight that exists at the width of `task`."""
         record = self.tasks[self.index_of(task) - 1]
         layers = self.layers()
         sized = layers if record.width == self.width else _owned_layers(_blueprint(self.build, record.width))
@@ -271,33 +277,33 @@ class SharedNetwork:
         }
 
     def shares(self, task: str) -> Shares:
-        """How the weights are shared out, as `task` sees them at its own width."""
+        """The shares of weights that are free, owned and picked, as `task` sees them at its own width."""
         self.snapshot()
         index = self.index_of(task)
         record = self.tasks[index - 1]
-        total = free = owned = earlier = picked = 0
+        total = 0
+        counts = []
         for name, owner in self.owners_as(task).items():
             total += owner.numel()
-            free += (owner == 0).sum().item()
-            owned += (owner == index).sum().item()
             before = (owner > 0) & (owner < index)
-            earlier += before.sum().item()
-            if name in record.piggymasks:
-                before &= _picked(record.piggymasks[name])
-            picked += before.sum().item()
+            seen = before & _picked(record.piggymasks[name]) if name in record.piggymasks else before
+            counts += [mask.sum() for mask in (owner == 0, owner == index, before, seen)]
+        # One wait for the device instead of four per layer.
+        free, owned, earlier, picked = torch.stack(counts).view(-1, 4).sum(dim=0).tolist()
+        multiplier = record.width**2
         return Shares(
             index=index,
             sparsity=free / max(free + owned, 1),
-            task_ratio=owned / total * record.width**2,
-            zero_ratio=free / total,
+            task_ratio=owned / total * multiplier,
+            zero_ratio=free / total * multiplier,
             shared_ratio=picked / max(earlier, 1),
             width=record.width,
         )
 
-    # Saving and loading, in the published format.
+    # Checkpoints, in the published format.
 
     def payload(self) -> dict:
-        """The network's part of a checkpoint (DESIGN.md, section 4)."""
+        """The network's part of a checkpoint (`docs/design.md`, "Checkpoints")."""
         self.snapshot()
         return {
             "model_state_dict": dict(self.network.state_dict()),
@@ -310,34 +316,36 @@ class SharedNetwork:
 
     @classmethod
     def from_payload(cls, payload: dict, *, build: Callable[..., Network], source: Path) -> "SharedNetwork":
-        """The network in a checkpoint, ours or a published one.
+        """The network in a checkpoint, either ours or a published one.
 
         Raises:
-            UserError: naming `source`, if the checkpoint does not fit the architecture or itself.
+            UserError: The checkpoint is damaged or does not fit the architecture; names `source`.
         """
         history = payload["dataset_history"]
         if not history:
-            raise UserError(f"{source} holds no task")
+            raise UserError(f"{source} holds no task: use the checkpoint of a trained network")
         state = {
             name: value
             for name, value in payload["model_state_dict"].items()
             if not name.startswith("classifier.")  # the published code's alias of the active head
         }
         records = [_record(name, payload, source=source) for name in history]
-        for record in records[:-1]:  # the newest task's private tensors are those of the network itself
+        for record in records[:-1]:  # the network's state holds the newest task's private tensors
             _check_private(record, build=build, source=source)
         shared = cls(build=build, width=records[-1].width)
         for number, record in enumerate(records):
             weight = state.get(f"classifiers.{number}.weight")
             if weight is None:
-                raise UserError(f"{source} has no head for task {record.name} (classifiers.{number}.weight)")
+                raise UserError(
+                    f"{source} is damaged: no head for task {record.name} (classifiers.{number}.weight)"
+                )
             if weight.shape[0] != record.num_classes:
                 raise UserError(
-                    f"{source}: the head of task {record.name} has {weight.shape[0]} classes, "
-                    f"its table {record.num_classes}"
+                    f"{source} is damaged: the head of task {record.name} has {weight.shape[0]} classes, "
+                    f"its entry in dataset2num_classes says {record.num_classes}"
                 )
             shared.network.add_head(record.num_classes, in_features=weight.shape[1])
-        masks = _owners(payload["masks"], shared.layers(), source=source)
+        masks = _owners(payload["masks"], shared.layers(), tasks=len(records), source=source)
         for name, layer in shared.layers().items():
             layer.owner.copy_(masks[name])
             if name in records[-1].piggymasks:
@@ -351,13 +359,17 @@ class SharedNetwork:
 
 
 class OwnedTraining(Method):
-    """Training the newest task: gradients and weight decay touch only weights that it owns.
+    """Train the newest task: gradients and weight decay touch only the weights that it owns.
 
-    Momentum never touches another's weight, since it only ever sees gradients of 0 there.
+    The gradient of a weight w owned by the task becomes ∂L/∂w + λw (λ is the weight decay), that of any other
+    weight 0. Momentum therefore leaves other tasks' weights alone.
 
     Args:
-        shared: the network; `begin_task` has been called.
-        weight_decay: on owned weights of convolutions and linears, and on nothing else.
+        shared: The network, after `begin_task`.
+        weight_decay: Applied to owned weights of convolutions and linears, and to nothing else.
+
+    Attributes:
+        owned_count: Number of weights that the task owns, counted by `before_task`.
     """
 
     def __init__(self, *, shared: SharedNetwork, weight_decay: float) -> None:
@@ -366,26 +378,28 @@ class OwnedTraining(Method):
 
     def before_task(self) -> None:
         self.refresh()
+        # Layers that the task owns entirely, as a first task does, need no mask. Waits for the device once.
+        counts = torch.stack([others.sum() for others in self._others]).tolist()
+        self.owned_count = sum(weight.numel() for weight in self._weights) - sum(counts)
+        self._others = [others if count else None for others, count in zip(self._others, counts, strict=True)]
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.shared.network.loss(logits, labels)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Read the owners anew; call it when they have changed."""
+        """Read the owners again after they have changed. Never waits for the device."""
         index = len(self.shared.tasks)
         layers = self.shared.layers().values()
         self._weights = [layer.weight for layer in layers]
-        owned = [layer.owner == index for layer in layers]
-        self._others = [None if mask.all() else ~mask for mask in owned]
-        self.owned_count = sum(mask.sum().item() for mask in owned)
+        self._others: list[Tensor | None] = [layer.owner != index for layer in layers]
 
     @torch.no_grad()
     def after_backward(self) -> None:
         for weight, others in zip(self._weights, self._others, strict=True):
             weight.grad.add_(weight, alpha=self.weight_decay)
             if others is not None:
-                # Not a product with the mask: a NaN must not reach another task's weight.
+                # Not a product with the mask, which would let a NaN reach another task's weight.
                 weight.grad.masked_fill_(others, 0.0)
 
 
@@ -407,7 +421,7 @@ def _private_state(network: Network) -> dict[str, Tensor]:
 
 
 def _picked(piggymask: Tensor) -> Tensor:
-    """Which weights a piggymask picks, as bool; a bool one says it itself."""
+    """The weights that a piggymask picks, as bool. A bool piggymask is returned as it is."""
     return piggymask if piggymask.dtype == torch.bool else piggymask > PICK_THRESHOLD
 
 
@@ -418,9 +432,10 @@ def _remove_piggymask(layer: nn.Module) -> None:
 
 
 def _region(whole: Tensor, part: Tensor, *, layer: nn.Module) -> tuple[slice | Tensor, ...]:
-    """Index of the region of a layer's grown tensor that `part`, the same tensor before, takes up.
+    """Index of the region of a layer's grown tensor that holds `part`, the same tensor before growth.
 
-    It is leading in every dimension; where the layer's outputs are fused groups, in every group.
+    The region is leading in every dimension. Where the layer's outputs are fused groups, it is leading in
+    every group.
     """
     region: list[slice | Tensor] = [slice(0, size) for size in part.shape]
     groups = getattr(layer, "fused", 1)
@@ -469,7 +484,7 @@ def _record(name: str, payload: dict, *, source: Path) -> TaskRecord:
 
 
 def _blueprint(build: Callable[..., Network], width: float) -> Network:
-    """The architecture without values; torch's generators stay as they are."""
+    """The architecture on the meta device, without values. Draws no random numbers."""
     with torch.device("meta"):
         return build(width=width)
 
@@ -481,27 +496,37 @@ def _check_private(record: TaskRecord, *, build: Callable[..., Network], source:
     unknown = record.private.keys() - expected.keys()
     if missing or unknown:
         raise UserError(
-            f"{source} is of another architecture: task {record.name}: {_names('tensors', missing, unknown)}"
+            f"{source} was made with another architecture: task {record.name}: "
+            f"{_names('tensors', missing, unknown)}"
         )
     for name, value in record.private.items():
         if value.shape != expected[name].shape:
             raise UserError(
-                f"{source} is of another architecture or width: {name} of task {record.name} has the shape "
-                f"{tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+                f"{source} was made with another architecture or width: {name} of task {record.name} has "
+                f"the shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
             )
 
 
 def _owners(
-    masks: Mapping[str, Tensor], layers: Mapping[str, nn.Module], *, source: Path
+    masks: Mapping[str, Tensor], layers: Mapping[str, nn.Module], *, tasks: int, source: Path
 ) -> dict[str, Tensor]:
+    """The owners in a checkpoint of `tasks` tasks, as uint8."""
     missing, unknown = layers.keys() - masks.keys(), masks.keys() - layers.keys()
     if missing or unknown:
-        raise UserError(f"{source} is of another architecture: {_names('masks', missing, unknown)}")
+        raise UserError(f"{source} was made with another architecture: {_names('masks', missing, unknown)}")
     for name, layer in layers.items():
         if masks[name].shape != layer.weight.shape:
             raise UserError(
-                f"{source} is of another architecture or width: {name} has the shape "
+                f"{source} was made with another architecture or width: {name} has the shape "
                 f"{tuple(masks[name].shape)}, expected {tuple(layer.weight.shape)}"
+            )
+        # Before the conversion to uint8, which would wrap around or truncate. NaN and inf fail the last test.
+        mask = masks[name]
+        wrong = mask[(mask < 0) | (mask > tasks) | (mask % 1 != 0)]
+        if len(wrong):
+            raise UserError(
+                f"{source} is damaged: {name} has weights of owner {wrong[0].item()}, expected 0 (free) to "
+                f"{tasks} (its tasks): use another copy or train it again"
             )
     return {name: mask.to(torch.uint8) for name, mask in masks.items()}
 
@@ -510,11 +535,11 @@ def _load_strictly(network: Network, state: Mapping[str, Tensor], *, source: Pat
     expected = network.state_dict()
     missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing or unknown:
-        raise UserError(f"{source} is of another architecture: {_names('weights', missing, unknown)}")
+        raise UserError(f"{source} was made with another architecture: {_names('weights', missing, unknown)}")
     for name, value in expected.items():
         if value.shape != state[name].shape:
             raise UserError(
-                f"{source} is of another architecture or width: {name} has the shape "
+                f"{source} was made with another architecture or width: {name} has the shape "
                 f"{tuple(state[name].shape)}, expected {tuple(value.shape)}"
             )
     network.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What a network takes: parameters, bytes, multiply-adds and shares, against counts by hand."""
+"""Footprints: parameters, bytes, multiply-adds and shares, against counts by hand."""
 
 import json
 import math
@@ -20,7 +20,7 @@ CONV1, CONV2, FC1, FC2 = 28 * 28 * 6 * 3 * 25, 10 * 10 * 16 * 6 * 25, 400 * 120,
 
 
 def two_tasks() -> SharedNetwork:
-    """A task pruned to a quarter of every layer's weights, and another at twice the weights."""
+    """A task that keeps a quarter of every layer's weights, and another at width multiplier 2."""
     torch.manual_seed(1)
     shared = SharedNetwork(build=LENET)
     shared.begin_task("first", num_classes=5)
@@ -32,49 +32,49 @@ def two_tasks() -> SharedNetwork:
     return shared
 
 
-def test_a_dense_lenet_takes_what_a_count_by_hand_gives() -> None:
+def test_a_dense_lenets_footprint_equals_a_count_by_hand() -> None:
     shared = SharedNetwork(build=LENET)
     shared.begin_task("only", num_classes=5)
-    figures = footprint(shared, "only", inputs=IMAGE)
+    metrics = footprint(shared, "only", inputs=IMAGE)
     weights = 6 * 75 + 16 * 150 + 48000 + 10080
     private = 2 * (6 + 16) + 120 + 84
     head = 84 * 5 + 5
-    assert figures["parameters"] == {
+    assert metrics["parameters"] == {
         "shared": weights,
         "private": private,
         "heads": head,
         "total": weights + private + head,
     }
-    # Running means and variances are kept with the weights, and two 8-byte counters of batches.
+    # With the weights are stored running means and variances and two 8-byte counters of batches.
     stored = 4 * (weights + private + head + 2 * (6 + 16)) + 2 * 8
     owners = math.ceil(weights / 8)
-    assert figures["bytes"] == {
+    assert metrics["bytes"] == {
         "weights": stored,
         "ownership": owners,
         "piggymasks": 0,
         "total": stored + owners,
     }
     dense = CONV1 + CONV2 + FC1 + FC2 + 84 * 5
-    assert figures["multiply_adds"] == {"dense": dense, "nonzero": dense}
-    assert (figures["owned"], figures["free"]) == ({"only": 1.0}, 0.0)
+    assert metrics["multiply_adds"] == {"dense": dense, "nonzero": dense}
+    assert (metrics["owned"], metrics["free"]) == ({"only": 1.0}, 0.0)
 
 
-def test_only_weights_that_a_task_sees_are_counted_as_work() -> None:
+def test_nonzero_multiply_adds_count_only_weights_that_the_task_sees() -> None:
     shared = two_tasks()
-    figures = footprint(shared, "first", inputs=IMAGE)
+    metrics = footprint(shared, "first", inputs=IMAGE)
     owned = {name: (owner == 1).sum().item() for name, owner in shared.owners().items()}
     places = {"features.0": 28 * 28, "features.4": 10 * 10, "features.9": 1, "features.11": 1}
     expected = sum(places[name] * count for name, count in owned.items()) + 84 * 5
-    assert figures["multiply_adds"] == {"dense": CONV1 + CONV2 + FC1 + FC2 + 84 * 5, "nonzero": expected}
-    assert figures["width_multiplier"] == 1.0
+    assert metrics["multiply_adds"] == {"dense": CONV1 + CONV2 + FC1 + FC2 + 84 * 5, "nonzero": expected}
+    assert metrics["width_multiplier"] == 1.0
     second = footprint(shared, "second", inputs=IMAGE)
     assert second["width_multiplier"] == 2.0
     # Weights that pruning freed start at 0 for the second task.
     assert expected < second["multiply_adds"]["nonzero"] < second["multiply_adds"]["dense"]
 
 
-# ResNet-18 by hand: the first convolution, the first stage, the three others (the convolution that halves the
-# pixels, three more, the shortcut), the head. MobileNet: 569 million, as Howard et al. 2017 count (table 4).
+# ResNet-18 by hand: the first convolution, the first stage, the three other stages (a convolution with stride
+# 2, three more, the shortcut), the head. MobileNet: 569 million (Howard et al. 2017, table 4).
 RESNET18 = (
     112**2 * 3 * 49 * 64
     + 4 * 56**2 * 9 * 64**2
@@ -90,34 +90,34 @@ RESNET18 = (
 def test_multiply_adds_are_those_of_the_papers(name: str, expected: float) -> None:
     shared = SharedNetwork(build=partial(models.ARCHITECTURES[name], in_channels=3, size=224))
     shared.begin_task("imagenet", num_classes=1000)
-    work = footprint(shared, "imagenet", inputs=torch.zeros(1, 3, 224, 224))["multiply_adds"]
-    assert work["dense"] == pytest.approx(expected, rel=1e-3)
+    counts = footprint(shared, "imagenet", inputs=torch.zeros(1, 3, 224, 224))["multiply_adds"]
+    assert counts["dense"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_masks_are_counted_packed_and_shares_add_up() -> None:
     shared = two_tasks()
-    figures = footprint(shared, "second", inputs=IMAGE)
+    metrics = footprint(shared, "second", inputs=IMAGE)
     owners = list(shared.owners().values())
     total = sum(owner.numel() for owner in owners)
     first = sum((owner == 1).sum().item() for owner in owners)
-    assert figures["bytes"]["ownership"] == math.ceil(2 * total / 8)  # free, first, second: two bits
-    assert figures["bytes"]["piggymasks"] == math.ceil(first / 8)
-    assert figures["owned"] == pytest.approx({"first": first / total, "second": 1 - first / total})
-    assert figures["free"] == pytest.approx(0.0)
-    assert figures["parameters"]["shared"] == total
-    assert "second, task 2 of 2, at width multiplier 2.0, input 1 x 3 x 32 x 32" in as_text(figures)
+    assert metrics["bytes"]["ownership"] == math.ceil(2 * total / 8)  # free, first, second: two bits
+    assert metrics["bytes"]["piggymasks"] == math.ceil(first / 8)
+    assert metrics["owned"] == pytest.approx({"first": first / total, "second": 1 - first / total})
+    assert metrics["free"] == pytest.approx(0.0)
+    assert metrics["parameters"]["shared"] == total
+    assert "second, task 2 of 2, at width multiplier 2.0, input 1 x 3 x 32 x 32" in as_text(metrics)
 
 
-def test_attention_counts_as_work_of_a_perceiver() -> None:
+def test_attention_counts_in_a_perceivers_multiply_adds() -> None:
     sizes = {"num_latents": 4, "latent_dim": 16, "depth": 1, "latent_heads": 2, "latent_dim_head": 8}
     build = partial(models.ARCHITECTURES["perceiver_io"], in_channels=3, size=8, **sizes)
     shared = SharedNetwork(build=build)
     shared.begin_task("only", num_classes=2)
-    work = footprint(shared, "only", inputs=torch.zeros(1, 3, 8, 8))["multiply_adds"]
+    counts = footprint(shared, "only", inputs=torch.zeros(1, 3, 8, 8))["multiply_adds"]
     shared.release({name: torch.ones_like(owner).bool() for name, owner in shared.owners().items()})
     rest = footprint(shared, "only", inputs=torch.zeros(1, 3, 8, 8))["multiply_adds"]
-    assert rest["dense"] == work["dense"] == work["nonzero"]
-    # What is left: the private K/V projection, both products of each attention, and the head.
+    assert rest["dense"] == counts["dense"] == counts["nonzero"]
+    # The rest: the private K/V projection, both products of each attention, and the head.
     own_attention, head = 2 * 4 * 4 * 16, 84 * 2
     assert own_attention + head < rest["nonzero"] < rest["dense"]
 
@@ -131,13 +131,13 @@ def test_a_checkpoint_is_reported_as_any_of_its_tasks(fleet: Fleet, capsys: pyte
     assert output.out.splitlines()[0].startswith(
         "seen as       four_five, task 2 of 2, at width multiplier 2.0"
     )
-    figures = json.loads(path.read_text())
-    assert figures["tasks"] == ["zero_one", "four_five"]
-    assert figures["architecture"] == {"name": "lenet5", "layers": "sharable"}
+    metrics = json.loads(path.read_text())
+    assert metrics["tasks"] == ["zero_one", "four_five"]
+    assert metrics["architecture"] == {"name": "lenet5", "layers": "sharable"}
     masks = load(fleet.target_folder() / "checkpoint-4.pth.tar")["masks"].values()
-    assert figures["parameters"]["shared"] == sum(mask.numel() for mask in masks)
+    assert metrics["parameters"]["shared"] == sum(mask.numel() for mask in masks)
     earlier = sum((mask == 1).sum().item() for mask in masks)
-    assert figures["bytes"]["piggymasks"] == math.ceil(earlier / 8)
+    assert metrics["bytes"]["piggymasks"] == math.ceil(earlier / 8)
 
     packnet_script.main(fleet.flags("--dataset", "1", *look))
     assert "zero_one 100.0%, free 0.0%" in capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_a_checkpoint_is_reported_as_any_of_its_tasks(fleet: Fleet, capsys: pyte
 
 
 @pytest.mark.parametrize("script", [cpg_script, packnet_script])
-def test_a_report_of_no_checkpoint_is_wrong_usage(
+def test_report_flags_without_a_checkpoint_are_rejected(
     script: object, fresh: Fleet, capsys: pytest.CaptureFixture
 ) -> None:
     for wrong in (("--compute_report",), ("--mode", "inference", "--report_file", "x")):

@@ -35,7 +35,7 @@ def build(*, width: float = 1.0, layers=SHARABLE, **sizes) -> Network:
 
 
 def trained(task: str, *, modality: str, seed: int, layers=SHARABLE, **sizes) -> SharedNetwork:
-    """A network whose every parameter is random, as if `task` had been learned."""
+    """A network with random parameters, as if it had learned `task`."""
     torch.manual_seed(seed)
     shared = SharedNetwork(build=lambda width: build(width=width, layers=layers, **sizes))
     shared.begin_task(task, num_classes=3, modality=modality)
@@ -46,7 +46,7 @@ def trained(task: str, *, modality: str, seed: int, layers=SHARABLE, **sizes) ->
 
 
 def half_pruned(shared: SharedNetwork) -> SharedNetwork:
-    """The same with every other weight set free, as a backbone has them."""
+    """The same network with every other weight free, like a pruned backbone."""
     shared.release(
         {
             name: torch.arange(layer.weight.numel()).view_as(layer.weight) % 2 == 0
@@ -75,7 +75,7 @@ def logits(shared: SharedNetwork, task: str, inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def step(shared: SharedNetwork) -> None:
-    """Change whatever the newest task may change."""
+    """Change everything that the newest task may change."""
     index = len(shared.tasks)
     owned = {layer.weight: layer.owner == index for layer in shared.layers().values()}
     for parameter in shared.network.features.parameters():
@@ -104,7 +104,7 @@ def test_a_target_reads_with_its_own_projection_and_the_backbones_trunk(multipli
     assert torch.equal(logits(backbone, "pictures", seen), before)
 
 
-def test_every_moved_tensor_counts() -> None:
+def test_every_transferred_tensor_affects_the_logits() -> None:
     projection = own_projection(trained("stories", modality="text", seed=2, layers=PLAIN), "stories")
     assert "features.inputs.text.positions" in projection
     assert all(name.startswith(prefix_of("text")) for name in projection)
@@ -125,7 +125,7 @@ def test_every_moved_tensor_counts() -> None:
         assert not torch.allclose(moved(changed), expected), name
 
 
-def test_a_target_of_the_backbones_modality_leaves_the_backbone_its_own_projection() -> None:
+def test_a_target_of_the_same_modality_does_not_change_the_backbones_projection() -> None:
     backbone = half_pruned(trained("pictures", modality="image", seed=1))
     target = trained("photos", modality="image", seed=2, layers=PLAIN)
     seen = images(4)
@@ -139,7 +139,7 @@ def test_a_target_of_the_backbones_modality_leaves_the_backbone_its_own_projecti
         assert not torch.equal(value, own[name])
 
 
-def test_what_has_arrived_survives_saving(tmp_path: Path) -> None:
+def test_arrivals_survive_saving(tmp_path: Path) -> None:
     backbone = half_pruned(trained("pictures", modality="image", seed=1))
     projection = own_projection(trained("stories", modality="text", seed=2, layers=PLAIN), "stories")
     bring(projection, into=backbone, target="stories")

@@ -1,18 +1,17 @@
-"""ModelDiff against a float64 loop that evaluates everything anew."""
+"""ModelDiff against a float64 loop that evaluates every probe again for every mutation."""
 
 import math
 
 import pytest
 import torch
+from torch import nn
 
 from methods.modeldiff import Distance, Model, choose, compare, decision_distances, mutate
 
 
-def net(seed: int, classes: int) -> torch.nn.Module:
+def net(seed: int, classes: int) -> nn.Module:
     torch.manual_seed(seed)
-    return torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(12, 8), torch.nn.Tanh(), torch.nn.Linear(8, classes)
-    ).double()
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, classes)).double()
 
 
 def norm(a, b):
@@ -33,13 +32,14 @@ def slow_mutate(probes, networks, *, iterations, epsilon, seed):
     elements = torch.randint(probes.numel(), (iterations,), generator=generator).tolist()
     best = math.prod(slow_score(network, current, initial) for network in networks)
     for element in elements:
+        tried, scores = [], []
         for change in (epsilon, -epsilon):
-            tried = current.clone()
-            tried.view(-1)[element] += change
-            score = math.prod(slow_score(network, tried, initial) for network in networks)
-            if score > best:
-                current, best = tried, score
-                break
+            tried.append(current.clone())
+            tried[-1].view(-1)[element] += change
+            scores.append(math.prod(slow_score(network, tried[-1], initial) for network in networks))
+        sign = 0 if scores[0] > scores[1] else 1
+        if scores[sign] > best:
+            current, best = tried[sign], scores[sign]
     return current
 
 
@@ -57,7 +57,36 @@ def test_mutations_equal_those_of_the_slow_search():
         assert 10 < (mutated[pair] != probes).sum() <= 60
 
 
-def test_a_distance_does_not_depend_on_what_else_is_compared():
+def mutate_one(*, element: float, scale: float, iterations: int = 1) -> float:
+    """The first of two probes of one element each, after mutations; the other is 0 and outputs are scaled."""
+    network = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(network.weight, scale)
+    probes = torch.tensor([[element], [0.0]], dtype=torch.float64)
+    seed = next(seed for seed in range(99) if drawn(seed, iterations=iterations) == [0] * iterations)
+    (mutated,) = mutate([probes], [network], network, iterations=iterations, epsilon=0.1, seeds=[seed])
+    assert mutated[1].item() == 0.0
+    return mutated[0].item()
+
+
+def drawn(seed: int, *, iterations: int) -> list[int]:
+    return torch.randint(2, (iterations,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def test_a_mutation_takes_the_better_sign() -> None:
+    # Either sign beats a score of 0, and moving away from the other probe spreads the outputs more.
+    assert mutate_one(element=0.5, scale=1.0) == pytest.approx(0.6)
+    assert mutate_one(element=-0.5, scale=1.0) == pytest.approx(-0.6)
+
+
+def test_a_mutation_subtracts_epsilon_when_both_signs_tie() -> None:
+    assert mutate_one(element=0.0, scale=1.0) == pytest.approx(-0.1)
+
+
+def test_a_mutation_that_does_not_raise_the_score_is_undone() -> None:
+    assert mutate_one(element=0.5, scale=0.0, iterations=2) == 0.5
+
+
+def test_a_distance_does_not_depend_on_the_other_candidates():
     generator = torch.Generator().manual_seed(3)
     models = [
         Model(id=i, network=net(i, 3), probes=torch.randn(5, 12, dtype=torch.float64, generator=generator))
@@ -82,7 +111,7 @@ def test_distances_equal_a_loop_over_probe_pairs():
         assert euc[i].item() == pytest.approx(norm(a, b))
 
 
-def test_a_network_is_at_no_distance_from_itself_and_comparison_is_symmetric():
+def test_the_distance_to_itself_is_zero_and_distances_are_symmetric():
     probes = torch.randn(5, 3, 2, 2, dtype=torch.float64)
     others = torch.randn(5, 3, 2, 2, dtype=torch.float64)
     one, same = Model(id=1, network=net(1, 3), probes=probes), Model(id=2, network=net(1, 3), probes=others)

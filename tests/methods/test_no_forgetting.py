@@ -1,4 +1,4 @@
-"""No forgetting, to the bit, through the scripts: a backbone still answers as it did on its own device."""
+"""No forgetting, through the scripts: a backbone's logits stay bit-identical."""
 
 import torch
 
@@ -21,7 +21,7 @@ def logits(path, task: str, fleet: Fleet) -> torch.Tensor:
         return torch.cat([network(images) for images, _ in batches])
 
 
-def test_a_backbone_answers_as_before_after_a_target_was_learned_on_it_at_every_width(trained_fleet: Fleet):
+def test_a_backbones_logits_do_not_change_when_a_target_is_learned_on_it_at_any_width(trained_fleet: Fleet):
     before = logits(trained_fleet.chosen_checkpoint("zero_one"), "zero_one", trained_fleet)
     for width in ("1.0", "1.5", "2.0"):
         path = trained_fleet.target_folder() / f"width-{width}" / "checkpoint-4.pth.tar"

@@ -1,6 +1,7 @@
-"""Ownership: nothing that an earlier task knows changes, to the bit."""
+"""Ownership: earlier tasks stay bit-identical."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def batch(seed: int, size: int = 16) -> tuple[Tensor, Tensor]:
 
 
 def learn(shared: SharedNetwork, *, steps: int, lr: float = 0.05, weight_decay: float = 0.1) -> None:
-    """Train the newest task with a large step and decay, so that a leak would show."""
+    """Train the newest task with a large learning rate and weight decay, so that a leak would show."""
     optimizer = weight_optimizer(shared)
     optimizers = [optimizer]
     if piggymasks_of(shared):
@@ -78,7 +79,7 @@ def learn_pruned(shared: SharedNetwork) -> None:
 
 @pytest.mark.parametrize("build", [CPG_LENET, PACKNET_LENET], ids=["cpg", "packnet"])
 @pytest.mark.parametrize("widths", [(1.0, 1.0), (2.0**0.5, 2.0**0.5), (1.5**0.5, 2.0**0.5)])
-def test_earlier_tasks_keep_their_logits_to_the_bit(build, widths):
+def test_earlier_tasks_logits_stay_bit_identical(build, widths):
     inputs, _ = batch(99, size=32)
     shared = first_task(build)
     before_first = shared.as_task("first")(inputs)
@@ -97,7 +98,7 @@ def test_earlier_tasks_keep_their_logits_to_the_bit(build, widths):
     assert not torch.equal(shared.as_task("third")(inputs), before_second)
 
 
-def test_the_live_network_and_its_dense_view_agree_to_the_bit():
+def test_the_live_network_and_its_dense_view_are_bit_identical():
     shared = first_task(CPG_LENET)
     shared.begin_task("second", num_classes=4, width=2.0**0.5)
     learn(shared, steps=5, lr=0.02)
@@ -118,13 +119,13 @@ def test_a_nan_gradient_does_not_reach_another_tasks_weights(clip_grad_norm):
     method.before_task()
     optimizer = weight_optimizer(shared)
     optimizer.param_groups[0]["lr"] = 0.1
-    spoilt = inputs.clone()
-    spoilt[0, 0, 0, 0] = float("nan")
+    broken = inputs.clone()
+    broken[0, 0, 0, 0] = float("nan")
     loss, _ = train_step(
         network=shared.network,
         method=method,
         optimizers=[optimizer],
-        inputs=spoilt,
+        inputs=broken,
         labels=labels,
         autocast=nullcontext(),
         clip_grad_norm=clip_grad_norm,
@@ -176,7 +177,7 @@ def test_growth_keeps_old_weights_leading_starts_freed_ones_at_zero_and_new_ones
         assert layer.weight[added].std() > 0
 
 
-def test_private_tensors_start_from_the_backbones_and_then_go_their_own_way():
+def test_private_tensors_start_from_the_backbones_and_then_diverge():
     shared = first_task(CPG_LENET)
     first = {name: value.clone() for name, value in shared.as_task("first").state_dict().items()}
     shared.begin_task("second", num_classes=4)
@@ -220,6 +221,37 @@ def test_a_network_survives_its_payload_unchanged(build, tmp_path):
     assert torch.equal(again.as_task("second")(inputs), shared.as_task("second")(inputs))
 
 
+def load_with_owner(owner: float, *, dtype: torch.dtype, source: Path) -> SharedNetwork:
+    payload = first_task(CPG_LENET).payload()
+    masks = payload["masks"] = {name: mask.to(dtype) for name, mask in payload["masks"].items()}
+    masks["features.4"].view(-1)[7] = owner
+    return SharedNetwork.from_payload(payload, build=CPG_LENET, source=source)
+
+
+@pytest.mark.parametrize(
+    ("owner", "dtype"),
+    [
+        (2, torch.uint8),
+        (255, torch.uint8),
+        (-1, torch.int64),
+        (256, torch.int64),  # 0 as uint8
+        (0.5, torch.float32),
+        (float("nan"), torch.float32),
+        (float("inf"), torch.float32),
+    ],
+)
+def test_a_checkpoint_with_an_owner_beyond_its_tasks_is_refused(owner, dtype, tmp_path):
+    with pytest.raises(UserError, match=rf"{tmp_path} is damaged: features\.4 .* owner {owner}, .* 0 .* 1 "):
+        load_with_owner(owner, dtype=dtype, source=tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_owners_of_any_number_type_are_loaded_as_uint8(dtype, tmp_path):
+    owner = load_with_owner(1, dtype=dtype, source=tmp_path).owners()["features.4"]
+    assert owner.dtype == torch.uint8
+    assert owner.flatten()[7] == 1
+
+
 def test_shares_count_what_a_loop_counts():
     shared = first_task(CPG_LENET)
     shared.begin_task("second", num_classes=4, width=2.0**0.5)
@@ -237,7 +269,7 @@ def test_shares_count_what_a_loop_counts():
     shares = shared.shares("second")
     assert shares.sparsity == pytest.approx(free / (free + owned))
     assert shares.task_ratio == pytest.approx(2.0 * owned / total)
-    assert shares.zero_ratio == pytest.approx(free / total)
+    assert shares.zero_ratio == pytest.approx(2.0 * free / total)
     assert shares.shared_ratio == pytest.approx(picked / earlier)
 
 

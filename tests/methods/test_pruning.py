@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import models
 from methods.cpg import choose_ratio, must_grow, weight_optimizer, width_multipliers
@@ -27,7 +28,16 @@ def test_the_smallest_are_those_that_sorting_finds(share):
     expected = torch.zeros(7, 9, dtype=torch.bool)
     for _, row, column in sorted(entries)[: round(share * len(entries))]:
         expected[row, column] = True
-    assert torch.equal(smallest(weight, among=among, share=share), expected)
+    assert torch.equal(smallest(weight, among=among, k=round(share * len(entries))), expected)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 4])
+def test_ties_with_the_kth_smallest_are_pruned_too(k):
+    weight = torch.tensor([[0.0, -2.0, 0.5], [2.0, 3.0, -1.0]])
+    among = torch.tensor([[False, True, True], [True, True, False]])
+    magnitudes = sorted(weight[among].abs().tolist())
+    expected = among & (weight.abs() <= magnitudes[k - 1]) if k else torch.zeros_like(among)
+    assert torch.equal(smallest(weight, among=among, k=k), expected)
 
 
 def make(pruning, **settings):
@@ -67,7 +77,7 @@ def test_sparsity_follows_the_schedule_and_pruned_weights_stay_zero():
             free = layer.owner == 0
             assert free.sum().item() == round(expected * free.numel())
             assert (layer.weight[free] == 0).all()
-            assert (pruned[name] & ~free).sum() == 0, "a pruned weight came back"
+            assert (pruned[name] & ~free).sum() == 0, "a pruned weight was revived"
             pruned[name] = free
 
 
@@ -93,6 +103,29 @@ def test_packnet_cuts_once_before_the_first_step_and_again_in_the_same_place():
         assert cut[name].sum().item() == round(0.5 * cut[name].numel())
 
 
+def test_a_second_task_is_pruned_among_its_own_and_free_weights_also_when_it_resumes():
+    shared, _, method = make(GradualPruning, initial=0.0, final=0.5, interval=1, span=1)
+    method.prune(0.5)
+    shared.begin_task("second", num_classes=3)
+    for layer in shared.layers().values():
+        nn.init.normal_(layer.weight)
+    first = {name: owner == 1 for name, owner in shared.owners().items()}
+    for sparsity in (0.25, 0.75):
+        method = GradualPruning(
+            shared=shared,
+            weight_decay=0.0,
+            optimizer=weight_optimizer(shared),
+            initial=0.0,
+            final=sparsity,
+            interval=1,
+            span=1,
+        )
+        method.prune(sparsity)
+        for name, owner in shared.owners().items():
+            assert torch.equal(owner == 1, first[name])
+            assert (owner == 0).sum().item() == round(sparsity * (owner != 1).sum().item())
+
+
 def test_the_ratio_chosen_is_the_highest_that_reaches_the_baseline():
     record = {0.0: 0.742, 0.5: 0.736, 0.8: 0.732, 0.9: 0.694, 0.95: 0.67}
     assert choose_ratio(record, baseline=0.718, allow_acc_loss=0.001) == 0.8
@@ -107,7 +140,7 @@ def test_a_network_grows_while_it_is_under_its_baseline_or_cannot_fit_its_traini
     assert must_grow(accuracy=0.65, baseline=0.66, train_accuracy=0.99)
     assert must_grow(accuracy=0.70, baseline=0.66, train_accuracy=0.95)
     assert not must_grow(accuracy=0.66, baseline=0.66, train_accuracy=0.951)
-    assert not must_grow(accuracy=67 / 72, baseline=0.9306, train_accuracy=0.99), "equal but for rounding"
+    assert not must_grow(accuracy=67 / 72, baseline=0.9306, train_accuracy=0.99), "equal when rounded"
     assert width_multipliers(1.0, 2.0) == [1.0, 1.5, 2.0]
     assert width_multipliers(1.0, 1.0) == [1.0]
     assert width_multipliers(1.0, 1.7) == [1.0, 1.5]

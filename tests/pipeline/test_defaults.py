@@ -9,7 +9,6 @@ import torch
 import CPG_cifar100_main_normal as cpg_script
 import models
 import packnet_cifar100_main_normal as packnet_script
-import packnet_models
 import pickaback_perceiverIO as search_script
 import spg_main as spg_script
 from pipeline import architectures
@@ -96,9 +95,9 @@ def test_what_no_stage_refuses_is_listed(
 
 
 def test_help_tells_which_architectures_clip_gradients() -> None:
-    for registry in (models.ARCHITECTURES, packnet_models.ARCHITECTURES):
-        for name in registry:
-            build = arguments.architecture(registry, name, in_channels=3, size=32)
+    for layers in (architectures.PLAIN, architectures.SHARABLE):
+        for name in models.ARCHITECTURES:
+            build = architectures.architecture(name, layers=layers, in_channels=3, size=32)
             default = 1.0 if "perceiver" in name else None
             assert architectures.resolved_clip_grad_norm(None, build=build) == default, name
             assert architectures.resolved_clip_grad_norm(0.0, build=build) is None
@@ -106,9 +105,9 @@ def test_help_tells_which_architectures_clip_gradients() -> None:
 
 
 def test_architectures_that_transfer_are_those_of_several_modalities() -> None:
-    for registry in (models.ARCHITECTURES, packnet_models.ARCHITECTURES):
-        for name in registry:
-            build = arguments.architecture(registry, name, in_channels=3, size=32)
+    for layers in (architectures.PLAIN, architectures.SHARABLE):
+        for name in models.ARCHITECTURES:
+            build = architectures.architecture(name, layers=layers, in_channels=3, size=32)
             with torch.device("meta"):
                 network = build(width=1.0)
             assert build.multimodal == (len(network.modalities) > 1), name

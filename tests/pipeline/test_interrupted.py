@@ -186,20 +186,20 @@ def test_saving_takes_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -
     assert saved == [1, 5, 9, 13]
 
 
-@pytest.mark.parametrize("module", [packnet_script, cpg_run])
+@pytest.mark.parametrize("module", [scratch, cpg])
 def test_a_run_killed_between_checkpoint_and_shared_file_still_enters_its_figure(
     module: ModuleType, trained_fleet: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*arguments: object) -> None:
         raise Killed
 
-    run = baseline_stage if module is packnet_script else own_stage
+    run = baseline_stage if module is scratch else own_stage
     with monkeypatch.context() as patch:
         patch.setattr(module, "update_json", die)
         with pytest.raises(Killed):
             run(fresh)
     run(fresh)
-    if module is packnet_script:
+    if module is scratch:
         assert "zero_one" in fresh.paths.baseline_file("digits").read_text()
     else:
         record, expected = (

@@ -23,7 +23,6 @@ import pickaback_perceiverIO as search_script
 import transfer_kv_perceiver_io as transfer_script
 from data.text_encoders import HashEncoder
 from methods.ownership import SharedNetwork
-from models import ARCHITECTURES
 from tests.helpers import REPOSITORY, assert_same_checkpoint, load, refusal, same, snapshot
 from tools import list_tasks, report
 from tools import select_pruning_ratio as select_script
@@ -112,7 +111,9 @@ class Mixed:
         return {row["target_id"]: row["task_id"] for row in rows(self.paths.result_csv("mixed", among=among))}
 
     def network(self, path: Path) -> SharedNetwork:
-        build = arguments.architecture(ARCHITECTURES, "perceiver_io", in_channels=3, size=4, sizes=SIZES)
+        build = architectures.architecture(
+            "perceiver_io", layers=architectures.SHARABLE, in_channels=3, size=4, sizes=SIZES
+        )
         return SharedNetwork.from_payload(load(path), build=build, source=path)
 
 

@@ -336,7 +336,7 @@ def test_a_search_takes_fewer_probes_where_there_are_fewer(
     """The held-out images of the digits are fewer than the 50 asked for by default."""
     fleet.search("1", "--val_batch_size", "1000")
     logged = messages(capsys)
-    assert "Task zero_one has 71 samples to probe with, not 1000" in logged
+    assert "Task zero_one has only 71 samples to probe with, not 1000" in logged
     assert pairs(fleet.paths.result_csv("digits"))["1"] in {"2", "3"}
 
 

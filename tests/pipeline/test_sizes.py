@@ -17,8 +17,8 @@ REGISTRY = packnet_models.ARCHITECTURES
 TINIEST = ("--size", "tiny", "--num_latents", "4", "--latent_dim", "16", "--depth", "1")
 
 
-def builder(name: str, **sizes) -> arguments.Builder:
-    return arguments.architecture(REGISTRY, name, in_channels=3, size=8, sizes=sizes)
+def builder(name: str, **sizes) -> architectures.Builder:
+    return architectures.architecture(name, layers=architectures.PLAIN, in_channels=3, size=8, sizes=sizes)
 
 
 def test_sizes_are_the_defaults_changed_by_the_preset_changed_by_flags():
@@ -69,7 +69,7 @@ def test_sizes_that_an_architecture_lacks_are_refused_by_name(arch, sizes, messa
 def test_every_size_is_a_flag_and_every_flag_is_some_architectures_size():
     parser = flags.parser("")
     flags.add_files(parser)
-    flags = {action.dest for action in parser._actions}
+    known = {action.dest for action in parser._actions}
     sizes = {name for made in REGISTRY.values() for name in getattr(made, "sizes", {})}
     assert sizes <= flags
     assert flags.given_sizes(parser.parse_args([])) == {}
