@@ -88,7 +88,7 @@ def test_importance_does_not_depend_on_how_many_heads_are_held(monkeypatch):
     network = small_network(heads=5)
     batches = in_batches(*samples(), 20)
     together = task_importance(network=network, batches=batches, autocast=NO_CONTEXT)
-    monkeypatch.setattr("methods.spg.HEADS_AT_ONCE", 2)
+    monkeypatch.setattr("methods.approaches.spg.HEADS_AT_ONCE", 2)
     apart = task_importance(network=network, batches=batches, autocast=NO_CONTEXT)
     for name, value in together.items():
         torch.testing.assert_close(apart[name], value, atol=1e-5, rtol=1e-4)

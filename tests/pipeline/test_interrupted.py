@@ -15,7 +15,7 @@ import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 from data import cache
-from pipeline import train_task
+from pipeline import cpg, scratch, train_task
 from tests.helpers import (
     EPOCHS,
     RATIOS,

@@ -23,6 +23,7 @@ import pickaback_perceiverIO as search_script
 import transfer_kv_perceiver_io as transfer_script
 from data.text_encoders import HashEncoder
 from methods.ownership import SharedNetwork
+from pipeline import architectures
 from tests.helpers import REPOSITORY, assert_same_checkpoint, load, refusal, same, snapshot
 from tools import list_tasks, report
 from tools import select_pruning_ratio as select_script

@@ -8,7 +8,7 @@ import torch
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import packnet_models
-from pipeline import flags
+from pipeline import architectures, flags
 from tests.helpers import Fleet, load, refusal
 from tools import select_pruning_ratio as select_script
 from utils.errors import UserError
@@ -71,7 +71,7 @@ def test_every_size_is_a_flag_and_every_flag_is_some_architectures_size():
     flags.add_files(parser)
     known = {action.dest for action in parser._actions}
     sizes = {name for made in REGISTRY.values() for name in getattr(made, "sizes", {})}
-    assert sizes <= flags
+    assert sizes <= known
     assert flags.given_sizes(parser.parse_args([])) == {}
     given = flags.given_sizes(parser.parse_args(["--size", "tiny", "--max_freq", "12"]))
     assert given == {"size": "tiny", "max_freq": 12.0}

@@ -187,7 +187,7 @@ def test_killed_in_the_importance_pass(tmp_path, data_root, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr("methods.spg.task_importance", die)
+        patched.setattr("methods.approaches.spg.task_importance", die)
         broken.run()
     broken.run()
     assert_same(whole.newest(), broken.newest())
