@@ -71,7 +71,7 @@ def read_checkpoint(path: Path) -> dict:
     payload = read_tensors(
         path,
         what="a checkpoint",
-        remedy="run the stage that writes it (with --overwrite), or correct the path",
+        remedy="run its stage again with --overwrite, or correct the path",
     )
     missing = [key for key in _PUBLISHED_KEYS if not isinstance(payload, dict) or key not in payload]
     if missing:

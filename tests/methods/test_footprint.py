@@ -152,4 +152,4 @@ def test_report_flags_without_a_checkpoint_are_rejected(
         with pytest.raises(SystemExit) as ended:
             script.main(fresh.flags("--dataset", "1", *wrong))
         assert ended.value.code == 2
-    assert "give --compute_report with it" in capsys.readouterr().err
+    assert "requires --compute_report" in capsys.readouterr().err

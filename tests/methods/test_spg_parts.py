@@ -95,11 +95,12 @@ def test_importance_does_not_depend_on_how_many_heads_are_held(monkeypatch):
 
 
 def spg_after_tasks(tasks=2, importance=None):
-    settings = Settings(
-        build=lambda width: alexnet(layers=PLAIN, width=width / 16, size=16, dropout=(0.0, 0.0)), total=5
-    )
     torch.manual_seed(0)
-    spg = SPG(settings)
+    spg = SPG(
+        build=lambda width: alexnet(layers=PLAIN, width=width / 16, size=16, dropout=(0.0, 0.0)),
+        total=5,
+        settings=Settings(),
+    )
     for number in range(tasks):
         spg.begin_task(f"task_{number}", 4)
     if importance is not None:

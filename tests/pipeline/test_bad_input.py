@@ -50,10 +50,10 @@ def test_unknown_names_list_the_known_ones(script: object, fleet: Fleet) -> None
         (("--backbone", "3"), "is the target itself"),
         (("--backbone", "1", "--network_width_multiplier", "3"), "--max_allowed_network_width_multiplier"),
         (("--backbone", "1", "--network_width_multiplier", "0.5"), "cannot be made narrower"),
-        (("--num_classes", "5"), "four_five has 2 classes"),
-        (("--dataset", "1-2", "--save_folder", "x"), "--save_folder is of one task"),
-        (("--dataset", "1-2", "--load_folder", "x"), "--load_folder is of one task"),
-        (("--dataset", "1-2", "--pruning_ratio_to_acc_record_file", "x"), "is of one task"),
+        (("--num_classes", "5"), "four_five has 2 in its table"),
+        (("--dataset", "1-2", "--save_folder", "x"), "--save_folder belongs to one task"),
+        (("--dataset", "1-2", "--load_folder", "x"), "--load_folder belongs to one task"),
+        (("--dataset", "1-2", "--pruning_ratio_to_acc_record_file", "x"), "belongs to one task"),
     ],
 )
 def test_flags_that_contradict_the_tasks_are_refused(flags: tuple, named: str, fleet: Fleet) -> None:
@@ -83,7 +83,7 @@ def test_an_architecture_without_projections_is_no_target_across_modalities(flee
     before = snapshot(fleet.root)
     flags = fleet.target_flags("3", "--arch", "lenet5", "--dataset_config", "digits")
     message = refusal(mm_script.main, flags)
-    assert "--arch lenet5 has no K/V projections to transfer: take perceiver_io" in message
+    assert "--arch lenet5 has no K/V projections to transfer: use perceiver_io" in message
     assert snapshot(fleet.root) == before
 
 
@@ -202,8 +202,8 @@ def spoil_version(path: Path) -> None:
 
 
 DAMAGES = {
-    spoil_truncated: "is truncated or no checkpoint: delete it",
-    spoil_to_nothing: "is truncated or no checkpoint: delete it",
+    spoil_truncated: "is truncated or not a checkpoint: run its stage again",
+    spoil_to_nothing: "is truncated or not a checkpoint: run its stage again",
     spoil_to_text: "no checkpoint",
     spoil_to_pickle: "is not opened",
     spoil_to_saved_object: "is not opened",
@@ -255,7 +255,7 @@ def test_a_checkpoint_cut_off_anywhere_is_refused_by_name(trained_fleet: Fleet, 
     path = tmp_path / "checkpoint-4.pth.tar"
     for size in range(0, len(whole) - 1, len(whole) // 60):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"delete it and run its stage again|is not opened") as caught:
+        with pytest.raises(UserError, match=r"run its stage again with --overwrite|is not opened") as caught:
             load_checkpoint(path, architecture="lenet5", layers="plain")
         assert str(path) in str(caught.value)
 
@@ -376,8 +376,8 @@ def test_missing_outputs_of_earlier_stages_name_the_stage(fresh: Fleet, tmp_path
         ("{", "is not valid JSON"),
         ("[]", "holds no JSON object"),
         ('{"two_three": "0.9"}', "has no entry for task four_five"),
-        ('{"four_five": "high"}', "is no number ('high')"),
-        ('{"four_five": null}', "is no number (None)"),
+        ('{"four_five": "high"}', "is not a number ('high')"),
+        ('{"four_five": null}', "is not a number (None)"),
     ],
 )
 def test_a_baseline_file_without_the_tasks_accuracy_is_refused(
@@ -397,8 +397,8 @@ def test_a_baseline_file_without_the_tasks_accuracy_is_refused(
     [
         ({"0.0": 0.9, "0.5": 0.9}, "lacks the sparsity 0.8"),
         ({"0.5": 0.9, "0.8": 0.9}, "lacks the sparsity 0.0"),
-        ({"0.0": 0.9, "0.5": "good", "0.8": 0.9}, "no number"),
-        ({"0.0": 0.9, "0.5": None, "0.8": 0.9}, "no number"),
+        ({"0.0": 0.9, "0.5": "good", "0.8": 0.9}, "not a number"),
+        ({"0.0": 0.9, "0.5": None, "0.8": 0.9}, "not a number"),
     ],
 )
 def test_a_record_without_a_ratios_accuracy_is_refused(record: dict, named: str, fleet: Fleet) -> None:

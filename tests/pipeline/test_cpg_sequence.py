@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import models
 import training.outputs
 from methods.cpg import ratio_for_room
 from methods.ownership import SharedNetwork
+from pipeline import cpg_sequence
 from pipeline.cpg_sequence import TaskInSequence
 from tests.helpers import REPOSITORY, Fleet, assert_same_checkpoint, load, refusal, same, snapshot
 from utils.files import read_csv
@@ -160,10 +162,12 @@ def test_a_killed_sequence_goes_on_to_the_same_bytes(
 
 
 def test_other_arguments_are_refused_by_name(learned: Fleet) -> None:
-    assert "lr_mask (0.0001 there, 0.5 asked)" in refusal(cpg_script.main, flags(learned, "--lr_mask", "0.5"))
+    assert "lr_mask (0.0001 there, 0.5 requested)" in refusal(
+        cpg_script.main, flags(learned, "--lr_mask", "0.5")
+    )
     # With more tasks to come, the second would have been pruned further.
     more = refusal(cpg_script.main, flags(learned, "--total_num_tasks", "5"))
-    assert "forced_ratio (0.5 there, 0.8 asked)" in more
+    assert "forced_ratio (0.5 there, 0.8 requested)" in more
 
 
 def test_a_sequence_in_which_no_ratio_was_forced_can_be_continued(
@@ -213,10 +217,9 @@ def test_the_ratio_for_room() -> None:
 
 
 class Scripted:
-    """A task's run whose accuracies are given, by sparsity."""
+    """A task's run under given flags."""
 
-    def __init__(self, accuracies: dict[float, float], root: Path, *, early: bool) -> None:
-        self.accuracies = accuracies
+    def __init__(self, root: Path, *, early: bool) -> None:
         self.args = Namespace(
             total_num_tasks=4,
             target_sparsity=[0.2, 0.5, 0.8],
@@ -229,9 +232,6 @@ class Scripted:
     def baseline(self) -> float:
         return 0.7
 
-    def prune_from(self, parent: dict, *, final: float, **_: object) -> dict:
-        return {"metrics": {"validation_accuracy": self.accuracies[final]}}
-
 
 @pytest.mark.parametrize(
     ("early", "forced", "tried"),
@@ -243,10 +243,16 @@ class Scripted:
     ],
 )
 def test_pruning_stops_early_only_if_asked_to(
-    early: bool, forced: float | None, tried: list, tmp_path: Path
+    early: bool, forced: float | None, tried: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = {0.2: 0.7, 0.5: 0.6, 0.7: 0.6, 0.8: 0.7}
-    step = TaskInSequence(Scripted(accuracies, tmp_path, early=early), number=1)
+
+    def scripted(*_: object, ratios: list[float], **__: object) -> Iterator[tuple[float, dict]]:
+        for ratio in ratios:
+            yield ratio, {"metrics": {"validation_accuracy": accuracies[ratio]}}
+
+    monkeypatch.setattr(cpg_sequence, "prune_gradually", scripted)
+    step = TaskInSequence(Scripted(tmp_path, early=early), number=1)
     parent = {"masks": {"features.0": torch.ones(2, dtype=torch.uint8)}}
     record = step.prune(parent, accuracy=0.9, width=1.0, forced=forced)
     assert list(record) == tried

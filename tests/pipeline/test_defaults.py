@@ -65,9 +65,9 @@ def test_a_stage_and_its_script_have_the_same_defaults(
     ("flags", "message"),
     [
         (("--arch", "lenet6"), "--arch lenet6 is unknown: choose one of "),
-        (("--arch", "perceiver_io", "--size", "huge"), "--size huge is unknown to --arch perceiver_io: "),
-        (("--size", "tiny"), "--arch lenet5 has no --size: "),
-        (("--transfers", "yes"), "--arch lenet5 has no K/V projections to transfer: take perceiver_io or "),
+        (("--arch", "perceiver_io", "--size", "huge"), "--arch perceiver_io has no preset huge: "),
+        (("--size", "tiny"), "--arch lenet5 has no preset tiny: "),
+        (("--transfers", "yes"), "--arch lenet5 has no K/V projections to transfer: use perceiver_io or "),
         (("--arch", "perceiver", "--transfers", "no"), "--arch perceiver: its targets bring their own K/V "),
         (("--arch", "perceiver_io", "--max_iterations", "5"), "--max_iterations 5: networks of --arch "),
     ],

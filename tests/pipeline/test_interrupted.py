@@ -15,7 +15,7 @@ import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 from data import cache
-from pipeline import cpg, scratch, train_task
+from pipeline import cpg, scratch, search, train_task
 from tests.helpers import (
     EPOCHS,
     RATIOS,
@@ -338,14 +338,18 @@ def test_overwrite_redoes_finished_work(stage: Callable, trained_fleet: Fleet, f
 # Other arguments.
 
 OTHER = [
-    (baseline_stage, ("--epochs", "3"), ["epochs (4 there, 3 asked)"]),
-    (baseline_stage, ("--lr", "0.02", "--weight_decay", "0"), ["lr (0.1 there, 0.02 asked)", "weight_decay"]),
+    (baseline_stage, ("--epochs", "3"), ["epochs (4 there, 3 requested)"]),
+    (
+        baseline_stage,
+        ("--lr", "0.02", "--weight_decay", "0"),
+        ["lr (0.1 there, 0.02 requested)", "weight_decay"],
+    ),
     (baseline_stage, ("--batch_size", "16", "--precision", "bf16"), ["batch_size", "precision"]),
-    (own_stage, ("--epochs", "5"), ["epochs (4 there, 5 asked)"]),
-    (own_stage, ("--prune_epochs", "2"), ["epochs (3 there, 2 asked)"]),
+    (own_stage, ("--epochs", "5"), ["epochs (4 there, 5 requested)"]),
+    (own_stage, ("--prune_epochs", "2"), ["epochs (3 there, 2 requested)"]),
     (own_stage, ("--prune_lr", "0.1", "--pruning_frequency", "2"), ["lr", "pruning_frequency (3 there"]),
-    (own_stage, ("--pruning_interval", "1"), ["pruning_interval (2 there, 1 asked)"]),
-    (target_stage, ("--lr_mask", "0.1"), ["lr_mask (0.0001 there, 0.1 asked)"]),
+    (own_stage, ("--pruning_interval", "1"), ["pruning_interval (2 there, 1 requested)"]),
+    (target_stage, ("--lr_mask", "0.1"), ["lr_mask (0.0001 there, 0.1 requested)"]),
 ]
 
 
@@ -399,7 +403,7 @@ def test_an_unfinished_run_is_not_continued_with_other_arguments(
             fresh.baseline("1")
     other = ("--lr", "0.02")
     message = refusal(lambda _: fresh.baseline("1", *other), [])
-    assert "lr (0.1 there, 0.02 asked)" in message and "resume.pth.tar" in message
+    assert "lr (0.1 there, 0.02 requested)" in message and "resume.pth.tar" in message
 
     fresh.baseline("1", *other, "--overwrite")
     whole = Fleet(root=tmp_path / "whole", data=fresh.data)
@@ -467,7 +471,7 @@ def test_heldout_decisions_do_not_look_at_the_test_set(
             assert left.read_bytes() == right.read_bytes(), name
             continue
         first, second = load(left), load(right)
-        for key in ("model_state_dict", "masks", "shared_layer_info", "progress"):
+        for key in ("model_state_dict", "masks", "shared_layer_info"):
             assert same(first[key], second[key]), f"{name}: {key}"
         assert first.get("selection") == second.get("selection")
         # The test set is reported on, and was another one.
@@ -491,9 +495,9 @@ def test_published_decisions_do_look_at_the_test_set(trained_fleet: Fleet, tmp_p
 def test_a_choice_made_with_other_arguments_is_refused_and_redone_on_request(fleet: Fleet) -> None:
     before = snapshot(fleet.root)
     message = refusal(search_script.main, fleet.search_flags("3", "--select", "nearest"))
-    assert "select (backbone zero_one there, nearest asked)" in message and "--overwrite" in message
+    assert "select (backbone zero_one there, nearest requested)" in message and "--overwrite" in message
     message = refusal(select_script.main, fleet.select_flags("1", "--allow_acc_loss", "0.9"))
-    assert "allow_acc_loss (0.001 there, 0.9 asked)" in message
+    assert "allow_acc_loss (0.001 there, 0.9 requested)" in message
     assert snapshot(fleet.root) == before
 
     fleet.search("3", "--select", "nearest", "--overwrite")
@@ -509,7 +513,7 @@ def test_a_search_killed_while_it_writes_never_pairs_an_old_choice_with_new_argu
     """Whatever the moment, the same command afterwards ends with the choice that was asked for."""
     nearest = ("--backbone", "two_three")
     for moment in range(1, 4):
-        write, count = getattr(search_script, killed), 0
+        write, count = getattr(search, killed), 0
 
         def dying(*arguments: object, write=write, moment=moment, **more: object) -> None:
             nonlocal count
@@ -520,7 +524,7 @@ def test_a_search_killed_while_it_writes_never_pairs_an_old_choice_with_new_argu
 
         copied = fleet.copy(fleet.root.parent / f"{killed}-{moment}")
         with monkeypatch.context() as patch:
-            patch.setattr(search_script, killed, dying)
+            patch.setattr(search, killed, dying)
             with contextlib.suppress(Killed):
                 copied.search("3", *nearest, "--overwrite")
         try:

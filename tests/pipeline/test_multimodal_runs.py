@@ -290,7 +290,7 @@ def test_networks_without_projections_are_refused_before_anything_is_read(tmp_pa
     roots = [flag for name in ("data", "checkpoints", "logs") for flag in (f"--{name}_root", str(tmp_path))]
     for main, flags in ((transfer_script.main, []), (mm_script.main, ["--backbone", "from_csv"])):
         message = refusal(main, [*roots, *flags, "--arch", "lenet5"])
-        assert "--arch lenet5 has no K/V projections to transfer: take perceiver_io" in message
+        assert "--arch lenet5 has no K/V projections to transfer: use perceiver_io" in message
 
 
 def test_the_scripts_across_modalities_take_a_perceiver_and_a_table_of_both_unless_told_otherwise() -> None:
@@ -301,7 +301,7 @@ def test_the_scripts_across_modalities_take_a_perceiver_and_a_table_of_both_unle
 def test_leaving_the_transfer_out_is_about_a_backbone(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         mm_script.parse(["--no_kv_transfer"])
-    assert "--no_kv_transfer is about a backbone: give --backbone" in capsys.readouterr().err
+    assert "--no_kv_transfer requires --backbone" in capsys.readouterr().err
 
 
 def test_a_target_on_a_redone_backbone_is_refused_until_the_transfer_is_redone(mixed: Mixed) -> None:
@@ -390,8 +390,8 @@ def test_a_result_csv_without_a_proper_pair_is_refused(
 @pytest.mark.parametrize(
     ("sizes", "named"),
     [
-        ({"latent_dim": 10}, "latent_dim (8 there, 10 asked)"),
-        ({"depth": 2, "num_latents": 5}, "num_latents (3 there, 5 asked), depth (1 there, 2 asked)"),
+        ({"latent_dim": 10}, "latent_dim (8 there, 10 requested)"),
+        ({"depth": 2, "num_latents": 5}, "num_latents (3 there, 5 requested), depth (1 there, 2 requested)"),
     ],
 )
 def test_checkpoints_of_another_size_or_depth_are_refused_by_the_sizes(
@@ -413,7 +413,7 @@ def test_gradients_are_clipped_as_the_log_says_and_a_finished_run_with_others_is
     folder = mixed.paths.baselines("mixed") / "pets"
     assert " clip_grad_norm=1.0 " in (folder / "train.log").read_text().splitlines()[0]
     message = refusal(packnet_script.main, mixed.flags("pets", "--epochs", 1, "--clip_grad_norm", 0))
-    assert "clip_grad_norm (1.0 there, none asked)" in message
+    assert "clip_grad_norm (1.0 there, none requested)" in message
     before = load(folder / "checkpoint-1.pth.tar")["model_state_dict"]
     mixed.baseline("pets", "--clip_grad_norm", 1e-3, "--overwrite")
     after = load(folder / "checkpoint-1.pth.tar")["model_state_dict"]

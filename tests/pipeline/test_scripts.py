@@ -534,13 +534,13 @@ def test_impossible_training_flags_end_with_status_2(
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (("--mode", "prune", "--target_sparsity", "0.5", "0.4"), "must grow from one value to the next"),
-        (("--mode", "prune", "--target_sparsity", "0.5", "0.5"), "must grow from one value to the next"),
+        (("--mode", "prune", "--target_sparsity", "0.5", "0.4"), "must increase strictly"),
+        (("--mode", "prune", "--target_sparsity", "0.5", "0.5"), "must increase strictly"),
         (("--mode", "prune", "--initial_sparsity", "0.1"), "above --initial_sparsity"),
         (("--mode", "prune", "--backbone", "2"), "leave out --backbone"),
-        (("--mode", "inference", "finetune"), "inference stands alone"),
-        (("--mode", "finetune", "prune", "--save_folder", "x"), "of one mode"),
-        (("--mode", "finetune", "prune", "--load_folder", "x"), "of one mode"),
+        (("--mode", "inference", "finetune"), "inference cannot be combined"),
+        (("--mode", "finetune", "prune", "--save_folder", "x"), "belong to one mode"),
+        (("--mode", "finetune", "prune", "--load_folder", "x"), "belong to one mode"),
         (("--prune_epochs", "0"), "--prune_epochs"),
         (("--pruning_frequency", "0"), "--pruning_frequency"),
         (("--lr_mask", "-1"), "--lr_mask"),

@@ -51,13 +51,13 @@ def test_a_perceiver_reads_in_every_layer():
 @pytest.mark.parametrize(
     ("arch", "sizes", "message"),
     [
-        ("lenet5", {"size": "tiny"}, "--arch lenet5 has no --size"),
-        ("lenet5", {"depth": 2, "latent_dim": 8}, "--arch lenet5 has no --depth, --latent_dim"),
-        ("perceiver_io", {"self_per_cross_attn": 2}, "--arch perceiver_io has no --self_per_cross_attn"),
+        ("lenet5", {"size": "tiny"}, "--arch lenet5 has no preset tiny"),
+        ("lenet5", {"depth": 2, "latent_dim": 8}, "--arch lenet5 has no depth, latent_dim"),
+        ("perceiver_io", {"self_per_cross_attn": 2}, "--arch perceiver_io has no self_per_cross_attn"),
         (
             "perceiver_io",
             {"size": "huge"},
-            "--size huge is unknown to --arch perceiver_io: choose one of base, tiny",
+            "--arch perceiver_io has no preset huge: choose one of base, tiny",
         ),
     ],
 )
@@ -87,14 +87,12 @@ def test_a_checkpoint_says_its_sizes_and_one_of_another_size_is_refused_by_name(
 
     argv = fresh.baseline_flags("zero_one", *few, "--latent_dim", "24", "--depth", "2")
     message = refusal(packnet_script.main, argv)
-    assert "latent_dim (16 there, 24 asked)" in message and "depth (1 there, 2 asked)" in message
+    assert "latent_dim (16 there, 24 requested)" in message and "depth (1 there, 2 requested)" in message
     message = refusal(packnet_script.main, [*argv, "--mode", "inference"])
-    assert "is a network of another size" in message and "latent_dim (16 there, 24 asked)" in message
+    assert "is a network of other sizes" in message and "latent_dim (16 there, 24 requested)" in message
     message = refusal(cpg_script.main, fresh.own_flags("zero_one", "--size", "tiny"))
-    assert "--arch lenet5 has no --size" in message
-    assert "--arch lenet5 has no --depth" in refusal(
-        select_script.main, fresh.select_flags("1", "--depth", 2)
-    )
+    assert "--arch lenet5 has no preset tiny" in message
+    assert "--arch lenet5 has no depth" in refusal(select_script.main, fresh.select_flags("1", "--depth", 2))
 
 
 def test_texts_are_learned_by_perceivers_and_refused_by_other_networks_and_too_few_positions(

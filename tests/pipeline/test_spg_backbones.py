@@ -22,8 +22,9 @@ BUILD = partial(packnet_models.ARCHITECTURES["resnet18"], size=16)
 CPU = autocast(torch.device("cpu"), "fp32")
 
 
-def settings() -> Settings:
-    return Settings(build=lambda width: BUILD(width=width / 8), total=3)
+def setup() -> dict:
+    """The arguments of an approach's constructor."""
+    return {"build": lambda width: BUILD(width=width / 8), "total": 3, "settings": Settings()}
 
 
 def batch(seed: int) -> tuple[Tensor, Tensor]:
@@ -33,7 +34,7 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
 
 def learn(learned, seed: int) -> None:
     passes = TaskPasses(batches=lambda size: iter([batch(seed)]), autocast=CPU)
-    made = learned.learner("train", passes)
+    made = learned.learner("train", passes, epochs=1)
     optimizer = made.optimizers["weights"]
     optimizer.param_groups[0]["lr"] = 0.05
     made.method.before_task()
@@ -54,7 +55,7 @@ def learn(learned, seed: int) -> None:
 @pytest.mark.parametrize("approach", ["spg", "ncl", "ewc"])
 def test_every_task_keeps_its_running_statistics_through_payloads_too(approach):
     torch.manual_seed(0)
-    learned = APPROACHES[approach](settings())
+    learned = APPROACHES[approach](**setup())
     learned.begin_task("first", 3)
     learn(learned, 1)
     learned.network.eval()
@@ -63,7 +64,7 @@ def test_every_task_keeps_its_running_statistics_through_payloads_too(approach):
     assert not torch.equal(statistics["bn1.running_mean"], torch.zeros(8))
     learned.begin_task("second", 3)
     learn(learned, 5)
-    again = APPROACHES[approach].from_payload(learned.payload(), Path("x"), settings=settings())
+    again = APPROACHES[approach].from_payload(learned.payload(), Path("x"), **setup())
     inputs, _ = batch(1)
     with torch.no_grad():
         for name in ("first", "second"):
@@ -79,7 +80,7 @@ def test_every_task_keeps_its_running_statistics_through_payloads_too(approach):
 
 def test_importance_of_a_backbone_without_a_named_last_layer_equals_one_pass_for_each_head():
     torch.manual_seed(0)
-    learned = SPG(settings())
+    learned = SPG(**setup())
     for name in ("first", "second", "third"):
         learned.begin_task(name, 3)
         learn(learned, 2)
@@ -148,8 +149,8 @@ def test_backbones_that_cannot_learn_a_sequence_end_in_one_line(flags):
     def line(*more: str) -> str:
         return refusal(spg_main.main, [*flags, *more])
 
-    assert "unknown backbone 'resnet19': choose from lenet5, alexnet, " in line("--backbone", "resnet19")
+    assert "unknown --arch 'resnet19': choose from lenet5, alexnet, " in line("--backbone", "resnet19")
     assert "perceiver" not in line("--backbone", "perceiver").partition("choose")[2]
-    assert "--dropout is for --backbone alexnet" in line("--backbone", "resnet18", "--dropout", "0.1", "0.1")
+    assert "--dropout requires --arch alexnet" in line("--backbone", "resnet18", "--dropout", "0.1", "0.1")
     shown = line("--backbone", "mobilenetv2")
-    assert "--backbone mobilenetv2 cannot learn digits_5: images of 16 pixels are too small" in shown
+    assert "--arch mobilenetv2 cannot learn digits_5: images of 16 pixels are too small" in shown

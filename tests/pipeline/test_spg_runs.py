@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import spg_main
 from methods.approaches import APPROACHES
 from pipeline import train_task
 from pipeline.spg import ContinualRun
-from training.loop import fit
+from training.loop import Compute, Learner, Observer, fit
 from training.method import Method
 from training.outputs import Output
 from training.schedules import PlateauSchedule
@@ -205,7 +206,7 @@ def test_unknown_names_list_the_known_ones(roots):
 
 def test_other_arguments_are_refused_by_name(roots):
     roots.run("--appr", "ncl", "--epochs", "1")
-    with pytest.raises(UserError, match=r"lr \(0.1 there, 0.2 asked\)"):
+    with pytest.raises(UserError, match=r"lr \(0.1 there, 0.2 requested\)"):
         roots.run("--appr", "ncl", "--epochs", "1", "--lr", "0.2")
     roots.run("--appr", "ncl", "--epochs", "1", "--lr", "0.2", "--overwrite")
     assert roots.metrics("ncl")["arguments"]["lr"] == 0.2
@@ -343,22 +344,26 @@ def run_fit(method, schedule, losses, *, epochs=20):
     batch = (torch.randn(8, 4), torch.randint(0, 2, (8,)))
     states = [network.weight.detach().clone()]
 
-    def figures(row):
-        states.append(network.weight.detach().clone())
-        return row | {"val_loss": losses[row["epoch"] - 1]}
+    class Scripted(Observer):
+        def metrics(self):
+            states.append(network.weight.detach().clone())
+            return {"val_loss": losses[len(states) - 2]}
 
-    progress = fit(
-        network=network,
+    learner = Learner(
         method=method,
         optimizers={"weights": torch.optim.SGD(network.parameters(), lr=0.0)},
         schedules={"weights": schedule},
-        epoch_batches=lambda generator: iter([batch]),
         epochs=epochs,
+        monitor="val_loss",
+    )
+    batches = SimpleNamespace(epoch=lambda generator: iter([batch]), validation=lambda: iter([batch]))
+    progress = fit(
+        network,
+        learner=learner,
+        batches=batches,
+        compute=Compute(device=torch.device("cpu")),
         seed=0,
-        device=torch.device("cpu"),
-        autocast=contextlib.nullcontext(),
-        figures=figures,
-        watch="val_loss",
+        observer=Scripted(),
     )
     return network, progress, states
 
@@ -391,5 +396,5 @@ def test_a_nan_in_the_first_epoch_goes_back_to_the_start():
 
 
 def test_a_run_whose_loss_is_never_finite_is_refused(roots):
-    with pytest.raises(UserError, match="the loss was finite in no epoch: lower --lr"):
+    with pytest.raises(UserError, match="the loss was not finite in any epoch: lower --lr"):
         roots.run("--appr", "ncl", "--lr", "1e30", "--lr_floor", "1e29", "--epochs", "3")
