@@ -204,10 +204,10 @@ def spoil_version(path: Path) -> None:
 DAMAGES = {
     spoil_truncated: "is truncated or not a checkpoint: run its stage again",
     spoil_to_nothing: "is truncated or not a checkpoint: run its stage again",
-    spoil_to_text: "no checkpoint",
+    spoil_to_text: "not a checkpoint",
     spoil_to_pickle: "is not opened",
     spoil_to_saved_object: "is not opened",
-    spoil_to_list: "is no checkpoint of this project",
+    spoil_to_list: "is not a checkpoint of this project",
     spoil_without_masks: "it lacks masks",
     spoil_masks_kind: "masks",
     spoil_weight_kind: "features.0.weight",

@@ -383,7 +383,7 @@ def test_a_nan_restores_the_best_state_and_lowers_the_rate(caplog):
     assert [round(row["lr"], 6) for row in progress.history] == [0.9, 0.9, 0.9, 0.3, 0.3]
     assert progress.history[2]["loss"] is None and progress.history[2]["val_loss"] is None
     assert states[3].isnan().all() and network.weight.isfinite().all()
-    assert "back to the best state so far" in caplog.text
+    assert "returning to the best state so far" in caplog.text
     # The epoch after the breakdown went on from the best state, that of epoch 2.
     assert network.weight.equal(states[5]) and states[4].isfinite().all()
 
