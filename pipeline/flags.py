@@ -6,7 +6,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from utils.paths import default_root
+from utils.errors import UserError
+from utils.paths import check_run, default_root
 from utils.precisions import PRECISIONS
 
 FROM_TARGET = "from_target"
@@ -77,6 +78,14 @@ def sparsity(text: str) -> float:
 def width_multiplier(text: str) -> float | str:
     """A number greater than 0, or `from_target`."""
     return FROM_TARGET if text == FROM_TARGET else positive_float(text)
+
+
+def run_name(text: str) -> str:
+    """The name of a run."""
+    try:
+        return check_run(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,7 @@ def _add_root(group: argparse._ActionsContainer, name: str) -> None:
 def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
     _add_root(group, "checkpoints")
     _add_root(group, "logs")
-    group.add_argument("--run", help=f"Name of the run under the roots (default: {run}).")
+    group.add_argument("--run", type=run_name, help=f"Name of the run under the roots (default: {run}).")
 
 
 def _add_seed(group: argparse._ArgumentGroup) -> None:

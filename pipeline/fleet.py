@@ -17,8 +17,6 @@ _OF_ONE_TASK = ("load_folder", "save_folder", "pruning_ratio_to_acc_record_file"
 
 def paths_of(args: argparse.Namespace) -> Paths:
     """Where the files of a run are."""
-    if args.run and (Path(args.run).is_absolute() or ".." in Path(args.run).parts):
-        raise UserError(f"--run {args.run}: give a name below the roots, without '..'")
     run = args.run or Paths.run_name(arch=args.arch, seed=args.seed, protocol=args.protocol)
     return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
 

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import logging
-import shutil
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from pipeline.flags import settings_from
 from pipeline.recipe import ContinualRecipe, ContinualStageRecipe
 from pipeline.train_task import EpochLog, train_into, train_line, validation_line
 from training.loop import Compute, evaluate
-from training.outputs import Output, require_same
+from training.outputs import Output, remove_output, require_same
 from utils import logs, metrics
 from utils.errors import UserError
 from utils.files import csv_text, read_json, write_atomically
@@ -249,10 +248,18 @@ class ContinualRun:
         return result
 
     def clear(self) -> None:
-        """Remove what an earlier run left."""
-        shutil.rmtree(self.paths.sequence_checkpoints(), ignore_errors=True)
+        """Delete what earlier runs of the same approach left under this name."""
+        for task in (JOINT, *self.names):
+            self.forget(task)
         for name in ("accuracy_matrix", "metrics_file", "configuration_file"):
             getattr(self.paths, name)().unlink(missing_ok=True)
+
+    def forget(self, task: str) -> None:
+        """Delete the checkpoints of one task."""
+        made_by = {"seq": self.recipe.seq, "appr": self.approach, "task": task}
+        for stage in self.kind.stages(remaining=1):
+            folder = self.paths.sequence_task(task, stage)
+            remove_output(folder, root=self.paths.checkpoints, made_by=made_by)
 
     def learn_in_turn(self) -> list[dict]:
         """Learn task after task, and evaluate on all tasks so far after each.
@@ -271,7 +278,7 @@ class ContinualRun:
             history = [*approach.history, self.evaluate_after(number, approach)]
             self.write_matrix([entry["accuracies"] for entry in history])
             if number > 1 and not self.args.keep_checkpoints:
-                shutil.rmtree(self.paths.sequence_checkpoints() / self.names[number - 2], ignore_errors=True)
+                self.forget(self.names[number - 2])
         return history
 
     def newest_finished(self) -> tuple[int, dict | None]:

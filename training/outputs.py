@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.checkpoints import load_checkpoint, save_checkpoint
+from training.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
 from training.loop import Progress
 from utils.errors import UserError
 from utils.files import csv_text, write_atomically
@@ -44,6 +44,32 @@ def _brief(value: object) -> str:
     if value is None:
         return "none"
     return str(value)
+
+
+def remove_output(folder: Path, *, root: Path, made_by: Mapping) -> None:
+    """Delete what training runs left in an output folder, and the folder if nothing else is in it.
+
+    Args:
+        root: the folder must lie inside it.
+        made_by: entries that the recipe of every checkpoint deleted must have.
+
+    Raises:
+        UserError: naming a folder outside the root, or a checkpoint that another recipe made; nothing is
+            deleted then.
+    """
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{folder} is not inside {root}: nothing is deleted")
+    ours = [path for path in (*checkpoints_in(folder).values(), folder / RESUME_NAME) if path.is_file()]
+    for path in ours:
+        found = read_checkpoint(path).get("arguments", {})
+        if any(found.get(name) != value for name, value in made_by.items()):
+            raise UserError(f"{path} belongs to another run: choose another --run")
+    for path in (*ours, folder / TRAIN_CSV):
+        path.unlink(missing_ok=True)
+    for empty in (folder, *folder.parents):
+        if empty == root or not empty.is_dir() or any(empty.iterdir()):
+            break
+        empty.rmdir()
 
 
 @dataclass(frozen=True)

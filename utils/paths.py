@@ -43,6 +43,26 @@ def checkpoint_in(folder: Path, *, remedy: str) -> Path:
     return found[max(found)]
 
 
+_RUN_PART = re.compile(r"\w[\w.+=-]*")
+_LONGEST_RUN = 200
+
+
+def check_run(name: str) -> str:
+    """A run's name: words separated by `/`, none of which begins with a dot or a dash.
+
+    So it never leaves the roots, whatever the file system.
+
+    Raises:
+        UserError: for any other name.
+    """
+    if len(name) > _LONGEST_RUN or not all(_RUN_PART.fullmatch(part) for part in name.split("/")):
+        raise UserError(
+            f"the name of a run cannot be {name!r}: give letters, digits and . _ + = - in words separated by /, none of which begins "
+            f"with a dot or a dash, {_LONGEST_RUN} characters at most"
+        )
+    return name
+
+
 @dataclass(frozen=True)
 class Paths:
     """Paths of one run's files.
@@ -56,6 +76,9 @@ class Paths:
     logs: Path
     data: Path
     run: str
+
+    def __post_init__(self) -> None:
+        check_run(self.run)
 
     @staticmethod
     def run_name(*, arch: str, seed: int, protocol: str) -> str:

@@ -427,3 +427,49 @@ def test_a_nan_in_the_first_epoch_goes_back_to_the_start():
 def test_a_run_whose_loss_is_never_finite_is_refused(roots):
     with pytest.raises(UserError, match="the loss was not finite in any epoch: lower --lr"):
         roots.run("--appr", "ncl", "--lr", "1e30", "--lr_floor", "1e29", "--epochs", "3")
+
+
+# What --run and --overwrite may delete
+
+
+def everything(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name", ["/absolute", "../../v", ".", "..", "a/../b", "a//b", "a/", "-x", ".hidden", "a\n", ""]
+)
+def test_run_names_that_could_leave_the_roots_are_usage_errors(roots, name):
+    with pytest.raises(SystemExit) as ended:
+        roots.run("--run", name, "--overwrite")
+    assert ended.value.code == 2
+    assert not (roots.folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+def test_folders_of_others_under_the_same_name_stay(roots, flags):
+    """Whatever stands in a run's folder: only this run's own checkpoints are ever deleted."""
+    run = roots.folder / "checkpoints" / "lenet5"
+    for path in ("seed1/baseline/fish/checkpoint-100.pth.tar", "task_1/notes.txt", "task_1/train/mine.txt"):
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        (run / path).write_text("finished work")
+    before = everything(run)
+    roots.run("--run", "lenet5", "--appr", "ncl", *flags)
+    assert before.items() <= everything(run).items()
+
+
+def test_another_approach_under_the_same_name_is_not_deleted(roots):
+    roots.run("--run", "mine", "--appr", "ncl")
+    before = everything(roots.folder / "checkpoints")
+    with pytest.raises(UserError, match="belongs to another run: choose another --run"):
+        roots.run("--run", "mine", "--appr", "ewc", "--overwrite")
+    assert everything(roots.folder / "checkpoints") == before
+
+
+def test_overwriting_keeps_what_tuning_has_tried(roots):
+    tried = roots.folder / "checkpoints" / "spg" / "digits_5" / "ncl" / "seed1" / "tune" / "0.1-0.2" / "x"
+    tried.mkdir(parents=True)
+    (tried / "checkpoint-2.pth.tar").write_text("tried")
+    roots.run("--appr", "ncl")
+    roots.run("--appr", "ncl", "--overwrite", "--keep_checkpoints")
+    assert (tried / "checkpoint-2.pth.tar").read_text() == "tried"
