@@ -11,7 +11,7 @@ from methods.ownership import SharedNetwork
 from pipeline.architectures import SHARABLE, check_transfers
 from pipeline.flags import FROM_TARGET
 from pipeline.fleet import backbone_of, final_width, read_widths
-from pipeline.recipe import GradualPruningRecipe, OnBackboneRecipe, OwnNetworkRecipe
+from pipeline.recipe import OnBackboneRecipe, OwnNetworkRecipe, PruningSchedule
 from pipeline.train_task import TaskRun, run_tasks
 from training.checkpoints import fingerprint
 from utils.errors import UserError
@@ -141,7 +141,7 @@ class CPGTask:
         payload = self.task.train(
             recipe,
             folder=self.folder,
-            begin=lambda: self.task.new_network(width=self.multiplier**0.5),
+            begin=lambda: self.task.new_network(width=recipe.width),
         )
         accuracy = payload["metrics"]["validation_accuracy"]
         in_layout = self.folder == self.task.paths.single_scratch(self.config, self.name)
@@ -167,7 +167,13 @@ class CPGTask:
         ratios = self.args.target_sparsity
         parent = self.task.load(source)
         for ratio, payload in prune_gradually(
-            self.task, parent, source=source, pruned=self.pruned, ratios=ratios, initial=initial
+            self.task,
+            parent,
+            schedule=PruningSchedule.from_args(self.args),
+            source=source,
+            pruned=self.pruned,
+            ratios=ratios,
+            initial=initial,
         ):
             self.record(ratio, payload["metrics"]["validation_accuracy"])
 
@@ -226,7 +232,7 @@ class CPGTask:
         return self.task.train(
             recipe,
             folder=width_folder(self.folder, multiplier),
-            begin=lambda: on_top_of(self.task, backbone, source=source, multiplier=multiplier),
+            begin=lambda: on_top_of(self.task, backbone, source=source, width=recipe.width),
         )
 
     def finish_target(self, widths: dict[float, dict]) -> None:
@@ -253,10 +259,10 @@ class CPGTask:
         write_changed(widths_file(self.folder), widths_text(widths))
 
 
-def on_top_of(task: TaskRun, before: dict, *, source: Path, multiplier: float) -> SharedNetwork:
-    """The network in the checkpoint `before`, grown to a width multiplier, with the task begun."""
+def on_top_of(task: TaskRun, before: dict, *, source: Path, width: float) -> SharedNetwork:
+    """The network in the checkpoint `before`, grown to √(width multiplier) `width`, with the task begun."""
     shared = task.restore(before, source)
-    task.begin_task(shared, width=multiplier**0.5)
+    task.begin_task(shared, width=width)
     return shared
 
 
@@ -295,6 +301,7 @@ def prune_gradually(
     task: TaskRun,
     parent: dict,
     *,
+    schedule: PruningSchedule,
     source: Path,
     pruned: Path,
     ratios: Sequence[float],
@@ -310,17 +317,12 @@ def prune_gradually(
     Yields:
         Each ratio with the finished payload.
     """
-    args = task.args
     for ratio in ratios:
-        recipe = GradualPruningRecipe(
+        recipe = schedule.recipe(
             run=task.recipe,
             samples=task.samples,
-            epochs=args.prune_epochs,
-            lr=args.prune_lr,
-            initial_sparsity=initial,
-            final_sparsity=ratio,
-            pruning_interval=args.pruning_interval,
-            pruning_frequency=args.pruning_frequency,
+            initial=initial,
+            final=ratio,
             parent=fingerprint(parent),
         )
         folder = sparsity_folder(pruned, ratio)

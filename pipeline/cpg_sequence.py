@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from data.tables import load_table
@@ -13,7 +13,7 @@ from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, SHARABLE
 from pipeline.cpg import grow, log_choice, on_top_of, prune_gradually, widths_text
 from pipeline.fleet import paths_of, selected_tasks, test_accuracy
-from pipeline.recipe import InSequenceRecipe, SequenceTaskRecipe, text_entries
+from pipeline.recipe import InSequenceRecipe, PruningSchedule, SequenceTaskRecipe, text_entries
 from pipeline.train_task import TaskRun
 from training.checkpoints import fingerprint, save_checkpoint
 from training.outputs import require_same
@@ -123,25 +123,16 @@ class TaskInSequence:
             epochs=args.epochs,
             lr=args.lr,
             lr_mask=args.lr_mask,
-            prune_epochs=args.prune_epochs,
-            prune_lr=args.prune_lr,
-            pruning_interval=args.pruning_interval,
-            pruning_frequency=args.pruning_frequency,
+            pruning=PruningSchedule.from_args(args),
             target_sparsity=tuple(args.target_sparsity),
             allow_acc_loss=args.allow_acc_loss,
             stop_pruning_early=args.stop_pruning_early,
             network_width_multiplier=args.network_width_multiplier,
             max_allowed_network_width_multiplier=args.max_allowed_network_width_multiplier,
             baseline=self.baseline,
-            **self.origins(before),
+            parent=None if before is None else fingerprint(before),
+            pretrained=self.run.origin if before is None else None,
         )
-
-    def origins(self, before: dict | None) -> dict:
-        """What the task's weights start from."""
-        return {
-            "parent": None if before is None else fingerprint(before),
-            "pretrained": self.run.origin if before is None else None,
-        }
 
     def finished(self, recipe: SequenceTaskRecipe) -> dict | None:
         """The chosen network's payload; None if there is none or it is to be redone.
@@ -170,21 +161,21 @@ class TaskInSequence:
 
     def choose(self, before: dict | None, *, recipe: SequenceTaskRecipe) -> dict:
         """Train, prune, choose a ratio and put its network in place; returns its payload."""
-        width, payload = self.train(before)
+        width, payload = self.train(before, recipe=recipe)
         accuracy = payload["metrics"]["validation_accuracy"]
         forced = None
-        if rounded(accuracy) < self.baseline:
+        if rounded(accuracy) < recipe.baseline:
             forced = ratio_for_room(self.remaining)
             logging.info(
                 "%s stays under its baseline: it is pruned to sparsity %s to leave room for %d tasks",
                 *(self.name, forced, self.remaining),
             )
-        record = self.prune(payload, accuracy=accuracy, width=width, forced=forced)
+        record = self.prune(payload, recipe=recipe, accuracy=accuracy, width=width, forced=forced)
         if forced is None:
-            ratio = choose_ratio(record, baseline=self.baseline, allow_acc_loss=self.args.allow_acc_loss)
+            ratio = choose_ratio(record, baseline=recipe.baseline, allow_acc_loss=recipe.allow_acc_loss)
         else:
             ratio = max(record)
-        log_choice(ratio, task=self.name, accuracy=record[ratio], baseline=self.baseline)
+        log_choice(ratio, task=self.name, accuracy=record[ratio], baseline=recipe.baseline)
         folder = sparsity_folder(self.pruned, ratio) if ratio else width_folder(self.scratch, width)
         path = checkpoint_in(folder, remedy="run the same command again")
         payload = self.run.load(path)
@@ -205,7 +196,7 @@ class TaskInSequence:
                 stale.unlink()
         return payload
 
-    def train(self, before: dict | None) -> tuple[float, dict]:
+    def train(self, before: dict | None, *, recipe: SequenceTaskRecipe) -> tuple[float, dict]:
         """Train the task, wider and wider until it reaches its baseline; the last width and its payload.
 
         Each width starts from `before`, the first one at that network's own width.
@@ -213,9 +204,8 @@ class TaskInSequence:
         Raises:
             UserError: if the network is already wider than it may grow.
         """
-        args = self.args
-        first = args.network_width_multiplier if before is None else before["selection"]["width_multiplier"]
-        widest = args.max_allowed_network_width_multiplier
+        first = recipe.network_width_multiplier if before is None else before["selection"]["width_multiplier"]
+        widest = recipe.max_allowed_network_width_multiplier
         if first > widest:
             raise UserError(
                 f"the network's width multiplier is {first} before task {self.name}, over "
@@ -223,33 +213,31 @@ class TaskInSequence:
             )
         payload, widths = grow(
             width_multipliers(first, widest),
-            train_at=partial(self.train_at, before=before),
-            too_small=lambda metrics: rounded(metrics["validation_accuracy"]) < self.baseline,
+            train_at=lambda multiplier: self.train_at(recipe.at_width(multiplier), before=before),
+            too_small=lambda metrics: rounded(metrics["validation_accuracy"]) < recipe.baseline,
         )
         write_changed(widths_file(self.scratch), widths_text(widths))
         return max(widths), payload
 
-    def train_at(self, multiplier: float, *, before: dict | None) -> dict:
+    def train_at(self, recipe: InSequenceRecipe, *, before: dict | None) -> dict:
         """Train the task at one width; returns the finished payload."""
 
         def begin() -> SharedNetwork:
             if before is None:
-                return self.run.new_network(width=multiplier**0.5)
-            return on_top_of(self.run, before, source=self.folder, multiplier=multiplier)
+                return self.run.new_network(width=recipe.width)
+            return on_top_of(self.run, before, source=self.folder, width=recipe.width)
 
-        recipe = InSequenceRecipe(
-            run=self.run.recipe,
-            samples=self.run.samples,
-            epochs=self.args.epochs,
-            lr=self.args.lr,
-            lr_mask=self.args.lr_mask,
-            width_multiplier=multiplier,
-            **self.origins(before),
-        )
-        return self.run.train(recipe, folder=width_folder(self.scratch, multiplier), begin=begin)
+        folder = width_folder(self.scratch, recipe.width_multiplier)
+        return self.run.train(recipe, folder=folder, begin=begin)
 
     def prune(
-        self, parent: dict, *, accuracy: float, width: float, forced: float | None
+        self,
+        parent: dict,
+        *,
+        recipe: SequenceTaskRecipe,
+        accuracy: float,
+        width: float,
+        forced: float | None,
     ) -> dict[float, float]:
         """Prune to ratio after ratio; returns sparsity → accuracy, the unpruned network's under 0.0.
 
@@ -258,7 +246,7 @@ class TaskInSequence:
             forced: the last ratio, to leave room for later tasks, where the task misses its baseline.
         """
         record = {0.0: accuracy}
-        ratios: Sequence[float] = self.args.target_sparsity
+        ratios: Sequence[float] = recipe.target_sparsity
         if forced is not None:
             ratios = [ratio for ratio in ratios if 0 < ratio < forced] + [forced] * (forced > 0)
         if not any((owner == self.number).any() for owner in parent["masks"].values()):
@@ -266,12 +254,17 @@ class TaskInSequence:
             ratios = []
         source = width_folder(self.scratch, width)
         for ratio, payload in prune_gradually(
-            self.run, parent, source=source, pruned=self.pruned, ratios=ratios
+            self.run,
+            parent,
+            schedule=recipe.pruning,
+            source=source,
+            pruned=self.pruned,
+            ratios=ratios,
         ):
             record[ratio] = payload["metrics"]["validation_accuracy"]
             write_changed(record_file(self.pruned), json_text(record))
-            missed = rounded(record[ratio]) + self.args.allow_acc_loss < self.baseline
-            if missed and forced is None and self.args.stop_pruning_early:
+            missed = rounded(record[ratio]) + recipe.allow_acc_loss < recipe.baseline
+            if missed and forced is None and recipe.stop_pruning_early:
                 break
         return record
 

@@ -106,8 +106,8 @@ class SamplesRecipe(Recipe):
     config: str
     task: str
     data: str
-    text_encoder: str | None = None
-    max_tokens: int | None = None
+    text_encoder: str | None = field(default=None, metadata={"omit_if_off": True})
+    max_tokens: int | None = field(default=None, metadata={"omit_if_off": True})
 
     @classmethod
     def of(cls, data: TaskData) -> "SamplesRecipe":
@@ -174,6 +174,17 @@ class StageRecipe(Recipe, ABC):
         )
 
 
+def short_run_entries(epochs: int, *, lr: float) -> dict[str, Any]:
+    """Entries of runs so short that the drops of the learning rate have moved since they were first recorded.
+
+    With one or two epochs, drops used to come before the first epoch, or to merge into one.
+    """
+    if epochs >= 3:
+        return {}
+    drops = sorted(weight_schedule(lr=lr, epochs=epochs).drops.items())
+    return {"lr_drops": [f"{factor:g} after {epoch}" for epoch, factor in drops]}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe(StageRecipe):
     """Training under CPG's schedule: two drops of the learning rate, at shares of the epochs.
@@ -184,12 +195,13 @@ class TrainingRecipe(StageRecipe):
 
     width_multiplier: float
 
+    @property
+    def width(self) -> float:
+        """The factor on the number of channels."""
+        return self.width_multiplier**0.5
+
     def stamp(self) -> dict[str, Any]:
-        if self.epochs >= 3:
-            return super().stamp()
-        # With so few epochs the drops used to come before the first epoch, or to merge into one.
-        drops = sorted(weight_schedule(lr=self.lr, epochs=self.epochs).drops.items())
-        return super().stamp() | {"lr_drops": [f"{factor:g} after {epoch}" for epoch, factor in drops]}
+        return super().stamp() | short_run_entries(self.epochs, lr=self.lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,18 +352,57 @@ class GradualPruningRecipe(StageRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PruningSchedule(Recipe):
+    """How a network is pruned from one ratio to the next.
+
+    Attributes:
+        prune_epochs, prune_lr: epochs and learning rate at each ratio.
+        pruning_interval: epochs during which the sparsity grows.
+        pruning_frequency: steps between two cuts.
+    """
+
+    prune_epochs: int
+    prune_lr: float
+    pruning_interval: int
+    pruning_frequency: int
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> "PruningSchedule":
+        return cls(**{item.name: getattr(args, item.name) for item in fields(cls)})
+
+    def recipe(
+        self, *, run: RunRecipe, samples: SamplesRecipe, initial: float, final: float, parent: str
+    ) -> GradualPruningRecipe:
+        """The pruning of the network `parent` from sparsity `initial` to `final`."""
+        return GradualPruningRecipe(
+            run=run,
+            samples=samples,
+            epochs=self.prune_epochs,
+            lr=self.prune_lr,
+            initial_sparsity=initial,
+            final_sparsity=final,
+            pruning_interval=self.pruning_interval,
+            pruning_frequency=self.pruning_frequency,
+            parent=parent,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SequenceTaskRecipe(Recipe):
-    """A task of a sequence from its training to its chosen ratio, but for the room left to later tasks."""
+    """A task of a sequence from its training to its chosen ratio, except the room left to later tasks.
+
+    Attributes:
+        baseline: accuracy of the task's scratch network.
+        parent: fingerprint of the network that the previous task left; None for a first task.
+        pretrained: origin of the initial weights of a first task; None: random.
+    """
 
     run: RunRecipe
     samples: SamplesRecipe
     epochs: int
     lr: float
     lr_mask: float
-    prune_epochs: int
-    prune_lr: float
-    pruning_interval: int
-    pruning_frequency: int
+    pruning: PruningSchedule
     target_sparsity: tuple[float, ...]
     allow_acc_loss: float
     stop_pruning_early: bool
@@ -360,6 +411,22 @@ class SequenceTaskRecipe(Recipe):
     baseline: float
     parent: str | None
     pretrained: str | None
+
+    def stamp(self) -> dict[str, Any]:
+        return super().stamp() | short_run_entries(self.epochs, lr=self.lr)
+
+    def at_width(self, multiplier: float) -> InSequenceRecipe:
+        """The task's training at one width multiplier."""
+        return InSequenceRecipe(
+            run=self.run,
+            samples=self.samples,
+            epochs=self.epochs,
+            lr=self.lr,
+            lr_mask=self.lr_mask,
+            width_multiplier=multiplier,
+            parent=self.parent,
+            pretrained=self.pretrained,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,9 +477,10 @@ class ContinualRecipe(Recipe):
     """An approach on a sequence of tasks, but for the data.
 
     Attributes:
+        width: factor on the number of channels.
+        dropout: of the first two convolutions, and of the rest; None for an architecture without.
         settings: those that all approaches share.
         options: those of the approach itself.
-        dropout: of the first two convolutions, and of the rest; None for an architecture without.
     """
 
     seq: str
@@ -423,6 +491,7 @@ class ContinualRecipe(Recipe):
     nondeterministic: bool = field(metadata={"omit_if_off": True})
     epochs: int
     batch_size: int
+    width: float
     dropout: tuple[float, float] | None
     settings: Settings
     options: object

@@ -66,7 +66,7 @@ class ScratchTask:
         payload = self.task.train(
             recipe,
             folder=self.folder,
-            begin=lambda: self.task.new_network(width=self.multiplier**0.5),
+            begin=lambda: self.task.new_network(width=recipe.width),
         )
         accuracy = payload["metrics"]["validation_accuracy"]
         logging.info("Scratch accuracy of %s: %.4f", self.name, accuracy)

@@ -116,6 +116,7 @@ class ContinualRun:
             nondeterministic=args.nondeterministic,
             epochs=args.epochs,
             batch_size=args.batch_size,
+            width=self.sequence.width,
             dropout=dropout,
             settings=settings_from(args, Settings),
             options=settings_from(args, self.kind.Options),
@@ -130,7 +131,7 @@ class ContinualRun:
 
     def run_name(self, approach: str) -> str:
         """The default name of an approach's run on the same sequence, seed and architecture."""
-        return Paths.sequence_run_name(
+        return Paths.continual_run_name(
             sequence=self.recipe.seq, approach=approach, seed=self.recipe.seed, arch=self.recipe.arch
         )
 
@@ -157,7 +158,7 @@ class ContinualRun:
         dropout = {} if self.recipe.dropout is None else {"dropout": self.recipe.dropout}
         try:
             network = registry_of(PLAIN)[self.recipe.arch](
-                width=width * self.sequence.width, size=table.size, in_channels=table.channels, **dropout
+                width=width * self.recipe.width, size=table.size, in_channels=table.channels, **dropout
             )
         except ValueError as error:
             raise UserError(
@@ -214,7 +215,7 @@ class ContinualRun:
     def output(self, recipe: ContinualStageRecipe) -> Output:
         """Where that stage goes."""
         return Output(
-            folder=self.paths.sequence_task(recipe.task, recipe.stage),
+            folder=self.paths.continual_task(recipe.task, recipe.stage),
             epochs=self.recipe.epochs,
             architecture={"name": self.recipe.arch, "layers": PLAIN},
             stamp=recipe.stamp(),
@@ -233,7 +234,7 @@ class ContinualRun:
         """Learn what is not learned yet; returns the content of `metrics.json`."""
         if self.args.overwrite:
             self.clear()
-        with logs.to_file(self.paths.sequence_log()):
+        with logs.to_file(self.paths.continual_log()):
             logs.configuration(self.configuration())
             logging.info(
                 "%s on %s, seed %d: %d tasks",
@@ -258,7 +259,7 @@ class ContinualRun:
         """Delete the checkpoints of one task."""
         made_by = {"seq": self.recipe.seq, "appr": self.approach, "task": task}
         for stage in self.kind.stages(remaining=1):
-            folder = self.paths.sequence_task(task, stage)
+            folder = self.paths.continual_task(task, stage)
             remove_output(folder, root=self.paths.checkpoints, made_by=made_by)
 
     def learn_in_turn(self) -> list[dict]:
@@ -289,7 +290,7 @@ class ContinualRun:
         """
         for number in range(len(self.names), 0, -1):
             stage = self.stages(number)[-1]
-            if checkpoints_in(self.paths.sequence_task(self.names[number - 1], stage)):
+            if checkpoints_in(self.paths.continual_task(self.names[number - 1], stage)):
                 return number, self.output(self.stage_recipe(number, stage)).finished()
         return 0, None
 

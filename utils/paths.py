@@ -57,8 +57,8 @@ def check_run(name: str) -> str:
     """
     if len(name) > _LONGEST_RUN or not all(_RUN_PART.fullmatch(part) for part in name.split("/")):
         raise UserError(
-            f"the name of a run cannot be {name!r}: give letters, digits and . _ + = - in words separated by /, none of which begins "
-            f"with a dot or a dash, {_LONGEST_RUN} characters at most"
+            f"the name of a run cannot be {name!r}: use letters, digits and . _ + = - in words separated by /, "
+            f"none beginning with a dot or a dash, {_LONGEST_RUN} characters at most"
         )
     return name
 
@@ -86,7 +86,7 @@ class Paths:
         return f"{arch}/seed{seed}" + ("-heldout" if protocol == "heldout" else "")
 
     @staticmethod
-    def sequence_run_name(*, sequence: str, approach: str, seed: int, arch: str = "alexnet") -> str:
+    def continual_run_name(*, sequence: str, approach: str, seed: int, arch: str = "alexnet") -> str:
         """Default name of a run that learns a sequence of tasks in one network."""
         learner = approach if arch == "alexnet" else f"{approach}-{arch}"
         return f"spg/{sequence}/{learner}/seed{seed}"
@@ -165,7 +165,7 @@ class Paths:
 
     # A run of SPG or an approach compared with it, on a sequence of tasks
 
-    def sequence_log(self) -> Path:
+    def continual_log(self) -> Path:
         """Log of the run."""
         return self.logs / self.run / "train.log"
 
@@ -185,13 +185,13 @@ class Paths:
         """CSV conv,rest,accuracy of all dropout rates that the search of this tuning run has tried."""
         return (self.logs / self.run).parent.with_suffix(".csv")
 
-    def sequence_checkpoints(self) -> Path:
+    def continual_checkpoints(self) -> Path:
         """Folder of all checkpoints of the run."""
         return self.checkpoints / self.run
 
-    def sequence_task(self, task: str, stage: str) -> Path:
+    def continual_task(self, task: str, stage: str) -> Path:
         """Folder of one stage of one task."""
-        return self.sequence_checkpoints() / task / stage
+        return self.continual_checkpoints() / task / stage
 
     def _stage(self, stage: str, config: str) -> Path:
         return self.checkpoints / self.run / stage / config

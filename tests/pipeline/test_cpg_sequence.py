@@ -219,18 +219,10 @@ def test_the_ratio_for_room() -> None:
 class Scripted:
     """A task's run under given flags."""
 
-    def __init__(self, root: Path, *, early: bool) -> None:
-        self.args = Namespace(
-            total_num_tasks=4,
-            target_sparsity=[0.2, 0.5, 0.8],
-            allow_acc_loss=0.001,
-            stop_pruning_early=early,
-        )
+    def __init__(self, root: Path) -> None:
+        self.args = Namespace(total_num_tasks=4)
         self.task, self.table = Namespace(name="red"), Namespace(name="colours")
         self.paths = Namespace(in_sequence=lambda *_: root)
-
-    def baseline(self) -> float:
-        return 0.7
 
 
 @pytest.mark.parametrize(
@@ -252,12 +244,20 @@ def test_pruning_stops_early_only_if_asked_to(
             yield ratio, {"metrics": {"validation_accuracy": accuracies[ratio]}}
 
     monkeypatch.setattr(cpg_sequence, "prune_gradually", scripted)
-    step = TaskInSequence(Scripted(tmp_path, early=early), number=1)
+    step = TaskInSequence(Scripted(tmp_path), number=1)
+    recipe = Namespace(
+        target_sparsity=(0.2, 0.5, 0.8),
+        allow_acc_loss=0.001,
+        stop_pruning_early=early,
+        baseline=0.7,
+        pruning=None,
+    )
+    how = {"recipe": recipe, "accuracy": 0.9, "width": 1.0, "forced": forced}
     parent = {"masks": {"features.0": torch.ones(2, dtype=torch.uint8)}}
-    record = step.prune(parent, accuracy=0.9, width=1.0, forced=forced)
+    record = step.prune(parent, **how)
     assert list(record) == tried
     nothing = {"masks": {"features.0": torch.full((2,), 2, dtype=torch.uint8)}}
-    assert list(step.prune(nothing, accuracy=0.9, width=1.0, forced=forced)) == [0.0]
+    assert list(step.prune(nothing, **how)) == [0.0]
 
 
 def test_the_stage_trains_missing_baselines_and_ends_with_the_table(fresh: Fleet) -> None:

@@ -87,7 +87,7 @@ def test_a_run_is_named_after_architecture_seed_and_protocol(seed: int, protocol
     [("alexnet", "spg/cifar100_10/ewc/seed3"), ("resnet18", "spg/cifar100_10/ewc-resnet18/seed3")],
 )
 def test_a_sequence_run_is_named_after_sequence_approach_architecture_and_seed(arch: str, name: str) -> None:
-    assert Paths.sequence_run_name(sequence="cifar100_10", approach="ewc", seed=3, arch=arch) == name
+    assert Paths.continual_run_name(sequence="cifar100_10", approach="ewc", seed=3, arch=arch) == name
 
 
 def test_the_checkpoint_is_the_one_with_the_highest_epoch_and_other_files_are_ignored(tmp_path: Path) -> None:
