@@ -50,7 +50,7 @@ def test_unknown_names_list_the_known_ones(script: object, fleet: Fleet) -> None
         (("--backbone", "3"), "is the target itself"),
         (("--backbone", "1", "--network_width_multiplier", "3"), "--max_allowed_network_width_multiplier"),
         (("--backbone", "1", "--network_width_multiplier", "0.5"), "cannot be made narrower"),
-        (("--num_classes", "5"), "four_five has 2 in its table"),
+        (("--num_classes", "5"), "four_five has 2 classes"),
         (("--dataset", "1-2", "--save_folder", "x"), "--save_folder belongs to one task"),
         (("--dataset", "1-2", "--load_folder", "x"), "--load_folder belongs to one task"),
         (("--dataset", "1-2", "--pruning_ratio_to_acc_record_file", "x"), "belongs to one task"),
