@@ -38,7 +38,7 @@ def positive_int(text: str) -> int:
     """An integer of at least 1."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
     return value
 
 
@@ -46,7 +46,7 @@ def non_negative_int(text: str) -> int:
     """An integer of at least 0."""
     value = int(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
     return value
 
 
@@ -54,7 +54,7 @@ def positive_float(text: str) -> float:
     """A number greater than 0."""
     value = float(text)
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+        raise argparse.ArgumentTypeError(f"must be greater than 0, not {text}")
     return value
 
 
@@ -62,7 +62,7 @@ def non_negative_float(text: str) -> float:
     """A number of at least 0."""
     value = float(text)
     if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
     return value
 
 
@@ -70,7 +70,7 @@ def sparsity(text: str) -> float:
     """A share of at least 0 and less than 1."""
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and less than 1")
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1, not {text}")
     return value
 
 
