@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
+from torch.optim import Optimizer
+
 from data.loading import Batches, TaskData
 from data.text_encoders import MAX_TOKENS
 from methods.approaches.base import Approach, Settings, TaskPasses
@@ -27,7 +29,8 @@ from methods.ownership import OwnedTraining, SharedNetwork
 from methods.packnet import PackNetPruning
 from pipeline.architectures import Builder, resolved_clip_grad_norm
 from training.loop import Compute, Learner
-from training.schedules import StepSchedule
+from training.method import Method
+from training.schedules import Schedule, StepSchedule
 from utils.seeds import derive_seed
 
 
@@ -160,6 +163,16 @@ class StageRecipe(Recipe, ABC):
     def stamp(self) -> dict[str, Any]:
         return super().stamp() | {"stage": self.stage}
 
+    def _learner(self, method: Method, **trained: tuple[Optimizer, Schedule]) -> Learner:
+        """The learner of these optimizers with their schedules, by name, the weights' first."""
+        return Learner(
+            method=method,
+            optimizers={name: optimizer for name, (optimizer, _) in trained.items()},
+            schedules={name: schedule for name, (_, schedule) in trained.items()},
+            epochs=self.epochs,
+            clip_grad_norm=self.run.clip_grad_norm,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe(StageRecipe):
@@ -194,13 +207,9 @@ class ScratchRecipe(TrainingRecipe):
         return "baseline"
 
     def learner(self, model: SharedNetwork, *, batches: Batches, compute: Compute) -> Learner:
-        return Learner(
-            method=OwnedTraining(shared=model, weight_decay=self.run.weight_decay),
-            optimizers={"weights": weight_optimizer(model)},
-            schedules={"weights": weight_schedule(lr=self.lr, epochs=self.epochs)},
-            epochs=self.epochs,
-            clip_grad_norm=self.run.clip_grad_norm,
-        )
+        method = OwnedTraining(shared=model, weight_decay=self.run.weight_decay)
+        schedule = weight_schedule(lr=self.lr, epochs=self.epochs)
+        return self._learner(method, weights=(weight_optimizer(model), schedule))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,13 +236,7 @@ class PackNetPruningRecipe(StageRecipe):
             optimizer=optimizer,
             sparsity=self.sparsity,
         )
-        return Learner(
-            method=method,
-            optimizers={"weights": optimizer},
-            schedules={"weights": StepSchedule(self.lr)},
-            epochs=self.epochs,
-            clip_grad_norm=self.run.clip_grad_norm,
-        )
+        return self._learner(method, weights=(optimizer, StepSchedule(self.lr)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,23 +254,17 @@ class CPGRecipe(TrainingRecipe, ABC):
     pretrained: str | None = None
 
     def learner(self, model: SharedNetwork, *, batches: Batches, compute: Compute) -> Learner:
-        optimizers = {"weights": weight_optimizer(model)}
-        schedules = {"weights": weight_schedule(lr=self.lr, epochs=self.epochs)}
+        schedule = weight_schedule(lr=self.lr, epochs=self.epochs)
+        trained = {"weights": (weight_optimizer(model), schedule)}
         if piggymasks_of(model):
-            optimizers["piggymasks"] = piggymask_optimizer(model)
-            schedules["piggymasks"] = piggymask_schedule(lr=self.lr_mask, epochs=self.epochs)
+            schedule = piggymask_schedule(lr=self.lr_mask, epochs=self.epochs)
+            trained["piggymasks"] = piggymask_optimizer(model), schedule
         method = CPG(
             shared=model,
             weight_decay=self.run.weight_decay,
             freeze_after=freeze_epoch(self.epochs),
         )
-        return Learner(
-            method=method,
-            optimizers=optimizers,
-            schedules=schedules,
-            epochs=self.epochs,
-            clip_grad_norm=self.run.clip_grad_norm,
-        )
+        return self._learner(method, **trained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,13 +333,7 @@ class GradualPruningRecipe(StageRecipe):
             interval=self.pruning_frequency,
             span=min(self.pruning_interval, self.epochs) * batches.steps_per_epoch,
         )
-        return Learner(
-            method=method,
-            optimizers={"weights": optimizer},
-            schedules={"weights": StepSchedule(self.lr)},
-            epochs=self.epochs,
-            clip_grad_norm=self.run.clip_grad_norm,
-        )
+        return self._learner(method, weights=(optimizer, StepSchedule(self.lr)))
 
 
 # Several training runs, and choices

@@ -5,6 +5,7 @@ import csv
 import json
 import logging
 import math
+import pkgutil
 import re
 from types import SimpleNamespace
 
@@ -277,6 +278,34 @@ def test_wrong_usage_ends_with_status_2(roots):
         with pytest.raises(SystemExit) as ended:
             roots.run(*flags)
         assert ended.value.code == 2
+
+
+# What a task costs
+
+
+@pytest.mark.parametrize(
+    ("approach", "pass_after"),
+    [
+        ("ewc", "methods.approaches.ewc.Consolidation.fisher_information"),
+        ("spg", "methods.approaches.spg.task_importance"),
+    ],
+)
+def test_the_pass_after_a_task_counts_towards_its_seconds(roots, monkeypatch, approach, pass_after):
+    """By a clock that stands still except during that pass."""
+    now = 0.0
+    monkeypatch.setattr("pipeline.spg.synchronised_clock", lambda device: lambda: now)
+    module, _, name = pass_after.rpartition(".")
+    owner = pkgutil.resolve_name(module)
+    original = getattr(owner, name)
+
+    def slow(*arguments, **more):
+        nonlocal now
+        now += 7.0
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, slow)
+    roots.run("--appr", approach)
+    assert [task["seconds"] for task in roots.metrics(approach)["tasks"]] == [7.0] * 5
 
 
 # The schedule and the best state
