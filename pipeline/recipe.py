@@ -164,7 +164,7 @@ class StageRecipe(Recipe, ABC):
         return super().stamp() | {"stage": self.stage}
 
     def _learner(self, method: Method, **trained: tuple[Optimizer, Schedule]) -> Learner:
-        """The learner of these optimizers with their schedules, by name, the weights' first."""
+        """Build a learner from (optimizer, schedule) pairs by name, the weights' first."""
         return Learner(
             method=method,
             optimizers={name: optimizer for name, (optimizer, _) in trained.items()},

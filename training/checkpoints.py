@@ -56,10 +56,12 @@ def load_checkpoint(
             f"{path} is a {found['name']} with {found['layers']} layers, "
             f"not a {architecture} with {layers} layers: correct --arch or the folder"
         )
-    there = found.get("sizes", {})
-    differing = [] if sizes is None else [name for name in sizes if sizes[name] != there.get(name)]
+    recorded = found.get("sizes", {})
+    differing = [] if sizes is None else [name for name in sizes if sizes[name] != recorded.get(name)]
     if differing:
-        named = ", ".join(f"{name} ({there.get(name)} there, {sizes[name]} requested)" for name in differing)
+        named = ", ".join(
+            f"{name} ({recorded.get(name)} recorded, {sizes[name]} requested)" for name in differing
+        )
         raise UserError(f"{path} holds a network with other sizes: {named}: pass the same sizes")
     return payload
 

@@ -30,7 +30,8 @@ def require_same(found: Mapping, asked: Mapping, *, where: Path, implied: Mappin
     names = sorted(name for name in {*found, *asked} if found.get(name) != asked.get(name))
     if names:
         differences = ", ".join(
-            f"{name} ({_brief(found.get(name))} there, {_brief(asked.get(name))} requested)" for name in names
+            f"{name} ({_brief(found.get(name))} recorded, {_brief(asked.get(name))} requested)"
+            for name in names
         )
         raise UserError(
             f"{where} was made with other arguments: {differences}: "

@@ -170,7 +170,7 @@ def test_an_output_made_with_another_encoder_is_refused_by_name(letters, table_o
     packnet_script.main(flags)
     monkeypatch.setattr(HashEncoder, "identity", "hash 2")
     message = refusal(packnet_script.main, flags)
-    assert "text_encoder (hash 1 there, hash 2 requested)" in message
+    assert "text_encoder (hash 1 recorded, hash 2 requested)" in message
 
 
 # Bad input.

@@ -162,12 +162,12 @@ def test_a_killed_sequence_resumes_to_the_same_bytes(
 
 
 def test_other_arguments_are_refused_by_name(learned: Fleet) -> None:
-    assert "lr_mask (0.0001 there, 0.5 requested)" in refusal(
+    assert "lr_mask (0.0001 recorded, 0.5 requested)" in refusal(
         cpg_script.main, flags(learned, "--lr_mask", "0.5")
     )
     # With more tasks left, the second would have been pruned further.
     more = refusal(cpg_script.main, flags(learned, "--total_num_tasks", "5"))
-    assert "forced_ratio (0.5 there, 0.8 requested)" in more
+    assert "forced_ratio (0.5 recorded, 0.8 requested)" in more
 
 
 def test_a_sequence_in_which_no_ratio_was_forced_can_be_continued(

@@ -1,4 +1,4 @@
-"""Bash stages and scripts have the same defaults, and a wrong architecture is refused at once."""
+"""Bash stages and scripts have the same defaults, and an unsuitable architecture is refused at once."""
 
 import subprocess
 from pathlib import Path

@@ -338,18 +338,18 @@ def test_overwrite_redoes_finished_work(stage: Callable, trained_fleet: Fleet, f
 # Other arguments.
 
 OTHER = [
-    (baseline_stage, ("--epochs", "3"), ["epochs (4 there, 3 requested)"]),
+    (baseline_stage, ("--epochs", "3"), ["epochs (4 recorded, 3 requested)"]),
     (
         baseline_stage,
         ("--lr", "0.02", "--weight_decay", "0"),
-        ["lr (0.1 there, 0.02 requested)", "weight_decay"],
+        ["lr (0.1 recorded, 0.02 requested)", "weight_decay"],
     ),
     (baseline_stage, ("--batch_size", "16", "--precision", "bf16"), ["batch_size", "precision"]),
-    (own_stage, ("--epochs", "5"), ["epochs (4 there, 5 requested)"]),
-    (own_stage, ("--prune_epochs", "2"), ["epochs (3 there, 2 requested)"]),
-    (own_stage, ("--prune_lr", "0.1", "--pruning_frequency", "2"), ["lr", "pruning_frequency (3 there"]),
-    (own_stage, ("--pruning_interval", "1"), ["pruning_interval (2 there, 1 requested)"]),
-    (target_stage, ("--lr_mask", "0.1"), ["lr_mask (0.0001 there, 0.1 requested)"]),
+    (own_stage, ("--epochs", "5"), ["epochs (4 recorded, 5 requested)"]),
+    (own_stage, ("--prune_epochs", "2"), ["epochs (3 recorded, 2 requested)"]),
+    (own_stage, ("--prune_lr", "0.1", "--pruning_frequency", "2"), ["lr", "pruning_frequency (3 recorded"]),
+    (own_stage, ("--pruning_interval", "1"), ["pruning_interval (2 recorded, 1 requested)"]),
+    (target_stage, ("--lr_mask", "0.1"), ["lr_mask (0.0001 recorded, 0.1 requested)"]),
 ]
 
 
@@ -403,7 +403,7 @@ def test_an_unfinished_run_is_not_continued_with_other_arguments(
             fresh.baseline("1")
     other = ("--lr", "0.02")
     message = refusal(lambda _: fresh.baseline("1", *other), [])
-    assert "lr (0.1 there, 0.02 requested)" in message and "resume.pth.tar" in message
+    assert "lr (0.1 recorded, 0.02 requested)" in message and "resume.pth.tar" in message
 
     fresh.baseline("1", *other, "--overwrite")
     whole = Fleet(root=tmp_path / "whole", data=fresh.data)
@@ -495,9 +495,9 @@ def test_published_decisions_use_the_test_set(trained_fleet: Fleet, tmp_path: Pa
 def test_a_choice_made_with_other_arguments_is_refused_and_redone_on_request(fleet: Fleet) -> None:
     before = snapshot(fleet.root)
     message = refusal(search_script.main, fleet.search_flags("3", "--select", "nearest"))
-    assert "select (backbone zero_one there, nearest requested)" in message and "--overwrite" in message
+    assert "select (backbone zero_one recorded, nearest requested)" in message and "--overwrite" in message
     message = refusal(select_script.main, fleet.select_flags("1", "--allow_acc_loss", "0.9"))
-    assert "allow_acc_loss (0.001 there, 0.9 requested)" in message
+    assert "allow_acc_loss (0.001 recorded, 0.9 requested)" in message
     assert snapshot(fleet.root) == before
 
     fleet.search("3", "--select", "nearest", "--overwrite")

@@ -390,8 +390,11 @@ def test_a_result_csv_without_a_valid_pair_is_refused(
 @pytest.mark.parametrize(
     ("sizes", "named"),
     [
-        ({"latent_dim": 10}, "latent_dim (8 there, 10 requested)"),
-        ({"depth": 2, "num_latents": 5}, "num_latents (3 there, 5 requested), depth (1 there, 2 requested)"),
+        ({"latent_dim": 10}, "latent_dim (8 recorded, 10 requested)"),
+        (
+            {"depth": 2, "num_latents": 5},
+            "num_latents (3 recorded, 5 requested), depth (1 recorded, 2 requested)",
+        ),
     ],
 )
 def test_checkpoints_of_another_size_or_depth_are_refused_by_the_sizes(
@@ -413,7 +416,7 @@ def test_gradients_are_clipped_as_logged_and_a_finished_run_with_another_norm_is
     folder = mixed.paths.baselines("mixed") / "pets"
     assert " clip_grad_norm=1.0 " in (folder / "train.log").read_text().splitlines()[0]
     message = refusal(packnet_script.main, mixed.flags("pets", "--epochs", 1, "--clip_grad_norm", 0))
-    assert "clip_grad_norm (1.0 there, none requested)" in message
+    assert "clip_grad_norm (1.0 recorded, none requested)" in message
     before = load(folder / "checkpoint-1.pth.tar")["model_state_dict"]
     mixed.baseline("pets", "--clip_grad_norm", 1e-3, "--overwrite")
     after = load(folder / "checkpoint-1.pth.tar")["model_state_dict"]

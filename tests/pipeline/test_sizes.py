@@ -87,9 +87,13 @@ def test_a_checkpoint_records_its_sizes_and_other_sizes_are_refused_by_name(fres
 
     argv = fresh.baseline_flags("zero_one", *few, "--latent_dim", "24", "--depth", "2")
     message = refusal(packnet_script.main, argv)
-    assert "latent_dim (16 there, 24 requested)" in message and "depth (1 there, 2 requested)" in message
+    assert (
+        "latent_dim (16 recorded, 24 requested)" in message and "depth (1 recorded, 2 requested)" in message
+    )
     message = refusal(packnet_script.main, [*argv, "--mode", "inference"])
-    assert "holds a network with other sizes" in message and "latent_dim (16 there, 24 requested)" in message
+    assert (
+        "holds a network with other sizes" in message and "latent_dim (16 recorded, 24 requested)" in message
+    )
     message = refusal(cpg_script.main, fresh.own_flags("zero_one", "--size", "tiny"))
     assert "--arch lenet5 has no preset tiny" in message
     assert "--arch lenet5 has no depth" in refusal(select_script.main, fresh.select_flags("1", "--depth", 2))

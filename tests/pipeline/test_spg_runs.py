@@ -207,7 +207,7 @@ def test_unknown_names_list_the_known_ones(roots):
 
 def test_other_arguments_are_refused_by_name(roots):
     roots.run("--appr", "ncl", "--epochs", "1")
-    with pytest.raises(UserError, match=r"lr \(0.1 there, 0.2 requested\)"):
+    with pytest.raises(UserError, match=r"lr \(0.1 recorded, 0.2 requested\)"):
         roots.run("--appr", "ncl", "--epochs", "1", "--lr", "0.2")
     roots.run("--appr", "ncl", "--epochs", "1", "--lr", "0.2", "--overwrite")
     assert roots.metrics("ncl")["arguments"]["lr"] == 0.2
@@ -280,7 +280,7 @@ def test_wrong_usage_ends_with_status_2(roots):
         assert ended.value.code == 2
 
 
-# What a task costs
+# The cost of a task
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_wrong_usage_ends_with_status_2(roots):
     ],
 )
 def test_the_pass_after_a_task_counts_towards_its_seconds(roots, monkeypatch, approach, pass_after):
-    """By a clock that stands still except during that pass."""
+    """Measured with a clock that only advances during that pass."""
     now = 0.0
     monkeypatch.setattr("pipeline.spg.synchronised_clock", lambda device: lambda: now)
     module, _, name = pass_after.rpartition(".")
