@@ -133,7 +133,7 @@ def test_old_runs_of_one_or_two_epochs_are_refused_by_name(epochs: int, fresh: F
     assert "lr_drops (none recorded" in refusal(packnet_script.main, fresh.baseline_flags("1", *short))
 
 
-def test_longer_runs_record_no_new_entry(trained_fleet: Fleet) -> None:
+def test_longer_runs_record_no_new_entries(trained_fleet: Fleet) -> None:
     """Otherwise outputs of earlier versions would not be recognised."""
     for path in (trained_fleet.baseline_checkpoint("zero_one"), trained_fleet.scratch_checkpoint("zero_one")):
         assert set(load(path)["arguments"]) - {"lr_mask", "parent"} == {
