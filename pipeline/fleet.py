@@ -137,7 +137,7 @@ def backbone_of(target: Task, *, asked: str, table: Table, pairs: Path) -> Task:
         pairs: CSV of the chosen backbones.
 
     Raises:
-        UserError: if there is no such task, or if it is the target itself.
+        UserError: if no backbone is found, or if it is the target itself.
     """
     if asked == FROM_CSV:
         return chosen_backbone(pairs, table=table, target=target)

@@ -183,7 +183,7 @@ def test_candidates_of_both_modalities_are_compared_by_default(trained: Mixed) -
 
 
 @pytest.mark.parametrize(
-    ("asked", "among", "expected"),
+    ("candidates", "among", "expected"),
     [
         ("same", "same", {"1": ["2"], "3": ["4"]}),
         ("other", "other", {"1": ["3", "4"], "3": ["1", "2"]}),
@@ -191,10 +191,10 @@ def test_candidates_of_both_modalities_are_compared_by_default(trained: Mixed) -
     ],
 )
 def test_candidates_restricted_by_modality_are_kept_in_separate_files(
-    asked: str, among: str, expected: dict, mixed: Mixed
+    candidates: str, among: str, expected: dict, mixed: Mixed
 ) -> None:
     before = mixed.paths.result_csv("mixed").read_bytes()
-    mixed.search("pets,mail", "--candidates", asked)
+    mixed.search("pets,mail", "--candidates", candidates)
     found: dict[str, list[str]] = {}
     for row in rows(mixed.paths.table_csv("mixed", among=among)):
         found.setdefault(row["target_id"], []).append(row["task_id"])
@@ -211,8 +211,8 @@ def test_a_target_without_a_candidate_of_that_modality_is_refused(trained: Mixed
 def test_tasks_that_have_a_candidate_are_listed(trained: Mixed, capsys: pytest.CaptureFixture) -> None:
     files = ["--dataset_config", str(trained.root / "mixed.toml"), "--data_root", str(trained.root / "data")]
     images, everything = ["pets", "shapes"], ["pets", "shapes", "mail"]
-    for asked, expected in (("same,1-3", images), ("other,3", images), ("all", everything)):
-        list_tasks.main([*files, "--dataset", "1-3", "--candidates", asked])
+    for candidates, expected in (("same,1-3", images), ("other,3", images), ("all", everything)):
+        list_tasks.main([*files, "--dataset", "1-3", "--candidates", candidates])
         assert capsys.readouterr().out.split() == expected
 
 
