@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Stages 2-1 and 3-2: train and gradually prune a task's own network, or train it on a backbone.
 
-With --total_num_tasks, instead: learn all tasks in sequence in one network.
+With --total_num_tasks, learn all tasks in sequence in one network instead.
 """
 
 import argparse

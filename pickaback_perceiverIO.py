@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Stage 3-1: choose the backbone of every target by comparing scratch networks (ModelDiff).
 
-Images against images, and, with an architecture that reads several modalities, any against any.
+Compares image tasks, and tasks of any modality with an architecture that reads several.
 """
 
 import argparse

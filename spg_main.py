@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Learn a sequence of tasks in one network by soft-masked gradients (SPG) or another approach."""
+"""Learn a sequence of tasks in one network with soft-masked gradients (SPG) or another approach."""
 
 import argparse
 import re
@@ -28,7 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_trials(parser)
     parser.epilog = (
         f"Sequences: {', '.join(known_sequences())}. Approaches: {', '.join(APPROACHES)}. "
-        "Settings may also be written `appr=spg seq=cifar100_10`."
+        "Flags may also be written `appr=spg seq=cifar100_10`."
     )
     args = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     flags.check_trials(parser, args)
@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def with_dashes(argv: Sequence[str]) -> list[str]:
-    """`appr=spg` as `--appr=spg`: the spelling of the published code."""
+    """Accept the published spelling: turn `appr=spg` into `--appr=spg`."""
     return [f"--{word}" if re.match(r"[a-z]\w*=", word) else word for word in argv]
 
 

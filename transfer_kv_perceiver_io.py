@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stage 3-1b: put every target's own K/V projection into its backbone's network."""
+"""Stage 3-1b: copy every target's own K/V projection to its backbone's network."""
 
 import argparse
 from collections.abc import Sequence

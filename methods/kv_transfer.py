@@ -52,7 +52,7 @@ def bring(projection: Mapping[str, Tensor], *, into: SharedNetwork, target: str)
         raise UserError(f"the network has already learned task {target}: choose another backbone or target")
     state = into.network.state_dict()
     differing = [
-        f"{name} {tuple(value.shape)} (there {tuple(state[name].shape) if name in state else 'missing'})"
+        f"{name} {tuple(value.shape)} (backbone: {tuple(state[name].shape) if name in state else 'missing'})"
         for name, value in projection.items()
         if name not in state or state[name].shape != value.shape
     ]

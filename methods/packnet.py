@@ -1,4 +1,4 @@
-"""PackNet (Mallya & Lazebnik 2018): prune a share of the smallest weights at once, then retrain."""
+"""PackNet (Mallya & Lazebnik 2018): prune a share of the smallest weights in one cut, then retrain."""
 
 from torch.optim import Optimizer
 
@@ -7,10 +7,10 @@ from methods.ownership import SharedNetwork
 
 
 class PackNetPruning(GradualPruning):
-    """Retraining the newest task after one cut, made before the first step.
+    """Retrains the newest task after a single cut, made before the first step.
 
     Args:
-        sparsity: share of each layer's own and free weights that is free afterwards.
+        sparsity: share of each layer's own and free weights that is free after the cut.
     """
 
     def __init__(
@@ -27,5 +27,5 @@ class PackNetPruning(GradualPruning):
         )
 
     def before_task(self) -> None:
-        # A resumed run cuts again: what was cut is 0, so the same weights are the smallest.
+        # A resumed run repeats the cut: the cut weights are 0, and so still the smallest.
         self.prune(self.final)

@@ -1,4 +1,4 @@
-"""From the flags that name an architecture and its sizes to what builds its networks."""
+"""Turn the architecture and size flags into a builder of networks."""
 
 import argparse
 import math
@@ -13,7 +13,7 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from models import Architecture
 
-# The kinds of layers: torch's own, and CPG's, which carry piggymasks.
+# Kinds of layers: torch's own, and CPG's with piggymasks.
 PLAIN, SHARABLE = "plain", "sharable"
 
 
@@ -22,11 +22,11 @@ class Builder:
     """Builds networks of one architecture for one kind of input, at any width.
 
     Attributes:
-        name: of the architecture.
+        name: the architecture.
         layers: PLAIN or SHARABLE.
-        sizes: all sizes that the architecture has beyond the width; empty if it has none.
-        multimodal: whether its networks read several modalities, each through a K/V projection of its own.
-        clip_grad_norm: default maximum of the gradient norm; None: no clipping.
+        sizes: all sizes of the architecture besides the width; may be empty.
+        multimodal: whether its networks read several modalities, each through its own K/V projection.
+        clip_grad_norm: default maximum gradient norm; None disables clipping.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Builder:
 
 def registry_of(layers: str) -> Mapping[str, "Architecture"]:
     """Architecture by name, built from this kind of layers."""
-    from models import architectures  # takes seconds; commands that only list tasks do without it
+    from models import architectures  # slow (seconds); not needed by commands that only list tasks
 
     return architectures(layers)
 
@@ -61,11 +61,11 @@ def architecture(
     """The builder of architecture `name` for images of `in_channels` × `size` × `size`.
 
     Args:
-        sizes: the ones given by flags (see `flags.given_sizes`).
+        sizes: those given by flags (see `flags.given_sizes`).
 
     Raises:
-        UserError: for an unknown architecture (the message lists the known ones), or naming sizes that it
-            does not have; the builder raises it for a size or width that it cannot take.
+        UserError: for an unknown architecture (the message lists the known ones), or for sizes that it does
+            not have. The builder raises it for an unsupported image size or width.
     """
     found = _known(name, layers=layers)
     return Builder(
@@ -87,7 +87,7 @@ def resolved_sizes(name: str, *, layers: str, given: Mapping[str, Any]) -> dict[
     """All sizes of architecture `name`: its defaults, overridden by the preset, overridden by `given`.
 
     Raises:
-        UserError: for an unknown architecture, or naming sizes that it does not have.
+        UserError: for an unknown architecture, or for sizes that it does not have.
     """
     sizes = {flag: value for flag, value in given.items() if flag != "size"}
     try:
@@ -111,7 +111,7 @@ def resolved_clip_grad_norm(asked: float | None, *, build: Builder) -> float | N
 
 
 def resolved_mutations(asked: int | None, *, build: Builder) -> int:
-    """How often the probes of networks of `build` are mutated if `--max_iterations` requests `asked`.
+    """Number of mutations of the probes, where `--max_iterations` requests `asked`.
 
     Raises:
         UserError: for mutations of keys and values.
@@ -127,7 +127,7 @@ def resolved_mutations(asked: int | None, *, build: Builder) -> int:
 
 
 def check_transfers(build: Builder, *, transfers: bool) -> None:
-    """Refuse an architecture that the other script of stage 3-2 trains on backbones.
+    """Refuse an architecture that belongs to the other script of stage 3-2.
 
     Args:
         transfers: whether the script transfers the targets' K/V projections.

@@ -1,4 +1,4 @@
-"""Stages 2-1 and 3-2: a task's own network, pruned gradually, or the task on a backbone, with growth."""
+"""Stages 2-1 and 3-2: train and prune a task's own network, or train the task on a growing backbone."""
 
 import argparse
 import logging
@@ -40,20 +40,20 @@ class Backbones:
     transfers = False
 
     def checkpoint(self, task: TaskRun, backbone: str) -> Path:
-        """The checkpoint of the backbone that the task starts from."""
+        """The backbone's checkpoint, from which the task starts."""
         folder = task.args.load_folder or task.paths.pruned(task.table.name, backbone)
         return checkpoint_in(folder, remedy=BACKBONE_REMEDY)
 
     def target_folder(self, task: TaskRun, backbone: str) -> Path:
-        """Folder of the task on its backbone, by the layout."""
+        """Folder of the task on its backbone, in the layout."""
         return task.paths.target(task.table.name, backbone, task.task.name)
 
 
 def run(args: argparse.Namespace, *, backbones: Backbones | None = None, modality: str | None = None) -> None:
-    """Train, prune or evaluate, as `--mode` says, every task that `--dataset` names.
+    """Train, prune or evaluate, as `--mode` says, every task in `--dataset`.
 
     Args:
-        modality: leaves out the tasks of any other.
+        modality: keeps only the tasks of this modality.
     """
     source = backbones or Backbones()
     run_tasks(
@@ -69,10 +69,10 @@ class CPGTask:
 
     Attributes:
         backbone: the backbone's name; None to train from scratch.
-        multiplier: width multiplier to begin with.
+        multiplier: initial width multiplier.
 
     Raises:
-        UserError: for an architecture whose targets the other script of stage 3-2 trains on backbones.
+        UserError: for an architecture that belongs to the other script of stage 3-2.
     """
 
     def __init__(self, task: TaskRun, *, backbones: Backbones) -> None:
@@ -94,7 +94,7 @@ class CPGTask:
 
     @property
     def folder(self) -> Path:
-        """Where the networks of the task go."""
+        """Output folder of the task's networks."""
         paths = self.task.paths
         if self.args.save_folder:
             return self.args.save_folder
@@ -114,7 +114,7 @@ class CPGTask:
         return self.task.paths.pruned(self.config, self.name)
 
     def work(self) -> None:
-        """What the flags request."""
+        """Do what the flags request."""
         if self.args.mode == ["inference"]:
             self.task.inspect(self.args.load_folder or self.folder)
             return
@@ -129,7 +129,7 @@ class CPGTask:
     # The task's own network
 
     def learn_alone(self) -> None:
-        """Stage 2-1, first half: the task's own network, before pruning."""
+        """Stage 2-1, first half: train the task's own network, before pruning."""
         recipe = OwnNetworkRecipe(
             run=self.task.recipe,
             samples=self.task.samples,
@@ -150,12 +150,12 @@ class CPGTask:
         logging.info("Accuracy of %s without a backbone: %.4f", self.name, accuracy)
 
     def record(self, sparsity: float, accuracy: float) -> None:
-        """Enter an accuracy in the file of accuracies by sparsity."""
+        """Record an accuracy in the file of accuracies by sparsity."""
         path = self.args.pruning_ratio_to_acc_record_file or record_file(self.pruned)
         update_json(path, {str(sparsity): accuracy})
 
     def prune(self) -> None:
-        """Stage 2-1, second half: the pruning ratios in turn."""
+        """Stage 2-1, second half: prune to each ratio in turn."""
         initial = self.args.initial_sparsity
         if initial:
             start = sparsity_folder(self.pruned, initial)
@@ -180,7 +180,7 @@ class CPGTask:
     # The task on a backbone
 
     def learn_on_backbone(self) -> None:
-        """Stage 3-2: the target on its backbone's pruned network, which grows until it is wide enough."""
+        """Stage 3-2: train the target on its backbone's pruned network, grown until wide enough."""
         source = self.backbones.checkpoint(self.task, self.backbone)
         backbone = self.task.load(source)
         try:
@@ -191,7 +191,7 @@ class CPGTask:
         widest = self.args.max_allowed_network_width_multiplier
         if self.multiplier > widest:
             raise UserError(
-                f"--network_width_multiplier {self.multiplier} is over "
+                f"--network_width_multiplier {self.multiplier} exceeds "
                 f"--max_allowed_network_width_multiplier {widest}: lower one or raise the other"
             )
 
@@ -236,7 +236,7 @@ class CPGTask:
         )
 
     def finish_target(self, widths: dict[float, dict]) -> None:
-        """Put the metrics of every width, and the checkpoint of the widest, in place.
+        """Write the metrics of every width and the widest checkpoint to the target's folder.
 
         This is done last, so that the target's folder only ever holds the final width. Widths that an
         earlier run tried count too, unless this run redoes the target.
@@ -244,9 +244,7 @@ class CPGTask:
         if widths_file(self.folder).exists() and not self.args.overwrite:
             earlier = read_widths(self.folder)
             if max(earlier) > max(widths):
-                logging.info(
-                    "The target stays as an earlier run left it, at width multiplier %s", max(earlier)
-                )
+                logging.info("Keeping the target of an earlier run, at width multiplier %s", max(earlier))
             widths = earlier | widths
         name = checkpoint_name(self.args.epochs)
         final = self.folder / name
@@ -260,7 +258,7 @@ class CPGTask:
 
 
 def on_top_of(task: TaskRun, before: dict, *, source: Path, width: float) -> SharedNetwork:
-    """The network in the checkpoint `before`, grown to √(width multiplier) `width`, with the task begun."""
+    """The network in the payload `before`, grown to √(width multiplier) `width`, with the task begun."""
     shared = task.restore(before, source)
     task.begin_task(shared, width=width)
     return shared
@@ -272,11 +270,11 @@ def grow(
     train_at: Callable[[float], dict],
     too_small: Callable[[dict], bool],
 ) -> tuple[dict, dict[float, dict]]:
-    """Train at one width multiplier after the other, until the network is no longer too small.
+    """Train at increasing width multipliers until the network is wide enough.
 
     Args:
         train_at: trains at one width and returns the finished payload.
-        too_small: judges by the metrics of that payload.
+        too_small: decides from the payload's metrics whether to grow.
 
     Returns:
         The payload of the last width, and the metrics of each width tried.
@@ -307,11 +305,11 @@ def prune_gradually(
     ratios: Sequence[float],
     initial: float = 0.0,
 ) -> Iterator[tuple[float, dict]]:
-    """Prune a network to one ratio after the other, each from the one before.
+    """Prune a network to each ratio in turn, each starting from the previous one.
 
     Args:
         parent: the payload of the network to start from, whose sparsity is `initial`.
-        source: where that payload is from, for messages.
+        source: where the payload comes from, for messages.
         pruned: folder of the pruned networks.
 
     Yields:

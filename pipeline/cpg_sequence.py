@@ -1,4 +1,4 @@
-"""All tasks of a table in sequence in one network (CPG, Hung et al. 2019): train, prune, choose, next."""
+"""Learn all tasks of a table in sequence in one network (CPG, Hung et al. 2019)."""
 
 import argparse
 import logging
@@ -34,16 +34,16 @@ from utils.runtime import set_up_process
 from utils.tables import as_text
 
 NOTES = """\
-scratch, learned, end: test accuracy of the task's scratch network, of the sequence once it had learned the
-task, and after its last task. gain: end minus scratch. ratio: chosen pruning ratio. width: of the network
-when the task was learned. owned: share of the final network's weights. ±: standard error."""
+scratch, learned, end: test accuracy of the task's scratch network, of the sequence's network right after
+learning the task, and after its last task. gain: end minus scratch. ratio: chosen pruning ratio. width:
+network width when the task was learned. owned: share of the final network's weights. ±: standard error."""
 
 
 def run(args: argparse.Namespace) -> None:
-    """Learn the tasks that `--dataset` names, in that order, in one network; print what each reached.
+    """Learn the tasks in `--dataset`, in that order, in one network; print the results.
 
     Raises:
-        UserError: if a task has no scratch baseline, or another recipe made what is finished.
+        UserError: if a task has no scratch baseline, or another recipe made a finished output.
     """
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     table = load_table(args.dataset_config, data_root=args.data_root)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         logs.protocol(args.protocol)
         steps = [TaskInSequence(run, number=number) for number, run in enumerate(runs, 1)]
         for step in steps:
-            _ = step.baseline  # a missing one is reported before any work
+            _ = step.baseline  # report a missing one before any training
         payload = None
         for step in steps:
             payload = step.learn(payload)
@@ -74,7 +74,7 @@ class TaskInSequence:
         number: position of the task in the sequence, from 1.
 
     Attributes:
-        selection: once learned, the chosen ratio, width and accuracies.
+        selection: chosen ratio, width and accuracies, once the task is learned.
     """
 
     def __init__(self, run: TaskRun, *, number: int) -> None:
@@ -99,10 +99,10 @@ class TaskInSequence:
         return self.pruned / checkpoint_name(self.args.prune_epochs)
 
     def learn(self, before: dict | None) -> dict:
-        """Learn the task after those in `before`; returns the chosen network's payload.
+        """Learn the task on top of `before`; return the chosen network's payload.
 
         Args:
-            before: the payload that the previous task left; None for a first task.
+            before: the previous task's payload; None for the first task.
         """
         logging.info("Task %d of %d: %s", self.number, self.args.total_num_tasks, self.name)
         recipe = self.recipe(before)
@@ -115,7 +115,7 @@ class TaskInSequence:
         return payload
 
     def recipe(self, before: dict | None) -> SequenceTaskRecipe:
-        """Everything that decides the task's result, but for the room that later tasks are left."""
+        """The task's recipe, without the room left for later tasks."""
         args = self.args
         return SequenceTaskRecipe(
             run=self.run.recipe,
@@ -146,7 +146,7 @@ class TaskInSequence:
         path = found[max(found)]
         payload = self.run.load(path)
         made = payload.get("selection", {}).get("recipe", {})
-        # Only where a ratio was forced did the number of remaining tasks decide anything.
+        # The number of remaining tasks matters only if a ratio was forced.
         forced = None if made.get("forced_ratio") is None else ratio_for_room(self.remaining)
         require_same(made, recipe.stamp() | {"forced_ratio": forced}, where=path, implied=self.implied)
         logging.info("%s is finished: skipped (--overwrite redoes it)", path)
@@ -154,20 +154,20 @@ class TaskInSequence:
 
     @property
     def implied(self) -> dict:
-        """Entries of the recipe that selections did not record at first, with what they were then."""
+        """Recipe entries that older selections do not record, with their values then."""
         encoder = self.run.data.encoder
         texts = {} if encoder is None else text_entries(encoder.identity)
         return {"clip_grad_norm": self.run.build.clip_grad_norm, **texts}
 
     def choose(self, before: dict | None, *, recipe: SequenceTaskRecipe) -> dict:
-        """Train, prune, choose a ratio and put its network in place; returns its payload."""
+        """Train, prune, choose a ratio and save its network; return its payload."""
         width, payload = self.train(before, recipe=recipe)
         accuracy = payload["metrics"]["validation_accuracy"]
         forced = None
         if rounded(accuracy) < recipe.baseline:
             forced = ratio_for_room(self.remaining)
             logging.info(
-                "%s stays under its baseline: it is pruned to sparsity %s to leave room for %d tasks",
+                "%s misses its baseline: pruning it to sparsity %s to leave room for %d more tasks",
                 *(self.name, forced, self.remaining),
             )
         record = self.prune(payload, recipe=recipe, accuracy=accuracy, width=width, forced=forced)
@@ -197,9 +197,9 @@ class TaskInSequence:
         return payload
 
     def train(self, before: dict | None, *, recipe: SequenceTaskRecipe) -> tuple[float, dict]:
-        """Train the task, wider and wider until it reaches its baseline; the last width and its payload.
+        """Train at increasing widths until the task reaches its baseline; return the last width and payload.
 
-        Each width starts from `before`, the first one at that network's own width.
+        Every width starts from `before`, the first at that network's own width.
 
         Raises:
             UserError: if the network is already wider than it may grow.
@@ -208,7 +208,7 @@ class TaskInSequence:
         widest = recipe.max_allowed_network_width_multiplier
         if first > widest:
             raise UserError(
-                f"the network's width multiplier is {first} before task {self.name}, over "
+                f"the network's width multiplier is {first} before task {self.name}, above "
                 f"--max_allowed_network_width_multiplier {widest}: raise it"
             )
         payload, widths = grow(
@@ -220,7 +220,7 @@ class TaskInSequence:
         return max(widths), payload
 
     def train_at(self, recipe: InSequenceRecipe, *, before: dict | None) -> dict:
-        """Train the task at one width; returns the finished payload."""
+        """Train the task at one width; return the finished payload."""
 
         def begin() -> SharedNetwork:
             if before is None:
@@ -239,18 +239,18 @@ class TaskInSequence:
         width: float,
         forced: float | None,
     ) -> dict[float, float]:
-        """Prune to ratio after ratio; returns sparsity → accuracy, the unpruned network's under 0.0.
+        """Prune to each ratio in turn; return accuracy by sparsity, with 0.0 for the unpruned network.
 
         Args:
-            parent: the trained network, of this `accuracy` and at this `width` multiplier.
-            forced: the last ratio, to leave room for later tasks, where the task misses its baseline.
+            parent: payload of the trained network, with its `accuracy` and `width` multiplier.
+            forced: last ratio, if the task misses its baseline: it leaves room for later tasks.
         """
         record = {0.0: accuracy}
         ratios: Sequence[float] = recipe.target_sparsity
         if forced is not None:
             ratios = [ratio for ratio in ratios if 0 < ratio < forced] + [forced] * (forced > 0)
         if not any((owner == self.number).any() for owner in parent["masks"].values()):
-            logging.info("%s owns no weight: there is nothing to prune", self.name)
+            logging.info("%s owns no weights: nothing to prune", self.name)
             ratios = []
         source = width_folder(self.scratch, width)
         for ratio, payload in prune_gradually(
@@ -269,7 +269,7 @@ class TaskInSequence:
         return record
 
     def clear(self) -> None:
-        """Remove the networks that were tried before the chosen one; logs and records stay."""
+        """Remove all networks but the chosen one; keep logs and records."""
         tried = [*self.scratch.glob("width-*"), *(path for path in self.pruned.glob("*") if path.is_dir())]
         for path in (path for folder in tried for path in checkpoints_in(folder).values()):
             path.unlink()
@@ -279,7 +279,7 @@ def report(steps: Sequence[TaskInSequence], payload: dict, *, paths: Paths, conf
     """Evaluate the final network as every task; write and print the table."""
     shared = steps[-1].run.restore(payload, steps[-1].chosen)
     owned = shared.owned_shares()
-    logging.info("The network after its last task, as every task:")
+    logging.info("The final network, evaluated as every task:")
     rows = []
     for step in steps:
         end = step.run.evaluate(shared, epoch=payload["epoch"]).accuracy

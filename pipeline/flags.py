@@ -1,4 +1,4 @@
-"""The command-line flags of all scripts, in groups, with their defaults. Nothing here but argparse."""
+"""Command-line flags of all scripts, in groups, with their defaults. Nothing but argparse."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from utils.precisions import PRECISIONS
 FROM_TARGET = "from_target"
 FROM_CSV = "from_csv"
 MUTATIONS = 100
-# Defaults of the scripts for several modalities.
+# Defaults of the multimodal scripts.
 MULTIMODAL = {"arch": "perceiver_io", "dataset_config": "digits_docs"}
 
 
@@ -39,7 +39,7 @@ def positive_int(text: str) -> int:
     """An integer of at least 1."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
     return value
 
 
@@ -47,7 +47,7 @@ def non_negative_int(text: str) -> int:
     """An integer of at least 0."""
     value = int(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
     return value
 
 
@@ -55,7 +55,7 @@ def positive_float(text: str) -> float:
     """A number greater than 0."""
     value = float(text)
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+        raise argparse.ArgumentTypeError(f"must be greater than 0, not {text}")
     return value
 
 
@@ -63,7 +63,7 @@ def non_negative_float(text: str) -> float:
     """A number of at least 0."""
     value = float(text)
     if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
     return value
 
 
@@ -71,7 +71,7 @@ def sparsity(text: str) -> float:
     """A share of at least 0 and less than 1."""
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and less than 1")
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1, not {text}")
     return value
 
 
@@ -109,7 +109,7 @@ def candidates(text: str) -> Candidates:
     parts = [part.strip() for part in text.split(",")]
     among = {part for part in parts if part in ("same", "other")}
     if len(among) > 1:
-        raise argparse.ArgumentTypeError(f"{text}: same and other exclude one another; all means both")
+        raise argparse.ArgumentTypeError(f"{text}: same and other are mutually exclusive; all means both")
     tasks = ",".join(part for part in parts if part not in among)
     return Candidates(tasks=tasks or "all", among=among.pop() if among else "all")
 
@@ -125,29 +125,29 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
-    """Which tasks, and where their files are."""
+    """Which tasks to run, and where their files are."""
     group = parser.add_argument_group("tasks and files")
     add_tasks(group)
     _add_sizes(group)
     group.add_argument(
         "--text_encoder",
         default="hash",
-        help="Encoder of text tasks: hash, which needs no download, a model such as bert-base-uncased, or a "
-        "local folder in the Hugging Face format.",
+        help="Text encoder: hash (needs no download), a model such as bert-base-uncased, or a local folder "
+        "in Hugging Face format.",
     )
     _add_results(group, run="<arch>/seed<seed>[-heldout]")
     group.add_argument(
         "--protocol",
         choices=("published", "heldout"),
         default="published",
-        help="What growth, pruning and selection are decided on: the test set, as published, or a tenth of "
-        "the training samples, held out.",
+        help="Samples that decide growth, pruning and selection: the test set (published), or a held-out "
+        "tenth of the training samples (heldout).",
     )
     _add_seed(group)
 
 
 def add_tasks(group: argparse._ActionsContainer) -> None:
-    """Which tasks of which table, where its data is, and the architecture that learns them."""
+    """The task table, its tasks, its data and the architecture."""
     group.add_argument("--arch", default="lenet5", help="Architecture.")
     group.add_argument(
         "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
@@ -188,7 +188,7 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:
 
 
 def given_sizes(args: argparse.Namespace) -> dict[str, Any]:
-    """The size flags that were given, `size` for the preset."""
+    """The size flags that were given, with the preset as `size`."""
     return {name: getattr(args, name) for name in ("size", *_SIZES) if hasattr(args, name)}
 
 
@@ -197,7 +197,7 @@ def _add_root(group: argparse._ActionsContainer, name: str) -> None:
         f"--{name}_root",
         type=Path,
         default=default_root(name),
-        help=f"Folder of {name}; the environment variable {name.upper()}_ROOT changes it too.",
+        help=f"Folder of {name}; the environment variable {name.upper()}_ROOT also sets it.",
     )
 
 
@@ -208,18 +208,18 @@ def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
 
 
 def _add_seed(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--seed", type=non_negative_int, default=1, help="Seed of everything random.")
+    group.add_argument("--seed", type=non_negative_int, default=1, help="Random seed.")
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """The flag of every script that leaves finished outputs."""
+    """The flag of every script that skips finished outputs."""
     parser.add_argument(
         "--overwrite", action="store_true", help="Redo finished outputs (default: skip them)."
     )
 
 
 def add_computing(parser: argparse.ArgumentParser) -> None:
-    """Where and how numbers are computed."""
+    """Device, precision and threads."""
     group = parser.add_argument_group("computing")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<i>.")
     group.add_argument(
@@ -232,8 +232,8 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--nondeterministic",
         action="store_true",
-        help="On CUDA: let cuDNN pick the fastest algorithms, which are not deterministic (default: "
-        "deterministic ones, without autotuning).",
+        help="On CUDA, let cuDNN autotune and use nondeterministic algorithms, for speed (default: "
+        "deterministic algorithms, no autotuning).",
     )
     group.add_argument(
         "--threads", type=non_negative_int, default=0, help="CPU threads; 0 keeps torch's choice."
@@ -247,14 +247,16 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--epochs",
         type=positive_int,
         default=100,
-        help="Epochs of training. The learning rate drops to a tenth after half of them and again after 0.8 "
-        "of them (published: fixed at 50 and 80 of 100).",
+        help="Training epochs. The learning rate drops by a factor of 10 after 50%% and after 80%% of them "
+        "(published: after epochs 50 and 80).",
     )
     group.add_argument("--batch_size", type=positive_int, default=32, help="Samples per training step.")
     group.add_argument(
         "--val_batch_size", type=positive_int, default=500, help="Samples per batch in evaluation."
     )
-    group.add_argument("--lr", type=positive_float, default=1e-2, help="Initial learning rate of weights.")
+    group.add_argument(
+        "--lr", type=positive_float, default=1e-2, help="Initial learning rate of the weights."
+    )
     group.add_argument(
         "--weight_decay", type=non_negative_float, default=4e-5, help="Weight decay on owned weights."
     )
@@ -268,44 +270,43 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--num_classes",
         type=int,
         default=-1,
-        help="Number of classes of the task; -1 uses the table's, any other number must agree with it.",
+        help="Number of classes of the task; -1 uses the table's; any other number must match it.",
     )
     group.add_argument(
-        "--load_folder", type=Path, help="Folder of the checkpoint to start from (default: by the layout)."
+        "--load_folder", type=Path, help="Folder of the checkpoint to start from (default: from the layout)."
     )
-    group.add_argument("--save_folder", type=Path, help="Folder to write to (default: by the layout).")
+    group.add_argument("--save_folder", type=Path, help="Output folder (default: from the layout).")
     group.add_argument(
         "--use_imagenet_pretrained",
         action="store_true",
-        help="Start the first task of a network from torchvision's ImageNet weights, which torchvision "
-        "downloads; without effect on a backbone (default: start at random).",
+        help="Initialise a network's first task with torchvision's ImageNet weights, downloaded by "
+        "torchvision; has no effect on a backbone (default: random weights).",
     )
     group.add_argument(
         "--pretrained_file",
         type=Path,
-        help="Start the first task of a network from this state dict of torchvision's model (default: start "
-        "at random).",
+        help="Initialise a network's first task with this state dict of torchvision's model (default: random "
+        "weights).",
     )
     group.add_argument("--log_path", type=Path, help="Folder of the log file (default: the save folder).")
     group.add_argument("--logfile", default="train.log", help="Name of the log file.")
     group.add_argument(
         "--list_unfinished",
         action="store_true",
-        help="Train nothing: print the tasks of --dataset that are not finished, one per line (default: "
-        "train them).",
+        help="Only print the unfinished tasks of --dataset, one per line (default: train them).",
     )
     add_baseline_file(group)
 
 
 def add_baseline_file(group: argparse._ActionsContainer) -> None:
-    """The flag of the file of stage 1's accuracies."""
+    """The flag for the file of scratch baselines."""
     group.add_argument(
-        "--jsonfile", type=Path, help="JSON file of the scratch baselines (default: by the layout)."
+        "--jsonfile", type=Path, help="JSON file of the scratch baselines (default: from the layout)."
     )
 
 
 def add_record_file(group: argparse._ActionsContainer) -> None:
-    """The flag of the file of accuracies by sparsity."""
+    """The flag for the file of accuracies by sparsity."""
     group.add_argument(
         "--pruning_ratio_to_acc_record_file",
         type=Path,
@@ -314,7 +315,7 @@ def add_record_file(group: argparse._ActionsContainer) -> None:
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
-    """The flags that report on a checkpoint."""
+    """The flags for reports on a checkpoint."""
     group = parser.add_argument_group("report on a checkpoint")
     group.add_argument(
         "--compute_report",
@@ -336,23 +337,23 @@ def check_report(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 
 def add_width(group: argparse._ArgumentGroup) -> None:
-    """The flag of the network's width."""
+    """The flag for the network's width."""
     group.add_argument(
         "--network_width_multiplier",
         type=width_multiplier,
         default=1.0,
-        help="The number of channels scales with its square root; from_target uses the width that the task "
-        "reached in stage 3-2.",
+        help="Width multiplier; channels scale with its square root. from_target uses the width that the "
+        "task reached in stage 3-2.",
     )
 
 
 def add_candidates(group: argparse._ArgumentGroup, *, help: str) -> None:
-    """The flag of the tasks that may become a backbone."""
+    """The flag for the tasks that may become a backbone."""
     group.add_argument("--candidates", type=candidates, default=Candidates(), help=help)
 
 
 def add_mutations(group: argparse._ActionsContainer) -> None:
-    """The flag of the search's mutations."""
+    """The flag for the number of mutations in the search."""
     group.add_argument(
         "--max_iterations",
         type=non_negative_int,
@@ -362,33 +363,35 @@ def add_mutations(group: argparse._ActionsContainer) -> None:
 
 
 def add_chosen_pairs(group: argparse._ArgumentGroup) -> None:
-    """The flags that say which choice of stage 3-1 counts, for the stages after it."""
+    """The flags that select a choice of stage 3-1, for the stages after it."""
     add_candidates(
         group,
-        help="Which choice of stage 3-1 to use, as given there: among all candidates, or among those of the "
-        "`same` or the `other` modality.",
+        help="The --candidates given to stage 3-1, whose choice is used: all, or only those of the `same` or "
+        "the `other` modality.",
     )
-    group.add_argument("--csv_path", type=Path, help="CSV of the chosen backbones (default: by the layout).")
+    group.add_argument(
+        "--csv_path", type=Path, help="CSV of the chosen backbones (default: from the layout)."
+    )
 
 
 def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The flag of the pruning ratios."""
+    """The flag for the pruning ratios."""
     parser.add_argument(
         "--target_sparsity",
         type=sparsity,
         nargs="+",
         default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95],
-        help="Pruning ratios, run in turn, each from the one before.",
+        help="Pruning ratios, run in order, each starting from the previous one.",
     )
 
 
 def add_allowed_loss(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The flag of the accuracy that pruning may cost."""
+    """The flag for the accuracy that pruning may cost."""
     parser.add_argument(
         "--allow_acc_loss",
         type=non_negative_float,
         default=0.001,
-        help="Accuracy that a pruned network may lose against the scratch baseline.",
+        help="Accuracy that a pruned network may lose relative to the scratch baseline.",
     )
 
 
@@ -402,7 +405,7 @@ def add_packnet(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=("finetune", "prune", "inference"),
         default="finetune",
-        help="Train; or prune once and retrain; or evaluate a checkpoint.",
+        help="Train; prune once and retrain; or evaluate a checkpoint.",
     )
     group.add_argument(
         "--target_sparsity",
@@ -420,7 +423,7 @@ def check_packnet(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     check_report(parser, args)
     _check_listing(parser, args)
     if args.load_folder and args.mode == "finetune":
-        parser.error("--load_folder: --mode finetune starts from scratch")
+        parser.error("--load_folder has no effect: --mode finetune starts from scratch")
 
 
 def _check_listing(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -453,7 +456,7 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
         "--max_allowed_network_width_multiplier",
         type=positive_float,
         default=2.0,
-        help="On a backbone, or in sequence: maximum width of the network, which grows in steps of 0.5.",
+        help="Maximum width multiplier on a backbone or in sequence; the network grows in steps of 0.5.",
     )
     group = parser.add_argument_group("gradual pruning")
     add_sparsities(group)
@@ -461,7 +464,7 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
         "--initial_sparsity",
         type=sparsity,
         default=0.0,
-        help="Sparsity to start from; above 0, the network pruned to it is the starting point.",
+        help="Sparsity to start from; above 0, pruning starts from the network pruned to it.",
     )
     group.add_argument("--prune_epochs", type=positive_int, default=20, help="Epochs at each pruning ratio.")
     group.add_argument("--prune_lr", type=positive_float, default=1e-3, help="Learning rate while pruning.")
@@ -469,9 +472,9 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
         "--pruning_interval",
         type=positive_int,
         default=4,
-        help="Number of the --prune_epochs during which the sparsity grows.",
+        help="Epochs, out of --prune_epochs, during which the sparsity grows.",
     )
-    group.add_argument("--pruning_frequency", type=positive_int, default=10, help="Steps between two cuts.")
+    group.add_argument("--pruning_frequency", type=positive_int, default=10, help="Steps between cuts.")
     add_record_file(group)
 
 
@@ -488,27 +491,26 @@ def check_cpg(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
     if args.backbone and "prune" in args.mode:
         parser.error("--mode prune prunes a task's own network: leave out --backbone")
     if args.load_folder and args.mode == ["finetune"] and not args.backbone:
-        parser.error("--load_folder: --mode finetune starts from it only with --backbone")
+        parser.error("--load_folder: --mode finetune uses it only with --backbone")
     if len(args.mode) > 1 and (args.load_folder or args.save_folder):
         parser.error("--load_folder and --save_folder belong to one mode: run finetune and prune in turn")
 
 
 def add_in_sequence(parser: argparse.ArgumentParser) -> None:
-    """The flags of CPG's tasks in sequence."""
+    """The flags of CPG on tasks in sequence."""
     group = parser.add_argument_group("tasks in sequence")
     group.add_argument(
         "--total_num_tasks",
         type=positive_int,
-        help="Learn the tasks of --dataset in turn in one network that finally holds this many: each is "
-        "trained and pruned, and its ratio chosen, before the next; with --mode finetune prune (default: a "
-        "network per task).",
+        help="Learn the tasks of --dataset in sequence in one network that will hold this many. Each is "
+        "trained and pruned, and its ratio chosen, before the next. Requires --mode finetune prune (default: "
+        "a network per task).",
     )
     add_allowed_loss(group)
     group.add_argument(
         "--stop_pruning_early",
         action="store_true",
-        help="Stop at the first ratio that misses the baseline (default: try all, for a higher one may reach "
-        "it).",
+        help="Stop at the first ratio that misses the baseline (default: try all: a higher one may pass).",
     )
     group.add_argument(
         "--keep_checkpoints",
@@ -547,8 +549,8 @@ def add_multimodal(parser: argparse.ArgumentParser, *, modalities: Sequence[str]
     group.add_argument(
         "--no_kv_transfer",
         action="store_true",
-        help="On a backbone: start from the backbone's own projections, as a control (default: from the "
-        "checkpoint of stage 3-1b).",
+        help="Control: start from the backbone's own projections (default: from the checkpoint of stage "
+        "3-1b).",
     )
     parser.set_defaults(**MULTIMODAL)
 
@@ -570,13 +572,12 @@ def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None
     add_candidates(
         group,
         help="Tasks that may become the backbone: names, ids, ranges or all; `same` or `other` among them "
-        "restricts them to the target's modality or to the others, and the choice is then kept in files of "
-        "its own.",
+        "restricts them to the target's modality or to the others, and writes separate files.",
     )
     group.add_argument(
         "--baseline_folder",
         type=Path,
-        help="Folder of the scratch networks, <task>/checkpoint-<epoch>.pth.tar (default: by the layout).",
+        help="Folder of the scratch networks, <task>/checkpoint-<epoch>.pth.tar (default: from the layout).",
     )
     add_mutations(group)
     group.add_argument("--epsilon", type=positive_float, default=0.1, help="Size of a mutation.")
@@ -585,17 +586,19 @@ def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None
         "--select",
         choices=rules,
         default="farthest",
-        help="Selection rule: the candidate at the largest distance, as in the published code, at the "
-        "smallest, or a random one.",
+        help="Selection rule: the farthest candidate (as in the published code), the nearest, or a random "
+        "one.",
     )
-    group.add_argument("--backbone", help="Choose this task whatever its distance (default: by --select).")
     group.add_argument(
-        "--csv_path", type=Path, help="CSV file of the chosen backbones (default: by the layout)."
+        "--backbone", help="Choose this task regardless of its distance (default: choose by --select)."
+    )
+    group.add_argument(
+        "--csv_path", type=Path, help="CSV file of the chosen backbones (default: from the layout)."
     )
     group.add_argument(
         "--list_unfinished",
         action="store_true",
-        help="Search nothing: print the targets without a choice, one per line (default: search).",
+        help="Only print the targets without a chosen backbone, one per line (default: search).",
     )
 
 
@@ -619,12 +622,12 @@ def add_kv_transfer(parser: argparse.ArgumentParser) -> None:
         "--baseline_folder",
         type=Path,
         help="Folder of the targets' own networks, <task>/checkpoint-<epoch>.pth.tar (default: the scratch "
-        "networks of stage 1, by the layout).",
+        "networks of stage 1, from the layout).",
     )
     group.add_argument(
         "--load_folder",
         type=Path,
-        help="Folder of the backbone's checkpoint, beside which the new one is written (default: by the "
+        help="Folder of the backbone's checkpoint, beside which the new one is written (default: from the "
         "layout).",
     )
     parser.set_defaults(**MULTIMODAL)
@@ -634,9 +637,9 @@ def add_kv_transfer(parser: argparse.ArgumentParser) -> None:
 
 
 def add_continual(parser: argparse.ArgumentParser) -> None:
-    """The flags of learning a sequence of tasks in one network, but for the approaches' own."""
+    """The flags of learning a sequence of tasks in one network, except the approaches' own."""
     group = parser.add_argument_group("sequence and files")
-    group.add_argument("--seq", default="digits_5", help="Sequence of tasks; data/sequences.toml has them.")
+    group.add_argument("--seq", default="digits_5", help="Task sequence, as defined in data/sequences.toml.")
     group.add_argument("--appr", default="spg", help="Approach.")
     group.add_argument(
         "--arch",
@@ -671,11 +674,13 @@ def add_continual(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trials(parser: argparse.ArgumentParser) -> None:
-    """The flags of several runs of the same command."""
+    """The flags for several runs of one command."""
     group = parser.add_argument_group("several runs")
-    group.add_argument("--trials", type=positive_int, default=1, help="Number of seeds, from --seed on.")
     group.add_argument(
-        "--tune", action="store_true", help="Search the dropouts on validation accuracy, with Optuna."
+        "--trials", type=positive_int, default=1, help="Number of runs, with consecutive seeds from --seed."
+    )
+    group.add_argument(
+        "--tune", action="store_true", help="Tune the dropouts on validation accuracy, with Optuna."
     )
     group.add_argument(
         "--tune_trials", type=positive_int, default=20, help="Number of dropout pairs that --tune tries."
@@ -702,9 +707,9 @@ _KINDS: Mapping[str, Callable] = {
 
 
 def add_settings(parser: argparse.ArgumentParser, title: str, settings: type) -> None:
-    """A flag for each field of a settings dataclass, whose metadata holds its `kind` and `help`.
+    """Add a flag for each field of a settings dataclass, whose metadata holds its `kind` and `help`.
 
-    An approach so declares its flags beside the code that they act on (see `methods.approaches.base`).
+    This lets an approach declare its flags beside the code that uses them (see `methods.approaches.base`).
     """
     declared = fields(settings)
     if not declared:
@@ -721,5 +726,5 @@ def add_settings(parser: argparse.ArgumentParser, title: str, settings: type) ->
 
 
 def settings_from(args: argparse.Namespace, settings: type) -> Any:
-    """The settings that the flags give."""
+    """Build a settings dataclass from the flags."""
     return settings(**{item.name: getattr(args, item.name) for item in fields(settings)})

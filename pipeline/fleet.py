@@ -1,4 +1,4 @@
-"""The devices of a table as the stages see them: tasks, candidates, pairs, and what other stages left."""
+"""A table's tasks and pairs, as selected by flags, and the results that earlier stages wrote for them."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.files import read_csv, read_json
 from utils.paths import Paths, checkpoints_in, widths_file
 
-# Flags that name a folder or file of one task.
+# Flags that name a folder or file of a single task.
 _OF_ONE_TASK = ("load_folder", "save_folder", "pruning_ratio_to_acc_record_file", "report_file")
 
 
@@ -32,11 +32,11 @@ def selected_tasks(
     """The tasks that `--dataset` names.
 
     Args:
-        spec: instead of `--dataset`.
-        modality: leaves out the tasks of any other.
+        spec: overrides `--dataset`.
+        modality: keeps only the tasks of this modality.
 
     Raises:
-        UserError: if none is left, or if a flag names a folder or file of one task and there are several.
+        UserError: if no task is left, or if a flag names a single task's folder or file but several are left.
     """
     tasks = [task for task in table.select(spec or args.dataset) if modality in (None, task.modality)]
     if not tasks:
@@ -50,14 +50,14 @@ def selected_tasks(
 def check_num_classes(asked: int, *, task: Task) -> None:
     """Refuse a `--num_classes` that contradicts the task table."""
     if asked not in (-1, task.num_classes):
-        raise UserError(f"--num_classes {asked}: task {task.name} has {task.num_classes} in its table")
+        raise UserError(f"--num_classes {asked}: task {task.name} has {task.num_classes} classes")
 
 
 def check_text_encoder(payload: Mapping, *, task: Task, identity: str | None, where: Path) -> None:
-    """Refuse a network that learned the texts of `task`, its newest, with another text encoder.
+    """Refuse a network whose newest task is `task`, learned with another text encoder.
 
     Args:
-        identity: of the encoder in use; None for tasks without texts.
+        identity: identity of the encoder in use; None for tasks without texts.
 
     Raises:
         UserError: naming `where` and both encoders.
@@ -129,13 +129,13 @@ def chosen_backbone(path: Path, *, table: Table, target: Task) -> Task:
 
 
 def backbone_of(target: Task, *, asked: str, table: Table, pairs: Path) -> Task:
-    """The backbone of `target`: the task `asked`, or, with from_csv, the one that stage 3-1 chose.
+    """The backbone of `target`: the task `asked`, or with from_csv the one that stage 3-1 chose.
 
     Args:
         pairs: CSV of the chosen backbones.
 
     Raises:
-        UserError: if there is none, or if it is the target itself.
+        UserError: if no backbone is found, or if it is the target itself.
     """
     if asked == FROM_CSV:
         return chosen_backbone(pairs, table=table, target=target)
@@ -155,6 +155,6 @@ def named_backbone(asked: str, *, table: Table, target: Task) -> Task:
 
 
 def final_width(paths: Paths, *, table: Table, target: Task, pairs: Path) -> float:
-    """The width multiplier that a target reached in stage 3-2 on its backbone in the CSV `pairs`."""
+    """The width multiplier that a target reached in stage 3-2, on its backbone in the CSV `pairs`."""
     backbone = chosen_backbone(pairs, table=table, target=target)
     return max(read_widths(paths.target(table.name, backbone.name, target.name)))

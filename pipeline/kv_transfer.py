@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 class Transfers:
-    """The K/V transfers between the networks of a table."""
+    """K/V transfers between the networks of a table."""
 
     def __init__(self, args: argparse.Namespace, *, table: Table) -> None:
         self.args = args
@@ -76,7 +76,7 @@ class Transfers:
         )
 
     def is_finished(self, destination: Path, recipe: TransferRecipe) -> bool:
-        """Whether the transfer has been made; refuses one that was made from other networks."""
+        """Whether the transfer is finished; refuses one made from other networks."""
         if self.args.overwrite or not destination.exists():
             return False
         payload = load_checkpoint(destination, architecture=self.args.arch, layers=SHARABLE)
@@ -85,7 +85,7 @@ class Transfers:
         return True
 
     def load(self, path: Path, *, layers: str) -> tuple[dict, SharedNetwork]:
-        """The content of a checkpoint, and the network in it."""
+        """Load a checkpoint; return its payload and the network in it."""
         build = self.builders[layers]
         payload = load_checkpoint(path, architecture=build.name, layers=layers, sizes=build.sizes)
         return payload, SharedNetwork.from_payload(payload, build=build, source=path)

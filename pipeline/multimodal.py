@@ -13,7 +13,7 @@ from utils.paths import checkpoint_in, checkpoints_in, kv_transfer_file
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, prune or evaluate, as `--mode` says, every task that `--dataset` and `--modality` leave."""
+    """Train, prune or evaluate, as `--mode` says, every task selected by `--dataset` and `--modality`."""
     backbones = TransferredBackbones(kv_transfer=not args.no_kv_transfer)
     cpg.run(args, backbones=backbones, modality=args.modality)
 
@@ -22,7 +22,7 @@ class TransferredBackbones(cpg.Backbones):
     """Backbones that hold the K/V projections of their targets.
 
     Args:
-        kv_transfer: False for the control that starts from the backbones' own projections.
+        kv_transfer: False for the control, which starts from the backbones' own projections.
     """
 
     transfers = True
@@ -37,7 +37,7 @@ class TransferredBackbones(cpg.Backbones):
         """The backbone's chosen checkpoint, which holds the task's projection.
 
         Raises:
-            UserError: if there is none, if one of the two networks has been redone since, or if the
+            UserError: if there is no such checkpoint, if either network has been retrained since, or if the
                 projection was trained with another text encoder.
         """
         chosen = super().checkpoint(task, backbone)

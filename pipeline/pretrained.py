@@ -27,7 +27,7 @@ class Start:
 
     Attributes:
         architecture: name of the network's architecture.
-        file: the file that holds the weights; None: torchvision downloads them.
+        file: the file that holds the weights; None lets torchvision download them.
     """
 
     architecture: str
@@ -35,13 +35,13 @@ class Start:
 
     @property
     def origin(self) -> str:
-        """Identifies the weights in the recipes of outputs that depend on them."""
+        """Identifier of the weights in recipes."""
         if self.file is None:
             return _VERSION
         return f"sha256:{hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]}"
 
     def put_into(self, network: Network, *, build: Callable[..., Network]) -> None:
-        """Copy the weights into `network`; tensors that they lack stay random.
+        """Copy the weights into `network`; tensors missing from them stay random.
 
         Raises:
             UserError: if the weights cannot be downloaded or read, or do not fit.
@@ -76,7 +76,7 @@ class Start:
         except (URLError, TimeoutError, ConnectionError) as error:
             raise UserError(
                 f"--use_imagenet_pretrained: {weights.url} cannot be downloaded ({error}): download it "
-                "elsewhere and give it with --pretrained_file"
+                "elsewhere and pass it with --pretrained_file"
             ) from error
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise UserError(
@@ -86,7 +86,7 @@ class Start:
 
 
 def start_of(args: argparse.Namespace) -> Start | None:
-    """The weights that the flags start from; None: random ones.
+    """The initial weights that the flags request; None for random ones.
 
     Raises:
         UserError: if `--pretrained_file` does not exist.

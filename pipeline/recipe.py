@@ -1,7 +1,7 @@
-"""What decides a result: one frozen dataclass per stage.
+"""Everything that affects a result: one frozen dataclass per stage.
 
-A stage builds its learner from its recipe alone, and stamps its output with the same recipe. So no setting
-can act on a result without being recorded with it, and an output made with another recipe is recognised.
+A stage builds its learner from its recipe alone and stamps its output with the same recipe. No setting can
+thus affect a result without being recorded, and an output made with another recipe is recognised.
 """
 
 import argparse
@@ -36,10 +36,10 @@ from utils.seeds import derive_seed
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings that decide a result.
+    """Settings that affect a result.
 
     Fields that hold recipes, settings or mappings are flattened in the stamp. A field marked `in_stage` is
-    recorded as part of the stage's name, one marked `omit_if_off` only if it is on.
+    recorded as part of the stage's name; one marked `omit_if_off` is recorded only if it is on.
     """
 
     def stamp(self) -> dict[str, Any]:
@@ -62,11 +62,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecipe(Recipe):
-    """What every training run under the same flags has in common.
+    """Settings common to all training runs under the same flags.
 
     Attributes:
-        sizes: of the architecture, beyond the width.
-        clip_grad_norm: as resolved; None: no clipping.
+        sizes: the architecture's sizes besides the width.
+        clip_grad_norm: resolved value; None disables clipping.
     """
 
     arch: str
@@ -100,7 +100,7 @@ class SamplesRecipe(Recipe):
 
     Attributes:
         data: fingerprint of the samples and of their preprocessing.
-        text_encoder, max_tokens: of texts: the encoder's identity, and where they are cut.
+        text_encoder, max_tokens: for texts, the encoder's identity and the maximum number of tokens.
     """
 
     config: str
@@ -116,7 +116,7 @@ class SamplesRecipe(Recipe):
 
 
 def text_entries(identity: str) -> dict[str, Any]:
-    """What is recorded of a text task beyond its data; named, so that a refusal can name it."""
+    """Stamp entries of a text task besides its data, by name, so that a refusal can name what differs."""
     return {"text_encoder": identity, "max_tokens": MAX_TOKENS}
 
 
@@ -125,7 +125,7 @@ def text_entries(identity: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecipe(Recipe, ABC):
-    """One training run: what all stages depend on, and what this one does.
+    """One training run: the settings common to all stages, and this stage's own.
 
     Attributes:
         lr: initial learning rate of the weights.
@@ -158,13 +158,13 @@ class StageRecipe(Recipe, ABC):
 
     @abstractmethod
     def learner(self, model: SharedNetwork, *, batches: Batches, compute: Compute) -> Learner:
-        """How the newest task of a network is trained."""
+        """Build the learner for the newest task of a network."""
 
     def stamp(self) -> dict[str, Any]:
         return super().stamp() | {"stage": self.stage}
 
     def _learner(self, method: Method, **trained: tuple[Optimizer, Schedule]) -> Learner:
-        """The learner of these optimizers with their schedules, by name, the weights' first."""
+        """Build a learner from (optimizer, schedule) pairs by name, the weights' first."""
         return Learner(
             method=method,
             optimizers={name: optimizer for name, (optimizer, _) in trained.items()},
@@ -175,9 +175,9 @@ class StageRecipe(Recipe, ABC):
 
 
 def short_run_entries(epochs: int, *, lr: float) -> dict[str, Any]:
-    """Entries of runs so short that the drops of the learning rate have moved since they were first recorded.
+    """Entries that only runs of one or two epochs have.
 
-    With one or two epochs, drops used to come before the first epoch, or to merge into one.
+    Earlier versions put their learning-rate drops before the first epoch, or merged them.
     """
     if epochs >= 3:
         return {}
@@ -187,10 +187,10 @@ def short_run_entries(epochs: int, *, lr: float) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe(StageRecipe):
-    """Training under CPG's schedule: two drops of the learning rate, at shares of the epochs.
+    """Training with CPG's schedule: two learning-rate drops, at fixed fractions of the epochs.
 
     Attributes:
-        width_multiplier: of the network while the task is trained.
+        width_multiplier: the network's width multiplier during training.
     """
 
     width_multiplier: float
@@ -209,7 +209,7 @@ class ScratchRecipe(TrainingRecipe):
     """Stage 1: a scratch network with PackNet's ownership.
 
     Attributes:
-        pretrained: origin of the initial weights; None: random.
+        pretrained: origin of the initial weights; None for random ones.
     """
 
     pretrained: str | None
@@ -226,7 +226,7 @@ class ScratchRecipe(TrainingRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class PackNetPruningRecipe(StageRecipe):
-    """One cut of a scratch network, and retraining.
+    """One cut of a scratch network, then retraining.
 
     Attributes:
         sparsity: share of each layer's weights that is freed.
@@ -253,12 +253,12 @@ class PackNetPruningRecipe(StageRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class CPGRecipe(TrainingRecipe, ABC):
-    """Training with CPG: the task's own weights, and piggymasks over earlier tasks' ones.
+    """Training with CPG: the task's own weights, and piggymasks over those of earlier tasks.
 
     Attributes:
-        lr_mask: learning rate of piggymasks; None for a network that has none.
+        lr_mask: learning rate of the piggymasks; None for a network without any.
         parent: fingerprint of the network that training starts from.
-        pretrained: origin of the initial weights if there is no parent; None: random.
+        pretrained: origin of the initial weights if there is no parent; None for random ones.
     """
 
     lr_mask: float | None = None
@@ -314,7 +314,7 @@ class GradualPruningRecipe(StageRecipe):
 
     Attributes:
         pruning_interval: epochs during which the sparsity grows.
-        pruning_frequency: steps between two cuts.
+        pruning_frequency: steps between cuts.
         parent: fingerprint of the network that is pruned.
     """
 
@@ -333,7 +333,7 @@ class GradualPruningRecipe(StageRecipe):
         return "--prune_lr"
 
     def learner(self, model: SharedNetwork, *, batches: Batches, compute: Compute) -> Learner:
-        for piggymask in piggymasks_of(model):  # they stay as they are: no gradients to compute
+        for piggymask in piggymasks_of(model):  # fixed while pruning: skip their gradients
             piggymask.requires_grad_(False)
         optimizer = weight_optimizer(model)
         method = GradualPruning(
@@ -389,7 +389,7 @@ class PruningSchedule(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceTaskRecipe(Recipe):
-    """A task of a sequence from its training to its chosen ratio, except the room left to later tasks.
+    """One task of a sequence, from training to the chosen ratio, except the room left for later tasks.
 
     Attributes:
         baseline: accuracy of the task's scratch network.
@@ -436,9 +436,9 @@ class SearchRecipe(Recipe):
     Attributes:
         candidates: ids of the tasks compared.
         networks: fingerprints of the target's network and samples, then of each candidate's.
-        max_iterations, epsilon: mutations of the probes, and their size.
+        max_iterations, epsilon: number and size of the probes' mutations.
         val_batch_size: probes from each task.
-        select: the rule, or the backbone that was given.
+        select: the selection rule, or the given backbone.
     """
 
     candidates: tuple[int, ...]
@@ -453,7 +453,7 @@ class SearchRecipe(Recipe):
     select: str
 
     def stamp(self) -> dict[str, Any]:
-        # Mutations used to take +ε whenever it beat the best score, though -ε may beat it by more.
+        # Earlier versions took +ε whenever it beat the best score, even if -ε was better still.
         better = {"mutation": "better sign"} if self.max_iterations else {}
         return super().stamp() | better
 
@@ -464,7 +464,7 @@ class TransferRecipe(Recipe):
 
     Attributes:
         target: the task whose projection is transferred.
-        backbone, projection: fingerprints of the networks that receive and give it.
+        backbone, projection: fingerprints of the networks that receive and provide it.
     """
 
     target: str
@@ -474,13 +474,13 @@ class TransferRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class ContinualRecipe(Recipe):
-    """An approach on a sequence of tasks, but for the data.
+    """An approach on a sequence of tasks, without the data.
 
     Attributes:
         width: factor on the number of channels.
-        dropout: of the first two convolutions, and of the rest; None for an architecture without.
-        settings: those that all approaches share.
-        options: those of the approach itself.
+        dropout: of the first two convolutions, and of the rest; None for an architecture without dropout.
+        settings: settings shared by all approaches.
+        options: the approach's own settings.
     """
 
     seq: str
@@ -523,6 +523,6 @@ class ContinualStageRecipe(Recipe):
         return derive_seed(self.run.seed, self.run.seq, self.task, self.stage)
 
     def learner(self, model: Approach, *, batches: Batches, compute: Compute) -> Learner:
-        """How the newest task is trained."""
+        """Build the learner for the newest task."""
         passes = TaskPasses(batches=lambda size: batches.resized(size).epoch(None), autocast=compute.autocast)
         return model.learner(self.stage, passes, epochs=self.run.epochs)

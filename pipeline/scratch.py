@@ -16,7 +16,7 @@ from utils.paths import checkpoint_in, sparsity_folder
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, prune or evaluate, as `--mode` says, every task that `--dataset` names."""
+    """Train, prune or evaluate, as `--mode` says, every task in `--dataset`."""
     run_tasks(args, layers=PLAIN, stage=ScratchTask)
 
 
@@ -25,8 +25,8 @@ class ScratchTask:
 
     Attributes:
         multiplier: the network's width multiplier.
-        layout: where the layout puts the network.
-        folder: where it goes.
+        layout: the network's folder in the layout.
+        folder: the folder to write to.
     """
 
     def __init__(self, task: TaskRun) -> None:
@@ -54,7 +54,7 @@ class ScratchTask:
             self.task.inspect(self.args.load_folder or self.layout)
 
     def finetune(self) -> None:
-        """Train the scratch network, and enter its accuracy in the file of baselines."""
+        """Train the scratch network, and record its accuracy in the baseline file."""
         recipe = ScratchRecipe(
             run=self.task.recipe,
             samples=self.task.samples,

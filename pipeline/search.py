@@ -30,7 +30,7 @@ TABLE_COLUMNS = ("target_id", "task_id", "ddv_cos", "ddv_euc")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Choose a backbone for every target, or list those without one if `--list_unfinished` says so."""
+    """Choose a backbone for every target; with `--list_unfinished`, only list those without one."""
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     table = load_table(args.dataset_config, data_root=args.data_root)
     search = Search(args, table=table)
@@ -61,7 +61,7 @@ class Search:
         self._models: dict[int, tuple[Model, str]] = {}
 
     def find(self, target: Task) -> None:
-        """Measure all distances to `target`, choose, and enter both in the CSV files."""
+        """Measure all distances to `target`, choose a backbone, and write both to the CSV files."""
         spec, among = self.args.candidates.tasks, self.args.candidates.among
         candidates = self.table.candidates(spec, target=target, among=among)
         if not candidates:
@@ -85,7 +85,7 @@ class Search:
         logging.info("Selected backbone for target %d = (%s) %d", target.id, label, chosen)
 
     def has_work_left(self, target: Task) -> bool:
-        """Whether the target has no choice yet; a fault counts as work left, and is reported by `find`."""
+        """Whether the target has no backbone yet. An error counts as work left: `find` reports it."""
         try:
             self.find(target)
         except (Unfinished, UserError):
@@ -93,7 +93,7 @@ class Search:
         return False
 
     def recipe(self, target: Task, candidates: Sequence[Task]) -> SearchRecipe:
-        """Everything that the choice depends on."""
+        """The recipe of the choice."""
         args = self.args
         return SearchRecipe(
             candidates=tuple(task.id for task in candidates),
@@ -109,7 +109,7 @@ class Search:
         )
 
     def measure(self, target: Task, candidates: Sequence[Task], *, recipe: SearchRecipe) -> list[Distance]:
-        """The distances of `candidates` from `target`, on as many probes from each as both have."""
+        """Distances of `candidates` from `target`, with as many probes from each as both have."""
         model, _ = self.model(target)
         by_count: dict[int, list[Model]] = {}
         for task in candidates:
@@ -135,7 +135,7 @@ class Search:
         return named_backbone(self.args.backbone, table=self.table, target=target)
 
     def is_finished(self, target: Task, recipe: SearchRecipe) -> bool:
-        """Whether the choice has been made; refuses one that another recipe made."""
+        """Whether the choice is made; refuses one made with another recipe."""
         if self.args.overwrite or not self.result.exists():
             return False
         rows = read_csv(self.result, columns=RESULT_COLUMNS, remedy="delete it to start a new one")
@@ -151,7 +151,7 @@ class Search:
         return True
 
     def write(self, target: Task, distances: Sequence[Distance], chosen: int, recipe: SearchRecipe) -> None:
-        """Enter distances and choice in the CSV files, in place of earlier ones of the target."""
+        """Write distances and choice to the CSV files, replacing the target's earlier ones."""
         replaced = {"target_id": str(target.id)}
         rows = [
             {
@@ -165,7 +165,7 @@ class Search:
         table = self.paths.table_csv(self.table.name, among=self.args.candidates.among)
         update_csv(table, rows, columns=TABLE_COLUMNS, replace=replaced)
         row = {"target_id": target.id, "task_id": chosen}
-        # An earlier row goes first: after a kill in between, it must not stand beside the new recipe.
+        # Remove the earlier row first: a kill in between must not leave it with the new recipe.
         update_csv(self.result, [], columns=RESULT_COLUMNS, replace=replaced)
         update_json(arguments_file(self.result), {str(target.id): recipe.stamp()})
         update_csv(self.result, [row], columns=RESULT_COLUMNS, replace=replaced)
@@ -192,7 +192,7 @@ class Search:
         count = self.args.val_batch_size
         if len(data.validation) < count:
             logging.info(
-                "Task %s has only %d samples to probe with, not %d", task.name, len(data.validation), count
+                "Task %s has only %d samples to use as probes, not %d", task.name, len(data.validation), count
             )
         probes = data.first_inputs(count).to(self.compute.device)
         model = Model(id=task.id, network=shared.as_task(task.name), probes=probes)

@@ -1,4 +1,4 @@
-"""An approach on a sequence of tasks: learned in turn in one network, evaluated after each task."""
+"""Run an approach on a sequence of tasks, and evaluate after each task."""
 
 import argparse
 import hashlib
@@ -30,7 +30,7 @@ from utils.paths import Paths, checkpoints_in
 from utils.runtime import resolve_device, set_up_process, synchronised_clock
 from utils.tables import aligned, plus_minus
 
-TUNED = "alexnet"  # the architecture that the sequences' dropouts are tuned for, and the only one with any
+TUNED = "alexnet"  # the only architecture with dropout; the sequences' dropouts are tuned for it
 JOINT = "all_tasks"
 
 # Columns of the final table: the key in metrics.json, the heading, the format.
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 class ContinualLog(EpochLog):
-    """Logs the epochs of an approach, which keeps count of what its tasks cost."""
+    """Logs the epochs of an approach, and counts the epochs and seconds of its newest task."""
 
     def __init__(self, model: Approach, *, output: Output, compute: Compute) -> None:
         super().__init__(model, output=output, compute=compute)
@@ -67,7 +67,7 @@ class ContinualLog(EpochLog):
         return {}
 
     def after_task(self) -> None:
-        logging.info("After the last epoch the approach took %.1f s", self._count_time())
+        logging.info("After the last epoch, the approach took another %.1f s", self._count_time())
 
     def _count_time(self) -> float:
         now = self._clock()
@@ -84,12 +84,12 @@ class ContinualRun:
 
     Args:
         args: the flags of spg_main.py.
-        seed, approach: instead of the flags'.
+        seed, approach: override the flags.
         decide_on: the samples that accuracies are measured on: "test", or "validation" for tuning.
 
     Raises:
         UserError: for an unknown approach, architecture or sequence (the message lists the known ones), a
-            sequence whose raw files are not prepared, or dropouts for an architecture without any.
+            sequence whose raw files are not prepared, or dropouts for another architecture than `TUNED`.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class ContinualRun:
         args = self.args
         return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
 
-    # What is learned, and how
+    # Networks, data and recipes
 
     @property
     def setup(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class ContinualRun:
         return Network(features=network.features, feature_width=network.feature_width)
 
     def configuration(self) -> dict:
-        """Every flag as it was resolved for this run."""
+        """All flags, as resolved for this run."""
         resolved = vars(self.args) | {
             "appr": self.approach,
             "seed": self.recipe.seed,
@@ -179,7 +179,7 @@ class ContinualRun:
         return {name: str(value) if isinstance(value, Path) else value for name, value in resolved.items()}
 
     def data(self, number: int) -> TaskData:
-        """The samples of task `number`, from 1, on the device; each is read once."""
+        """The samples of task `number`, from 1, on the device; read once and kept."""
         if number not in self._data:
             self._data[number] = load_task(
                 self.sequence, number, data_root=self.args.data_root, device=self.compute.device
@@ -189,8 +189,8 @@ class ContinualRun:
     def data_until(self, number: int) -> str:
         """Fingerprint of the data of tasks 1 to `number`.
 
-        Of the earlier tasks only the samples that accuracies are measured on stay in memory, so that memory
-        does not grow with what has been learned.
+        Earlier tasks keep only the samples that accuracies are measured on, so that memory does not grow with
+        their training data.
         """
         for earlier in range(1, number):
             self._data[earlier] = self.data(earlier).only(self.decide_on)
@@ -208,12 +208,12 @@ class ContinualRun:
         )
 
     def stage_recipe(self, number: int, stage: str) -> ContinualStageRecipe:
-        """What decides a stage of learning a task; all tasks at once are learned as the last one."""
+        """The recipe of one training stage of a task. Joint training counts as the last task."""
         name = JOINT if self.kind.joint else self.names[number - 1]
         return ContinualStageRecipe(run=self.recipe, task=name, stage=stage, data=self.data_until(number))
 
     def output(self, recipe: ContinualStageRecipe) -> Output:
-        """Where that stage goes."""
+        """The output folder of a stage."""
         return Output(
             folder=self.paths.continual_task(recipe.task, recipe.stage),
             epochs=self.recipe.epochs,
@@ -231,7 +231,7 @@ class ContinualRun:
     # The run
 
     def run(self) -> dict:
-        """Learn what is not learned yet; returns the content of `metrics.json`."""
+        """Learn the unfinished tasks; return the content of `metrics.json`."""
         if self.args.overwrite:
             self.clear()
         with logs.to_file(self.paths.continual_log()):
@@ -249,7 +249,7 @@ class ContinualRun:
         return result
 
     def clear(self) -> None:
-        """Delete what earlier runs of the same approach left under this name."""
+        """Delete the files of earlier runs of the same approach under this name."""
         for task in (JOINT, *self.names):
             self.forget(task)
         for name in ("accuracy_matrix", "metrics_file", "configuration_file"):
@@ -263,10 +263,10 @@ class ContinualRun:
             remove_output(folder, root=self.paths.checkpoints, made_by=made_by)
 
     def learn_in_turn(self) -> list[dict]:
-        """Learn task after task, and evaluate on all tasks so far after each.
+        """Learn the tasks in order, evaluating on all tasks so far after each.
 
         Returns:
-            For each task, what it cost, and the accuracies after it.
+            One entry per task: its cost, and the accuracies after it.
         """
         history: list[dict] = []
         done, payload = self.newest_finished()
@@ -283,7 +283,7 @@ class ContinualRun:
         return history
 
     def newest_finished(self) -> tuple[int, dict | None]:
-        """The last task that is learned, from 1, and its checkpoint; 0 and None if there is none.
+        """The number (from 1) and payload of the last finished task; 0 and None if there is none.
 
         Raises:
             UserError: if another recipe made it.
@@ -295,11 +295,11 @@ class ContinualRun:
         return 0, None
 
     def stages(self, number: int) -> tuple[str, ...]:
-        """The stages of learning a task."""
+        """The training stages of a task."""
         return self.kind.stages(remaining=len(self.names) - number)
 
     def learn_task(self, number: int, *, before: dict | None, history: list[dict]) -> dict:
-        """Learn one task on top of what was learned before; returns its checkpoint's payload."""
+        """Learn one task on top of the earlier ones; return its checkpoint's payload."""
         data = self.data(number)
         task = data.task
 
@@ -320,7 +320,7 @@ class ContinualRun:
         return payload
 
     def learn_jointly(self) -> list[dict]:
-        """Learn all tasks at once; returns what they cost, and the accuracies, as a single entry."""
+        """Learn all tasks at once; return their cost and the accuracies as a single entry."""
         total = len(self.names)
         parts = [self.data(number) for number in range(1, total + 1)]
 
@@ -355,7 +355,7 @@ class ContinualRun:
         return self.kind.from_payload(payload, source, **self.setup).to(self.compute.device)
 
     def evaluate_after(self, number: int, approach: Approach) -> dict:
-        """Evaluate on tasks 1 to `number`; returns the accuracies, and what the newest task cost."""
+        """Evaluate on tasks 1 to `number`; return the accuracies and the cost of the newest task."""
         known = [entry["accuracies"][-1] for entry in approach.history] if self.kind.independent else []
         for index in range(len(known), number):
             result = evaluate(
@@ -374,7 +374,7 @@ class ContinualRun:
             "accuracies": known,
         }
 
-    # What is reported
+    # Reports
 
     def write_matrix(self, rows: list[list[float]], *, after: list[str] | None = None) -> None:
         """Write the accuracy matrix: a row after each task learned, a column for each task."""
@@ -385,7 +385,7 @@ class ContinualRun:
         write_atomically(self.paths.accuracy_matrix(), csv_text(entries, ["after", *self.names]))
 
     def metrics(self, history: list[dict]) -> dict:
-        """The metrics of a finished run; None where one is not defined or lacks its reference."""
+        """The metrics of a finished run; None for those that are undefined or lack a reference run."""
         rows = [entry["accuracies"] for entry in history]
         counts = [self.sequence.counts["test"]] * len(self.names)
         in_turn = not self.kind.joint
@@ -413,7 +413,7 @@ class ContinualRun:
     def reference(self) -> list[float] | None:
         """Accuracy of a network trained on each task alone; None, with a log line, if there is no such run.
 
-        It is measured on test samples, so that accuracies on validation samples have no reference.
+        It is measured on test samples, so accuracies on validation samples have no reference.
         """
         if self.approach == "one" or self.decide_on != "test":
             return None
@@ -422,7 +422,7 @@ class ContinualRun:
         if self.recipe.arch != TUNED:
             command += f" --arch {self.recipe.arch}"
         if not path.exists():
-            logging.info("No forward transfer: its reference is missing (`%s` makes it)", command)
+            logging.info("No forward transfer: the reference run is missing: run `%s`", command)
             return None
         found = read_json(path, remedy=f"run `{command} --overwrite`")
         alone = ContinualRun(self.args, seed=self.recipe.seed, approach="one").recipe
@@ -436,7 +436,7 @@ class ContinualRun:
 
 
 def table(results: Sequence[Mapping]) -> str:
-    """The metrics of one or several runs as aligned text; several end with mean ± standard deviation."""
+    """The metrics of one or several runs as aligned text; several runs end with mean ± standard deviation."""
     rows = [result | {"seconds_per_task": result["seconds"] / len(result["tasks"])} for result in results]
     cells = [
         [

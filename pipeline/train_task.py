@@ -1,4 +1,4 @@
-"""One task through the training loop into its folder, and a finished checkpoint evaluated as a task."""
+"""Train one task into its output folder, or evaluate a finished checkpoint as a task."""
 
 import argparse
 import logging
@@ -38,20 +38,20 @@ from utils.files import json_text, write_atomically
 from utils.paths import Paths, checkpoint_in
 from utils.runtime import resolve_device, set_up_process
 
-# The share of the time since it was last saved that saving an unfinished run may take. The state of a large
-# network takes seconds to write, and may take longer than an epoch.
+# Maximum share of the running time spent on saving unfinished runs. Writing the state of a large network
+# takes seconds, sometimes longer than an epoch.
 SAVING_SHARE = 0.05
 
 
 class TaskRun:
-    """One task of a table under one set of flags: its data, its networks, and where they go.
+    """One task of a table under one set of flags: its data, networks and output folders.
 
     Args:
         args: the script's flags.
         layers: kind of layers of its networks, `architectures.PLAIN` or `SHARABLE`.
 
     Attributes:
-        recipe: what all its training runs have in common.
+        recipe: settings common to all its training runs.
         log_folder: folder whose log file is already open.
     """
 
@@ -76,7 +76,7 @@ class TaskRun:
 
     @cached_property
     def origin(self) -> str | None:
-        """Where the initial weights of a first task come from; None: they are random."""
+        """Origin of a first task's initial weights; None for random ones."""
         return None if self.start is None else self.start.origin
 
     @cached_property
@@ -84,7 +84,7 @@ class TaskRun:
         """The task's samples, on the device.
 
         Raises:
-            UserError: if a text is longer than the network has positions.
+            UserError: if a text has more tokens than the network has positions.
         """
         data = load_task(
             self.table,
@@ -128,7 +128,7 @@ class TaskRun:
     # Networks
 
     def new_network(self, *, width: float) -> SharedNetwork:
-        """A network that has just begun the task and has learned nothing before."""
+        """A new network with the task begun."""
         shared = SharedNetwork(build=self.build, width=width)
         if self.start is not None:
             self.start.put_into(shared.network, build=self.build)
@@ -136,7 +136,7 @@ class TaskRun:
         return shared
 
     def begin_task(self, shared: SharedNetwork, *, width: float | None = None) -> None:
-        """Begin the task in a network, at √(width multiplier) `width` or the network's own."""
+        """Begin the task in a network, at `width` = √(width multiplier), or at the network's own."""
         shared.begin_task(
             self.task.name, num_classes=self.task.num_classes, width=width, modality=self.task.modality
         )
@@ -163,7 +163,7 @@ class TaskRun:
             The finished checkpoint's payload.
 
         Raises:
-            Unfinished: if there is training left and `--list_unfinished` asks for no more than that.
+            Unfinished: if training is left under `--list_unfinished`.
         """
         output = Output(
             folder=folder,
@@ -205,7 +205,7 @@ class TaskRun:
         }
 
     def log_into(self, folder: Path) -> AbstractContextManager:
-        """A log file in an output folder, unless the run's own log is already there."""
+        """Open a log file in an output folder, unless the run's own log is already there."""
         if self.args.log_path or self.args.list_unfinished or folder == self.log_folder:
             return nullcontext()
         return logs.to_file(folder / self.args.logfile)
@@ -213,7 +213,7 @@ class TaskRun:
     # Evaluation
 
     def evaluate(self, shared: SharedNetwork, *, epoch: int) -> Evaluation:
-        """Evaluate a network as the task on the test samples, and log the validation line."""
+        """Evaluate a network as this task on the test samples, and log the validation line."""
         shared.to(self.compute.device)
         network = shared.as_task(self.task.name)
         result = evaluate(network, self.batches.test(), autocast=self.compute.autocast)
@@ -223,7 +223,7 @@ class TaskRun:
         return result
 
     def inspect(self, folder: Path) -> None:
-        """Evaluate the checkpoint in `folder` as the task, and report its footprint if flags request it."""
+        """Evaluate the checkpoint in `folder` as this task; report its footprint if requested."""
         path = checkpoint_in(folder, remedy="give the folder of a checkpoint with --load_folder")
         payload = self.load(path)
         identity = None if self.data.encoder is None else self.data.encoder.identity
@@ -244,10 +244,10 @@ class TaskRun:
     def report_footprint(self, shared: SharedNetwork) -> None:
         """Print the network's footprint, and write it as JSON to `--report_file`."""
         inputs, _ = next(iter(self.batches.test()))
-        figures = footprint.footprint(shared, self.task.name, inputs=inputs[:1])
-        sys.stdout.write(footprint.as_text(figures) + "\n")
+        report = footprint.footprint(shared, self.task.name, inputs=inputs[:1])
+        sys.stdout.write(footprint.as_text(report) + "\n")
         if self.args.report_file:
-            write_atomically(self.args.report_file, json_text(figures | {"architecture": self.build.entry}))
+            write_atomically(self.args.report_file, json_text(report | {"architecture": self.build.entry}))
 
 
 class Stage(Protocol):
@@ -266,12 +266,12 @@ def run_tasks(
     stage: Callable[[TaskRun], Stage],
     modality: str | None = None,
 ) -> None:
-    """Run a stage for every task that `--dataset` names, in turn, each with its log file.
+    """Run a stage for every task in `--dataset`, each with its log file.
 
-    With `--list_unfinished`, nothing is trained: the tasks with work left are printed.
+    With `--list_unfinished`, only print the tasks with work left.
 
     Args:
-        modality: leaves out the tasks of any other.
+        modality: keeps only the tasks of this modality.
     """
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     table = load_table(args.dataset_config, data_root=args.data_root)
@@ -282,7 +282,7 @@ def run_tasks(
             continue
         run = TaskRun(args, table=table, task=task, layers=layers)
         work = stage(run)
-        # Evaluating a checkpoint leaves its folder as it is.
+        # Evaluation must not write to the checkpoint's folder.
         run.log_folder = args.log_path or (None if "inference" in args.mode else work.folder)
         log = nullcontext()
         if run.log_folder:
@@ -294,9 +294,9 @@ def run_tasks(
 
 
 def has_work_left(stage: Callable[[], Stage]) -> bool:
-    """Whether a stage still has to train something; what it finds finished is logged.
+    """Whether a stage has anything left to train. Finished outputs are logged.
 
-    A task with a fault counts as unfinished: the run proper reports the fault.
+    A task with an error counts as unfinished: the actual run reports the error.
     """
     try:
         stage().work()
@@ -305,7 +305,7 @@ def has_work_left(stage: Callable[[], Stage]) -> bool:
     return False
 
 
-# The training loop with its output folder
+# Training into an output folder
 
 
 class Trainable(Protocol):
@@ -341,8 +341,8 @@ def train_into(
         The finished checkpoint's payload; `payload["metrics"]` has the final metrics.
 
     Raises:
-        Diverged: if the loss is no longer finite, and no best state was kept; the unfinished run is removed.
-        Unfinished: if the output is only asked for, and there is training left.
+        Diverged: if the loss diverged and no best state was kept; the resume file is removed.
+        Unfinished: if the output is only being listed, and training is left.
     """
     finished = output.finished()
     if finished is not None:
@@ -386,7 +386,7 @@ def train_into(
 
 
 class EpochLog(Observer):
-    """Logs every epoch of a network whose weights tasks own, and saves the unfinished run now and then.
+    """Logs every epoch of a network whose weights tasks own, and saves the unfinished run occasionally.
 
     Args:
         model: the network with everything that its tasks own.
@@ -409,7 +409,7 @@ class EpochLog(Observer):
             self._save.call(progress)
 
     def after_task(self) -> None:
-        """Run once training has ended, before the final evaluation."""
+        """Called when training has ended, before the final evaluation."""
 
     def lines(self, row: dict) -> Sequence[str]:
         """One row of the history as log lines, in the published format."""
@@ -417,18 +417,18 @@ class EpochLog(Observer):
         return train, shared_line(row, epoch=row["epoch"], task_index=len(self.model.tasks))
 
     def save(self, progress: Progress) -> None:
-        """Write what resuming needs."""
+        """Write the resume file."""
         payload = self.model.payload()
         if progress.best_epoch == progress.epoch:
-            # The same tensors twice take the space of one.
+            # torch.save stores shared tensors once.
             payload["model_state_dict"] = progress.best
         self.output.save_unfinished(payload, progress)
 
 
 class Sparingly:
-    """Calls a function the first time, and then only as often as it stays within a share of the time.
+    """Calls a function the first time, then only as often as keeps it within `SAVING_SHARE` of the time.
 
-    Epochs that were not saved are learned again after a kill, in the same steps.
+    After a kill, epochs that were not saved are trained again, with the same result.
     """
 
     def __init__(self, function: Callable[[Progress], None]) -> None:
@@ -448,7 +448,7 @@ class Sparingly:
 
 
 def ownership_metrics(shares: Shares) -> dict:
-    """How the weights are shared out, as it stands in `train.csv`."""
+    """Shares of the weights, as columns of `train.csv`."""
     return {
         "sparsity": shares.sparsity,
         "task_ratio": shares.task_ratio,
@@ -475,7 +475,7 @@ def validation_line(row: dict, *, epoch: int) -> str:
 
 
 def shared_line(row: dict, *, epoch: int, task_index: int) -> str:
-    """The same with the shares of the weights."""
+    """The validation line with the shares of the weights."""
     return (
         f"{validation_line(row, epoch=epoch)}, sparsity: {row['sparsity']:.3f}, "
         f"task{task_index} ratio: {row['task_ratio']:.3f}, zero ratio: {row['zero_ratio']:.3f}, "

@@ -1,4 +1,4 @@
-"""Search the two dropouts of a sequence on validation accuracy."""
+"""Tune the two dropouts of a sequence on validation accuracy."""
 
 import argparse
 import copy
@@ -13,9 +13,9 @@ from utils.runtime import set_up_process
 def run(args: argparse.Namespace) -> tuple[float, float]:
     """Try `--tune_trials` pairs of dropouts and log the best one.
 
-    A pair is judged by the mean validation accuracy over all tasks after the last one; the test set is not
-    used. Each pair has a run of its own, `<run>/tune/<conv>-<rest>`, so that a search that was stopped
-    does not repeat finished ones. `tune.csv` in the run's logs lists the pairs so far, the best one first.
+    The objective is the mean validation accuracy over all tasks after the last one; the test set is not
+    used. Each pair has its own run, `<run>/tune/<conv>-<rest>`, so that a resumed search skips finished
+    pairs. `tune.csv` in the run's logs lists the pairs so far, best first.
 
     Returns:
         The dropouts of the first two convolutions, and of the rest.

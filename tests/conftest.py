@@ -15,15 +15,15 @@ _CIFAR_ZIP = Path(__file__).parents[1].parent / "shared" / "data" / "cifar100_or
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Results, to the bit, and running times must not depend on the machine's cores."""
+    """Results (to the bit) and running times must not depend on the number of cores."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def cifar_zip() -> Path:
-    """The real CIFAR-100 as a zip of PNG files, where it is at hand."""
+    """The real CIFAR-100 as a zip of PNG files, if available."""
     if not _CIFAR_ZIP.exists():
-        pytest.skip(f"{_CIFAR_ZIP.name} is not at hand")
+        pytest.skip(f"{_CIFAR_ZIP.name} not found")
     return _CIFAR_ZIP
 
 
@@ -67,13 +67,13 @@ def make_table(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root whose digits are decoded once."""
+    """A data root in which the digits are decoded once."""
     return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="session")
 def trained_fleet(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> Fleet:
-    """A small trained fleet, for tests that only look at it."""
+    """A small trained fleet, for tests that only read it."""
     return build_fleet(tmp_path_factory.mktemp("fleet"), digits_root)
 
 

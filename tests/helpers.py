@@ -1,4 +1,4 @@
-"""A small trained fleet, and how tests drive the scripts on it."""
+"""A small trained fleet, and helpers that run the scripts on it."""
 
 import shutil
 import subprocess
@@ -28,9 +28,9 @@ SPARSITIES = ("--target_sparsity", *map(str, RATIOS))
 
 @dataclass(frozen=True)
 class Fleet:
-    """The digits under one pair of roots; each method is one stage with tiny settings.
+    """The digits tasks under one set of roots, with a method per stage that uses tiny settings.
 
-    Flags given to a method come after its own, and argparse lets the last one win.
+    Flags passed to a method come after its own, and the last one wins.
     """
 
     root: Path
@@ -98,7 +98,7 @@ class Fleet:
         shutil.copytree(self.root, root, dirs_exist_ok=True)
         return Fleet(root=root, data=self.data, run=self.run)
 
-    # Where the finished checkpoints lie.
+    # The finished checkpoints.
 
     def baseline_checkpoint(self, task: str) -> Path:
         return checkpoint_in(self.paths.baselines("digits") / task, remedy="")
@@ -117,7 +117,7 @@ class Fleet:
 
 
 def build_fleet(root: Path, data: Path) -> Fleet:
-    """Stages 1 and 2 for tasks 1 to 3; target 3 (four_five) on zero_one, grown to the widest."""
+    """Run stages 1 and 2 for tasks 1 to 3, and target 3 (four_five) on zero_one, grown to full width."""
     fleet = Fleet(root=root, data=data)
     fleet.baseline("1-3")
     fleet.own("1-3")
@@ -128,7 +128,7 @@ def build_fleet(root: Path, data: Path) -> Fleet:
 
 
 def refusal(main: Callable[[list[str]], None], argv: list[str]) -> str:
-    """Run a script as its last lines do; it must end with one line, exit status 1. Returns the line."""
+    """Run a script as from the shell. It must end with a one-line error; return the line."""
     with pytest.raises(SystemExit) as ended:
         errors.run(lambda _: main(argv))
     message = ended.value.code
@@ -139,17 +139,17 @@ def refusal(main: Callable[[list[str]], None], argv: list[str]) -> str:
 
 
 def command(script: str, argv: list[str]) -> list[str]:
-    """The command line of a script in a process of its own."""
+    """The command line that runs a script in its own process."""
     return [sys.executable, str(REPOSITORY / script), *argv]
 
 
 def run_process(script: str, argv: list[str]) -> subprocess.CompletedProcess:
-    """Run a script in a process of its own."""
+    """Run a script in its own process."""
     return subprocess.run(command(script, argv), capture_output=True, text=True, timeout=120)
 
 
 def error_lines(stderr: str) -> list[str]:
-    """What is on standard error beside log lines."""
+    """The lines of standard error that are not log lines."""
     return [line for line in stderr.splitlines() if " - root - INFO - " not in line]
 
 
@@ -158,7 +158,7 @@ def load(path: Path) -> dict:
 
 
 def same(left: object, right: object) -> bool:
-    """Whether two checkpoint contents agree to the bit."""
+    """Whether two checkpoint contents are bit-identical."""
     if isinstance(left, torch.Tensor):
         return (
             isinstance(right, torch.Tensor)
@@ -178,14 +178,14 @@ def same(left: object, right: object) -> bool:
 
 
 def assert_same_checkpoint(left: Path, right: Path) -> None:
-    """All of it: weights, owners, private tensors, optimizers, generators, history, arguments."""
+    """Compare everything: weights, owners, private tensors, metrics, arguments."""
     first, second = load(left), load(right)
     differing = [key for key in {*first, *second} if not same(first.get(key), second.get(key))]
     assert not differing, f"{left.parent} and {right.parent} differ in {differing}"
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file's modification time and bytes, locks and logs left out."""
+    """Modification time and bytes of every file except locks and logs."""
     return {
         str(path.relative_to(root)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in sorted(root.rglob("*"))

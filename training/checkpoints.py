@@ -1,4 +1,4 @@
-"""Checkpoint files: how they are written, read and refused."""
+"""Write, read and validate checkpoint files."""
 
 import hashlib
 import io
@@ -22,12 +22,12 @@ _PUBLISHED_KEYS = {
 
 
 def save_checkpoint(path: Path, payload: dict, *, durable: bool = True) -> None:
-    """Write `payload` to `path`; a reader sees the old file or the new one, never a part.
+    """Write `payload` to `path` atomically: a reader sees the old file or the new one, never half of it.
 
     Args:
         durable: see `write_atomically`.
     """
-    # Serialised in memory first: torch would report a full disk as an error of its own, without the path.
+    # Serialise in memory first: on a full disk, torch would raise its own error, without the path.
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **payload}, buffer)
     write_atomically(path, buffer.getbuffer(), durable=durable)
@@ -39,11 +39,13 @@ def load_checkpoint(
     """Read a checkpoint, ours or a published one, onto the CPU.
 
     Args:
-        architecture, layers: what it must hold, if it says so (published ones do not).
+        architecture, layers: expected values; not checked if the checkpoint does not record them (as in
+            published ones).
         sizes: the architecture's sizes, which must match; None accepts any.
 
     Raises:
-        UserError: if it is missing, truncated, not a checkpoint, of a later format or another architecture.
+        UserError: if it is missing, truncated, not a checkpoint, in a newer format, or holds another
+            architecture.
     """
     payload = read_checkpoint(path)
     found = payload.get("architecture")
@@ -54,11 +56,13 @@ def load_checkpoint(
             f"{path} is a {found['name']} with {found['layers']} layers, "
             f"not a {architecture} with {layers} layers: correct --arch or the folder"
         )
-    there = found.get("sizes", {})
-    differing = [] if sizes is None else [name for name in sizes if sizes[name] != there.get(name)]
+    recorded = found.get("sizes", {})
+    differing = [] if sizes is None else [name for name in sizes if sizes[name] != recorded.get(name)]
     if differing:
-        named = ", ".join(f"{name} ({there.get(name)} there, {sizes[name]} requested)" for name in differing)
-        raise UserError(f"{path} is a network of other sizes: {named}: give the same sizes")
+        named = ", ".join(
+            f"{name} ({recorded.get(name)} recorded, {sizes[name]} requested)" for name in differing
+        )
+        raise UserError(f"{path} holds a network with other sizes: {named}: pass the same sizes")
     return payload
 
 
@@ -66,7 +70,7 @@ def read_checkpoint(path: Path) -> dict:
     """Read a checkpoint of any architecture, ours or a published one, onto the CPU.
 
     Raises:
-        UserError: if it is missing, truncated or not a checkpoint, or of a later format.
+        UserError: if it is missing, truncated, not a checkpoint, or in a newer format.
     """
     payload = read_tensors(
         path,
@@ -85,9 +89,7 @@ def read_checkpoint(path: Path) -> dict:
         if not isinstance(value, torch.Tensor)
     ]
     if odd:
-        raise UserError(
-            f"{path} is not a checkpoint of this project: it holds values of other types as {', '.join(odd)}"
-        )
+        raise UserError(f"{path} is not a checkpoint of this project: wrong types: {', '.join(odd)}")
     version = payload.get("format_version", 0)
     if version > FORMAT_VERSION:
         raise UserError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}: update")

@@ -23,11 +23,11 @@ from utils.runtime import autocast, random_state, set_random_state
 
 
 class Diverged(UserError):
-    """A loss is no longer finite."""
+    """A loss is NaN or infinite."""
 
 
 class Batches(Protocol):
-    """Where a task's batches come from; `data.loading.Batches` is one."""
+    """Source of a task's batches, such as `data.loading.Batches`."""
 
     steps_per_epoch: int
 
@@ -35,7 +35,7 @@ class Batches(Protocol):
         """The training batches of one epoch, drawn with `generator`."""
 
     def validation(self) -> Iterable[Batch]:
-        """Batches of the samples that decisions are based on."""
+        """Batches of the samples used for decisions."""
 
     def test(self) -> Iterable[Batch]:
         """Batches of the test samples."""
@@ -43,14 +43,14 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Compute:
-    """Where, and in which number format, networks run."""
+    """Device and precision that networks run with."""
 
     device: torch.device
     precision: str = "fp32"
 
     @cached_property
     def autocast(self) -> AbstractContextManager:
-        """The context of a forward pass."""
+        """Autocast context of the forward passes."""
         return autocast(self.device, self.precision)
 
 
@@ -60,11 +60,11 @@ class Learner:
 
     Attributes:
         method: the hooks.
-        optimizers, schedules: by name, the weights' first; its learning rate is the one logged.
+        optimizers, schedules: by name. The weights' come first; their learning rate is logged.
         epochs: maximum number of epochs; a schedule may end training earlier.
-        monitor: metric, the lower the better, that schedules observe. The network ends with its state after
-            the best epoch, and returns to that state when a loss is no longer finite. None: the last state
-            counts, and a loss that is not finite ends training.
+        monitor: metric that the schedules observe; lower is better. The network ends in the state of its best
+            epoch, and falls back to the best state so far if the loss diverges. If None, the last state is
+            kept, and a diverged loss ends training.
         clip_grad_norm: see `train_step`.
     """
 
@@ -112,12 +112,12 @@ class Evaluation:
 
 @dataclass
 class Progress:
-    """How far a run has come: everything that resuming needs beside the network.
+    """Training progress: everything that resuming needs besides the network.
 
     Attributes:
-        epoch: epochs finished.
+        epoch: number of finished epochs.
         history: one dict of metrics per epoch.
-        best: the network's state after the best epoch if a metric is monitored; epoch 0 is before the first.
+        best: the network's state after `best_epoch` (0: before training) if a metric is monitored.
     """
 
     epoch: int = 0
@@ -133,10 +133,10 @@ class Progress:
 
 
 class Observer:
-    """What the caller of `fit` adds to an epoch."""
+    """Callbacks that the caller of `fit` adds to every epoch."""
 
     def metrics(self) -> dict:
-        """More metrics of the epoch that has just been validated."""
+        """Extra metrics of the epoch just validated."""
         return {}
 
     def after_epoch(self, progress: Progress) -> None:
@@ -153,14 +153,14 @@ def train_step(
     autocast: AbstractContextManager,
     clip_grad_norm: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Take one step of gradient descent; returns the detached loss () and logits (B, classes).
+    """Take one gradient step; return the detached loss () and logits (B, classes).
 
     Nothing here waits for the device or branches on the value of a tensor, so steps can be captured or
     stacked (except for hooks that count steps, as gradual pruning does).
 
     Args:
-        clip_grad_norm: clip the L2 norm of the gradients of everything that the first optimizer trains,
-            taken together, to this value (Pascanu et al. 2013). None disables clipping.
+        clip_grad_norm: clip the total L2 norm of the first optimizer's gradients to this value (Pascanu et
+            al. 2013). None disables clipping.
     """
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -181,7 +181,7 @@ def _clip(optimizer: Optimizer, norm: float) -> None:
     weights = [
         weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None
     ]
-    # A NaN norm must not spread: gradients of 0 times NaN would reach weights that other tasks own.
+    # A NaN norm must not spread: 0 times NaN would put NaN into the masked gradients of other tasks' weights.
     total = get_total_norm([weight.grad for weight in weights]).nan_to_num(nan=0.0)
     clip_grads_with_norm_(weights, norm, total)
 
@@ -193,10 +193,10 @@ def evaluate(
     autocast: AbstractContextManager,
     method: Method | None = None,
 ) -> Evaluation:
-    """Mean cross-entropy and accuracy of `network` in evaluation mode; its mode is restored afterwards.
+    """Mean cross-entropy and accuracy of `network` in evaluation mode. Restores its mode afterwards.
 
     Args:
-        method: selects among the logits if the network has more than the labels distinguish.
+        method: restricts the logits if the network has more classes than the task.
     """
     losses, hits, count = evaluation_sums(network, batches, autocast=autocast, method=method)
     return Evaluation(loss=sum(losses.tolist()) / count, accuracy=sum(hits.tolist()) / count, count=count)
@@ -210,9 +210,9 @@ def evaluation_sums(
     autocast: AbstractContextManager,
     method: Method | None = None,
 ) -> tuple[Tensor, Tensor, int]:
-    """Sum of cross-entropies (batches,) and number of hits (batches,) on the device, and number of samples.
+    """Per batch, the summed cross-entropy and the hits, each (batches,) on the device; and the sample count.
 
-    The host reads them once, at the end, instead of waiting for every batch.
+    The host reads them once, at the end, instead of synchronising per batch.
     """
     training = network.training
     network.eval()
@@ -232,7 +232,7 @@ def evaluation_sums(
 def train_epoch(
     network: nn.Module, *, learner: Learner, batches: Iterable[Batch], compute: Compute
 ) -> tuple[float, float]:
-    """Train on `batches` once; returns the mean loss and the accuracy in training."""
+    """Train for one epoch; return the mean training loss and the training accuracy."""
     network.train()
     optimizers = tuple(learner.optimizers.values())
     loss_sum = torch.zeros((), device=compute.device)
@@ -269,15 +269,15 @@ def fit(
     """Train `network` until the learner's epochs are done or one of its schedules ends training.
 
     Args:
-        seed: of the draws of batches and of torch's generators; ignored when resuming from `progress`.
-        title: of the progress bar and in messages.
-        remedy: what to do when a loss is no longer finite, for the message.
+        seed: seeds the batch order and torch's generators; ignored when resuming from `progress`.
+        title: title of the progress bar, also used in messages.
+        remedy: what to do about a diverged loss, for the message.
 
     Returns:
         The progress after the last epoch.
 
     Raises:
-        Diverged: if a metric of an epoch is not finite and none is monitored.
+        Diverged: if an epoch's metric is not finite and no metric is monitored.
     """
     observer = observer or Observer()
     method, monitor = learner.method, learner.monitor
@@ -329,10 +329,10 @@ def fit(
 
 
 def final_row(progress: Progress, *, monitor: str | None, title: str, remedy: str) -> dict:
-    """The row of the history whose metrics are the run's: the best epoch's if a metric is monitored.
+    """The history row that counts: the best epoch's if a metric is monitored, else the last.
 
     Raises:
-        Diverged: if the monitored metric was finite in no epoch.
+        Diverged: if the monitored metric was never finite.
     """
     if monitor is None:
         return progress.history[-1]
@@ -354,17 +354,17 @@ def _with_bar(done: int, epochs: int, *, title: str) -> Iterable[int]:
 
 
 def _require_finite(row: dict, *, title: str, remedy: str) -> None:
-    # The validation loss, too: the last step of an epoch may break what no training loss has shown yet.
+    # Includes the validation loss: no training loss shows that an epoch's last step broke the network.
     for name, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise Diverged(f"{title}: {name} is {value} in epoch {row['epoch']}: {remedy}")
 
 
 def _keep_best(row: dict, *, network: nn.Module, learner: Learner, progress: Progress, title: str) -> dict:
-    """Keep the network's state if it is the best so far; return to the best state after a divergence.
+    """Keep the network's state if it is the best so far; restore the best state if the loss diverged.
 
     Returns:
-        The row of the history; metrics that are not finite are None in it.
+        The history row, with None for metrics that are not finite.
     """
     metric = row[learner.monitor] if math.isfinite(row["loss"]) else math.nan
     if math.isfinite(metric):

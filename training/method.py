@@ -1,4 +1,4 @@
-"""The hooks by which a continual-learning method takes part in the training loop."""
+"""Hooks through which a continual-learning method acts on the training loop."""
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -7,16 +7,16 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Method:
-    """A continual-learning method. Every hook has a default that does nothing special."""
+    """A continual-learning method. The default hooks do plain training."""
 
     def before_task(self) -> None:
-        """Run before the first step of a task, also when the task is resumed."""
+        """Called before the first step of a task, and again when the task is resumed."""
 
     def before_epoch(self, epoch: int) -> None:
-        """Run before epoch `epoch`, counted from 1."""
+        """Called before epoch `epoch`, counted from 1."""
 
     def select(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Restrict the network's logits (B, classes) to the classes that labels (B,) may take."""
+        """Restrict the logits (B, classes) to the classes possible for the labels (B,)."""
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class Method:
         """Edit weights."""
 
     def after_task(self) -> None:
-        """Run after the last step of a task."""
+        """Called after the last step of a task."""
 
     def state_dict(self) -> dict:
         """State that a resumed run needs beyond the network and the optimizers."""

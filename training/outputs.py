@@ -13,15 +13,15 @@ from utils.paths import RESUME_NAME, TRAIN_CSV, checkpoint_name, checkpoints_in
 
 
 class Unfinished(Exception):
-    """There is training left, and the run was only asked whether there is any."""
+    """Training is left, and the run may only list unfinished work."""
 
 
 def require_same(found: Mapping, asked: Mapping, *, where: Path, implied: Mapping | None = None) -> None:
     """Refuse an output that another recipe made.
 
     Args:
-        found, asked: stamps; an entry that is absent equals None.
-        implied: values of entries that outputs lack because they were made before the entry was recorded.
+        found, asked: stamps; a missing entry equals None.
+        implied: values of entries that older outputs do not record.
 
     Raises:
         UserError: naming the entries that differ.
@@ -30,7 +30,8 @@ def require_same(found: Mapping, asked: Mapping, *, where: Path, implied: Mappin
     names = sorted(name for name in {*found, *asked} if found.get(name) != asked.get(name))
     if names:
         differences = ", ".join(
-            f"{name} ({_brief(found.get(name))} there, {_brief(asked.get(name))} requested)" for name in names
+            f"{name} ({_brief(found.get(name))} recorded, {_brief(asked.get(name))} requested)"
+            for name in names
         )
         raise UserError(
             f"{where} was made with other arguments: {differences}: "
@@ -79,11 +80,11 @@ class Output:
     Attributes:
         folder: holds `checkpoint-<epochs>.pth.tar`, `train.csv` and, until finished, a resume file.
         epochs: of the finished run.
-        architecture: {"name", "layers"} and, if it has any, "sizes".
-        stamp: the recipe's: everything that decides the result, as plain numbers and strings.
-        task_table: what the checkpoint says of its task: classes, normalisation, image size.
-        overwrite: redo what is finished, and drop what another recipe left unfinished.
-        listing: train nothing, only find out whether it is finished.
+        architecture: {"name", "layers"}, plus "sizes" if it has any.
+        stamp: the recipe's stamp: everything that affects the result, as plain numbers and strings.
+        task_table: the task as the checkpoint describes it: classes, normalisation, image size.
+        overwrite: redo finished work, and discard another recipe's unfinished run.
+        listing: train nothing; only check whether the output is finished.
     """
 
     folder: Path
@@ -122,8 +123,8 @@ class Output:
         """The payload to resume from; None if there is none.
 
         Raises:
-            UserError: if another recipe made it and it may not be overwritten.
-            Unfinished: if nothing is to be trained.
+            UserError: if another recipe made it and `overwrite` is off.
+            Unfinished: if `listing` is on.
         """
         if self.listing:
             raise Unfinished
@@ -137,14 +138,14 @@ class Output:
         return payload
 
     def save_unfinished(self, payload: dict, progress: Progress) -> None:
-        """Write what resuming needs, without waiting for the disk."""
+        """Write the resume file, without waiting for the disk."""
         complete = self._complete(payload, progress) | {"progress": dict(vars(progress))}
         save_checkpoint(self.resume, complete, durable=False)
 
     def finish(self, payload: dict, progress: Progress, *, metrics: dict) -> dict:
-        """Write the finished checkpoint and `train.csv`, remove the resume file; returns the payload.
+        """Write the finished checkpoint and `train.csv`, remove the resume file, and return the payload.
 
-        The states of optimizers, schedules and generators stay behind with the resume file.
+        The states of optimizers, schedules and generators go with the resume file.
         """
         complete = self._complete(payload, progress) | {"metrics": metrics}
         if progress.history:
@@ -157,7 +158,7 @@ class Output:
         return complete
 
     def discard(self) -> None:
-        """Remove the resume file: resumed, the run would diverge again."""
+        """Remove the resume file: a resumed run would only diverge again."""
         self.resume.unlink(missing_ok=True)
 
     def _load(self, path: Path) -> dict:

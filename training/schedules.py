@@ -1,4 +1,4 @@
-"""Learning rates by epoch."""
+"""Learning-rate schedules, by epoch."""
 
 import math
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 
 class Schedule:
-    """The learning rate of every epoch; it may depend on the metrics of the epochs before."""
+    """A learning rate per epoch, which may depend on the metrics of earlier epochs."""
 
-    # Whether training ends here, before its last epoch.
+    # Whether the schedule has ended training early.
     finished = False
 
     def at(self, epoch: int) -> float:
@@ -50,10 +50,10 @@ class PlateauSchedule(Schedule):
 
     Args:
         lr: initial learning rate.
-        factor: what the rate is multiplied by …
-        patience: … after more than this many epochs in a row without improvement …
-        floor: … down to this minimum (or `lr`, if that is lower).
-        stop_after: epochs without improvement at the minimum rate that end training.
+        factor: factor applied to the rate on a plateau.
+        patience: the rate is reduced after more than this many epochs in a row without improvement.
+        floor: minimum rate (or `lr`, if that is lower).
+        stop_after: training ends after this many epochs without improvement at the minimum rate.
         threshold: smallest relative decrease that counts as an improvement.
     """
 
@@ -84,7 +84,7 @@ class PlateauSchedule(Schedule):
             self.best, self.waited = metric, 0
             return
         self.waited += 1
-        # A loss that is not finite does not recover by waiting: the rate falls at once.
+        # Waiting does not cure a diverged loss: reduce the rate at once.
         diverged = not math.isfinite(metric)
         if at_floor:
             self.finished = diverged or self.waited >= self.stop_after

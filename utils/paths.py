@@ -57,8 +57,8 @@ def check_run(name: str) -> str:
     """
     if len(name) > _LONGEST_RUN or not all(_RUN_PART.fullmatch(part) for part in name.split("/")):
         raise UserError(
-            f"the name of a run cannot be {name!r}: use letters, digits and . _ + = - in words separated by /, "
-            f"none beginning with a dot or a dash, {_LONGEST_RUN} characters at most"
+            f"the name of a run cannot be {name!r}: use letters, digits and . _ + = -, in words separated by "
+            f"slashes, none beginning with a dot or a dash, {_LONGEST_RUN} characters at most"
         )
     return name
 

@@ -1,4 +1,4 @@
-"""The approaches to a sequence of tasks, by their names on the command line."""
+"""Approaches to a sequence of tasks, by their names on the command line."""
 
 from methods.approaches.alone import Alone
 from methods.approaches.base import Approach

@@ -1,4 +1,4 @@
-"""A network per task (`one`), the reference of forward transfer."""
+"""A network per task (`one`), the reference for forward transfer."""
 
 from methods.approaches.base import Approach
 

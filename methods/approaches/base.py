@@ -1,4 +1,4 @@
-"""What an approach to a sequence of tasks is, and what all of them share."""
+"""Base class and shared settings of the approaches to a sequence of tasks."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -18,28 +18,28 @@ from training.method import Batch, Method
 from training.schedules import PlateauSchedule, Schedule
 from utils.errors import UserError
 
-# The metric that decides which epoch counts, and when the learning rate falls.
+# The metric that picks the best epoch and drives the learning-rate schedule.
 MONITORED = "val_loss"
 
 
 def setting(default: Any, *, kind: str, help: str) -> Any:
-    """A field of a settings dataclass, which becomes a flag of the same name.
+    """Declare a field of a settings dataclass, which becomes a flag of the same name.
 
     Args:
-        kind: what values it admits: positive_float, positive_int, non_negative_float, non_negative_int or
-            share (at least 0, less than 1).
-        help: a sentence for `--help`.
+        kind: positive_float, positive_int, non_negative_float, non_negative_int or share (at least 0, less
+            than 1).
+        help: text for `--help`.
     """
     return field(default=default, metadata={"kind": kind, "help": help})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that all approaches share. (Konishi et al. 2023; their published code has the values.)"""
+    """Settings shared by all approaches. Defaults are those of the published code (Konishi et al. 2023)."""
 
     lr: float = setting(0.25, kind="positive_float", help="Initial learning rate.")
     lr_factor: float = setting(
-        1 / 3, kind="positive_float", help="What the learning rate is multiplied by on a plateau."
+        1 / 3, kind="positive_float", help="Factor applied to the learning rate on a plateau."
     )
     lr_patience: int = setting(
         4,
@@ -55,7 +55,7 @@ class Settings:
     stop_after: int = setting(
         5,
         kind="positive_int",
-        help="Epochs without improvement at the minimum learning rate that end a task.",
+        help="End a task after this many epochs without improvement at the minimum learning rate.",
     )
     clip: float = setting(
         10_000.0, kind="positive_float", help="Clip the gradient norm of the head to this value."
@@ -75,16 +75,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """The options of an approach that has none of its own."""
+    """Options of an approach that adds none."""
 
 
 @dataclass(frozen=True)
 class TaskPasses:
-    """Passes over the newest task's training samples that an approach makes after learning it.
+    """Passes over the newest task's training samples, for use after training.
 
     Attributes:
-        batches: batches of the given size, in fixed order.
-        autocast: the context of a forward pass.
+        batches: makes one pass in batches of the given size, in fixed order.
+        autocast: context of the forward passes.
     """
 
     batches: Callable[[int], Iterable[Batch]]
@@ -103,24 +103,24 @@ class ClippedHead(Method):
 
 
 class Approach:
-    """One network, or several, that learn a sequence of tasks.
+    """One or several networks that learn a sequence of tasks.
 
-    A subclass overrides what it does differently, declares the settings of its own in `Options`, a
-    dataclass of `setting`s that become flags, and is entered in `APPROACHES`.
+    A subclass overrides what it does differently, declares its own settings in `Options` (a dataclass of
+    `setting`s, which become flags), and is registered in `APPROACHES`.
 
     Args:
         build: builds the network without heads, `build(width=1.0)`.
         total: number of tasks in the sequence.
-        settings: those that all approaches share.
-        options: an instance of `Options`; None: its defaults.
+        settings: settings shared by all approaches.
+        options: an instance of `Options`; None uses its defaults.
 
     Attributes:
         joint: whether all tasks are learned at once.
         independent: whether every task starts from a new network.
-        network: with a head for each task begun.
-        tasks: name → number of classes, of the tasks begun, in order.
-        history: what the run recorded of each task learned before the newest one.
-        statistics: task learned before the newest one → its running statistics of batch norms.
+        network: has a head for each task begun.
+        tasks: number of classes by name, for the tasks begun, in order.
+        history: the run's records of the tasks before the newest one.
+        statistics: batch-norm running statistics, by task, of the tasks before the newest one.
         epochs, seconds: spent on the newest task.
     """
 
@@ -153,7 +153,7 @@ class Approach:
 
     @classmethod
     def stages(cls, *, remaining: int) -> tuple[str, ...]:
-        """The stages of learning a task that `remaining` tasks follow."""
+        """Training stages of a task with `remaining` tasks to come after it."""
         return ("train",)
 
     def begin_task(self, name: str, num_classes: int) -> None:
@@ -165,7 +165,7 @@ class Approach:
         self.epochs, self.seconds = 0, 0.0
 
     def learner(self, stage: str, passes: TaskPasses, *, epochs: int) -> Learner:
-        """How the newest task is trained in a stage."""
+        """Build the learner of one training stage of the newest task."""
         return Learner(
             method=self.method(passes),
             optimizers={"weights": self.optimizer()},
@@ -188,7 +188,7 @@ class Approach:
         return [*network.features.parameters(), *network.classifiers[network.active].parameters()]
 
     def as_task(self, name: str) -> nn.Module:
-        """The network as a task sees it: all of it, but with the task's own running statistics."""
+        """The network as task `name` sees it, with that task's running statistics."""
         if name not in self.tasks:
             known = ", ".join(self.tasks) or "no tasks"
             raise UserError(f"the network does not hold task {name}: it holds {known}")
@@ -238,9 +238,9 @@ class Approach:
             approach.network.load_state_dict(payload["model_state_dict"])
         except RuntimeError as error:
             raise UserError(
-                f"{source} holds another network ({error}): delete it or give its arguments"
+                f"{source} holds another network ({error}): delete it, or pass the arguments that made it"
             ) from error
-        # The newest task's are the network's own.
+        # The network itself holds the newest task's statistics.
         approach.statistics = {
             name: dict(payload["shared_layer_info"][name]) for name in list(approach.tasks)[:-1]
         }
@@ -261,10 +261,10 @@ class Approach:
 
 
 def train_on_learned_statistics(network: nn.Module) -> None:
-    """Training mode, with dropout on, except that batch norms use their running statistics.
+    """Set training mode, with dropout on, but let batch norms use their running statistics.
 
-    For gradients that say what a parameter means to the network: with batch statistics many of them would
-    vanish up to rounding errors (that of a bias before a batch norm, for one).
+    For gradients that measure a parameter's importance: with batch statistics, many of them would vanish up
+    to rounding errors (for one, that of a bias before a batch norm).
     """
     network.train()
     for layer in network.modules():
@@ -273,7 +273,7 @@ def train_on_learned_statistics(network: nn.Module) -> None:
 
 
 def _buffers(features: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state of a backbone beyond its parameters."""
+    """Copy a backbone's buffers."""
     parameters = dict(features.named_parameters())
     state = features.state_dict()
     return {name: value.clone() for name, value in state.items() if name not in parameters}

@@ -17,23 +17,23 @@ from methods.approaches.base import (
 )
 from training.method import Method
 
-# Samples per batch whose mean gradient is squared.
+# Batch size of the Fisher pass, which squares the mean gradient of each batch.
 FISHER_BATCH = 20
 
 
 @dataclass(frozen=True)
 class EWCOptions:
-    ewc_lambda: float = setting(5000.0, kind="positive_float", help="Weight of the penalty of `ewc`.")
+    ewc_lambda: float = setting(5000.0, kind="positive_float", help="Weight of the `ewc` penalty.")
 
 
 class EWC(Approach):
-    """Pulls feature parameters back to where the last task left them, by their Fisher information.
+    """Pulls feature parameters back to their values after the last task, weighted by Fisher information.
 
     The loss gains λ/2 · Σ F (w − w*)² (eq. 3). F is the mean over the learned tasks of their empirical Fisher
     information: the squared gradient of a batch of 20 samples, averaged over batches.
 
     Attributes:
-        fisher, anchors: feature parameter → F, and → w*; empty before the first task is learned.
+        fisher, anchors: F and w* by feature parameter; empty until the first task is learned.
     """
 
     Options = EWCOptions
@@ -89,7 +89,7 @@ class Consolidation(ClippedHead):
         ewc.anchors = {name: value.detach().clone() for name, value in ewc.feature_parameters().items()}
 
     def fisher_information(self) -> dict[str, Tensor]:
-        """Parameter name → mean squared gradient of the newest task's cross-entropy."""
+        """Mean squared gradient of the newest task's cross-entropy, by parameter name."""
         train_on_learned_statistics(self.network)
         parameters = self.ewc.feature_parameters()
         totals = {name: torch.zeros_like(value) for name, value in parameters.items()}

@@ -1,4 +1,4 @@
-"""All tasks learned at once (`mtl`), an upper bound for learning them in turn."""
+"""Joint training on all tasks (`mtl`), an upper bound for learning them in sequence."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from training.method import Method
 
 
 class Joint(Approach):
-    """One network trained on the samples of all tasks. Labels count the classes of all tasks, in order."""
+    """One network trained on the samples of all tasks. Labels index the classes of all tasks, in order."""
 
     joint = True
 

@@ -1,7 +1,7 @@
-"""Naive continual learning (`ncl`): nothing is done against forgetting."""
+"""Naive continual learning (`ncl`): nothing prevents forgetting."""
 
 from methods.approaches.base import Approach
 
 
 class Naive(Approach):
-    """One network that learns task after task by plain gradient descent."""
+    """Trains one network on one task after another, by plain gradient descent."""

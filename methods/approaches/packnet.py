@@ -20,15 +20,15 @@ class PackNetOptions:
     packnet_share: float | None = setting(
         None,
         kind="share",
-        help="Share of weights that `packnet` frees after a task (default: 1 - 1/(remaining tasks + 1)).",
+        help="Share of weights that `packnet` frees after each task (default: 1 - 1/(remaining tasks + 1)).",
     )
 
 
 class PackNet(Approach):
     """Tasks own disjoint weights of one network.
 
-    Each is trained on the free weights, pruned, and retrained from a tenth of the learning rate. (The
-    published PackNet lowers its rate after half of the epochs; here the plateau rule does, as for all
+    Each task is trained on the free weights, pruned, and retrained from a tenth of the learning rate. (The
+    published PackNet lowers its rate after half of the epochs; here the plateau rule lowers it, as for all
     approaches.)
     """
 
@@ -89,7 +89,7 @@ class PackNet(Approach):
 
 
 class ClippedTraining(OwnedTraining):
-    """Training on the free weights, the gradient norm of the active head clipped as by other approaches."""
+    """Trains the free weights, clipping the gradient norm of the active head like the other approaches."""
 
     def __init__(self, *, shared: SharedNetwork, clip: float, **arguments: Any) -> None:
         super().__init__(shared=shared, weight_decay=0.0, **arguments)
@@ -102,4 +102,4 @@ class ClippedTraining(OwnedTraining):
 
 
 class ClippedPruning(ClippedTraining, PackNetPruning):
-    """The same while retraining after the cut."""
+    """Retrains after the cut, with the same clipping."""

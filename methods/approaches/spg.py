@@ -1,7 +1,7 @@
 """SPG: parameter-level soft-masking (Konishi et al. 2023).
 
-After each task, the importance of every feature parameter is read off gradients over that task's data;
-while the next tasks are learned, gradients are scaled down by it.
+After each task, the importance of every feature parameter is computed from gradients over that task's data.
+While later tasks are learned, the parameter's gradient is scaled down by its importance.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,24 +18,24 @@ from methods.approaches.base import Approach, ClippedHead, TaskPasses, train_on_
 from models.network import Network
 from training.method import Batch, Method
 
-# Samples of a batch in the importance pass, where larger batches are faster. (The gradient is summed over
-# the whole training set, and its scale does not matter.)
+# Batch size of the importance pass. Larger batches are only faster: the gradient is summed over the whole
+# training set, and its scale does not matter.
 IMPORTANCE_BATCH = 512
 
-# Heads whose gradients are held at once: one forward pass serves so many, and memory does not grow beyond.
+# Heads that share one forward pass; bounds the memory for their gradients.
 HEADS_AT_ONCE = 16
 
 
 def normalised_importance(gradient: Tensor) -> Tensor:
     """γ = |tanh((g − mean g) / std g)| of one parameter tensor; 0 if the gradient is constant.
 
-    The scale of the gradient has no influence. std is the sample's (n − 1).
+    Invariant to the scale of the gradient. std is the sample standard deviation (n − 1).
     """
     if gradient.numel() < 2:
         return torch.zeros_like(gradient)
     std = gradient.std()
     importance = ((gradient - gradient.mean()) / std).tanh_().abs_()
-    # Also where std is NaN: an importance must never become one.
+    # Also 0 where std is NaN: an importance must never be NaN.
     return torch.where(std > 0, importance, 0.0)
 
 
@@ -44,16 +44,16 @@ def task_importance(
 ) -> dict[str, Tensor]:
     """Importance of every feature parameter to the tasks of a network, from the newest task's samples.
 
-    For the newest task's head the gradient is the cross-entropy's, for each earlier head that of the sum
-    of its logits (cross-head importance); summed over all samples, with dropout on if the network trains.
-    Over the heads the largest γ counts.
+    The newest task's head contributes the gradient of the cross-entropy, each earlier head that of the sum of
+    its logits (cross-head importance). Gradients are summed over all samples, with dropout on if the network
+    is in training mode. The importance is the maximum of γ over the heads.
 
     Args:
         network: the newest task's head is the last one.
-        batches: the newest task's training samples, a pass at each call.
+        batches: makes one pass over the newest task's training samples per call.
     """
     parameters = dict(network.features.named_parameters())
-    # A backbone may name the layer whose outputs, each by itself, become the features.
+    # A backbone may name its last layer, each of whose outputs becomes one feature.
     layer = getattr(network.features, "last", None)
     last = [name for name in parameters if layer is not None and name.startswith(f"{layer}.")]
     below = [name for name in parameters if name not in last]
@@ -67,9 +67,9 @@ def task_importance(
     for first in range(0, len(heads), HEADS_AT_ONCE):
         group = heads[first : first + HEADS_AT_ONCE]
         totals = [_Total() for _ in group]
-        # Every sample has the same gradient of a sum of logits with respect to the features: the column
-        # sums w of the head's weight. Row i of the last layer sees only feature i, so its gradient is
-        # w_i times the one for w = 1, which all earlier heads share.
+        # The gradient of a sum of logits with respect to the features is the same for every sample: the
+        # column sums w of the head's weight. Row i of the last layer affects only feature i, so its gradient
+        # is w_i times the one for w = 1, which all earlier heads share.
         shared, own = _Total(), _Total()
         for inputs, labels in batches():
             with autocast:
@@ -131,8 +131,8 @@ class _Gradients:
 class SoftMaskedSGD(Optimizer):
     """SGD without momentum whose step is w ← w − lr · s ⊙ g.
 
-    The gradient is scaled on the way to the weight: writing it back first would take a tenth of a step,
-    which is bound by memory.
+    The scaling is fused into the update: writing the scaled gradient back first would add a tenth to the
+    time of a step, which is memory-bound.
 
     Args:
         scaled: (parameter, s) pairs; s is a tensor of the parameter's shape, a scalar tensor, or None for 1.
@@ -156,7 +156,7 @@ class SoftMaskedSGD(Optimizer):
 
 
 class AccumulatedImportance(ClippedHead):
-    """After the task, brings the importance up to date: Γ ← max(Γ, γ)."""
+    """Updates the importance after a task: Γ ← max(Γ, γ)."""
 
     def __init__(self, *, spg: "SPG", passes: TaskPasses) -> None:
         super().__init__(network=spg.network, clip=spg.settings.clip)
@@ -176,10 +176,10 @@ class AccumulatedImportance(ClippedHead):
 
 
 class SPG(Approach):
-    """Scales gradients by 1 − Γ, the importance to the tasks learned before.
+    """Scales gradients by 1 − Γ, where Γ is the importance to earlier tasks.
 
     Attributes:
-        importance: feature parameter → Γ, 0 to 1; empty before the first task is learned.
+        importance: Γ (0 to 1) by feature parameter; empty until the first task is learned.
     """
 
     def __init__(self, **setup: Any) -> None:
@@ -215,10 +215,10 @@ class SPG(Approach):
 
 
 def soft_masks(importance: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
-    """What gradients are multiplied by: 1 − Γ, and for the head 1 − mean(Γ over all feature parameters).
+    """Gradient scales: 1 − Γ, and for the head 1 − mean(Γ over all feature parameters).
 
     Returns:
-        Parameter name → 1 − Γ, and the head's factor as a scalar tensor; {} and None for a first task.
+        1 − Γ by parameter name, and the head's factor as a scalar tensor; {} and None for a first task.
     """
     if not importance:
         return {}, None

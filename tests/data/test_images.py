@@ -151,7 +151,7 @@ def test_a_missing_folder_is_named(pictures, missing):
         load_split(table, task, "train", data_root=root)
 
 
-def test_a_missing_cifar_names_the_command_that_gets_it(tmp_path):
+def test_a_missing_cifar_names_the_command_that_downloads_it(tmp_path):
     table = load_table("cifar100", data_root=tmp_path)
     with pytest.raises(
         UserError, match=r"cifar100_org/train/fish not found: run `python -m data\.prepare cifar100`$"

@@ -40,7 +40,7 @@ def test_published_validates_on_the_test_images(load):
     assert (len(data.train), len(data.test)) == (40, 6)
 
 
-def test_heldout_takes_a_tenth_of_each_class(load):
+def test_heldout_holds_out_a_tenth_of_each_class(load):
     data, published = load(protocol="heldout"), load()
     assert data.validation.labels.bincount().tolist() == [2, 2]
     assert data.train.labels.bincount().tolist() == [18, 18]
@@ -187,7 +187,7 @@ def test_batches_do_not_change_the_samples(load):
     assert torch.equal(data.train.inputs, before)
 
 
-def test_the_length_of_samples_is_their_number():
+def test_the_length_of_samples_is_their_count():
     assert len(Samples(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))) == 3
 
 

@@ -124,7 +124,7 @@ def test_the_same_generator_state_gives_the_same_epoch(load):
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(one, two, strict=True))
 
 
-def test_heldout_takes_a_tenth_of_each_class(load):
+def test_heldout_holds_out_a_tenth_of_each_class(load):
     data = load(protocol="heldout")
     assert data.validation.labels.tolist() == [0, 1]
     assert (len(data.train), len(data.test)) == (18, 8)
@@ -170,7 +170,7 @@ def test_an_output_made_with_another_encoder_is_refused_by_name(letters, table_o
     packnet_script.main(flags)
     monkeypatch.setattr(HashEncoder, "identity", "hash 2")
     message = refusal(packnet_script.main, flags)
-    assert "text_encoder (hash 1 there, hash 2 requested)" in message
+    assert "text_encoder (hash 1 recorded, hash 2 requested)" in message
 
 
 # Bad input.
@@ -260,7 +260,7 @@ def test_an_invalid_entry_is_refused_by_name(tmp_path, make_table, entry, messag
 # Tables.
 
 
-def test_a_zip_of_texts_gives_what_its_tree_gives(load, letters, tmp_path, caplog):
+def test_a_zip_of_texts_gives_the_same_samples_as_its_tree(load, letters, tmp_path, caplog):
     expected = load().fingerprint
     with zipfile.ZipFile(tmp_path / "letters.zip", "w") as archive:
         for file in sorted((letters / "letters").rglob("*.txt"), reverse=True):

@@ -1,4 +1,4 @@
-"""What the approaches to a sequence of tasks share, checked on each of them."""
+"""Behaviour shared by all approaches to a sequence of tasks."""
 
 from contextlib import nullcontext
 
@@ -21,7 +21,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", APPROACHES)
 def test_every_approach_clips_the_gradient_norm_of_its_heads(name: str) -> None:
-    """In every stage of a task; the features' gradients are not clipped."""
+    """In every training stage; the features' gradients are not clipped."""
     torch.manual_seed(0)
     approach = APPROACHES[name](
         build=lambda width: alexnet(layers=PLAIN, width=width / 16, size=16, dropout=(0.0, 0.0)),

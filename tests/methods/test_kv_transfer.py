@@ -155,7 +155,9 @@ def test_arrivals_survive_saving(tmp_path: Path) -> None:
 def test_a_projection_that_does_not_fit_is_refused_by_name() -> None:
     backbone = trained("pictures", modality="image", seed=1)
     other = trained("stories", modality="text", seed=2, layers=PLAIN, cross_dim_head=5)
-    with pytest.raises(UserError, match=r"features\.inputs\.text\.kv\.weight \(10, 768\) \(there \(8, 768\)"):
+    with pytest.raises(
+        UserError, match=r"features\.inputs\.text\.kv\.weight \(10, 768\) \(backbone: \(8, 768\)"
+    ):
         bring(own_projection(other, "stories"), into=backbone, target="stories")
     with pytest.raises(UserError, match="already learned task pictures"):
         bring(own_projection(backbone, "pictures"), into=backbone, target="pictures")

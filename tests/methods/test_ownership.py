@@ -252,7 +252,7 @@ def test_owners_of_any_number_type_are_loaded_as_uint8(dtype, tmp_path):
     assert owner.flatten()[7] == 1
 
 
-def test_shares_count_what_a_loop_counts():
+def test_shares_match_a_loop():
     shared = first_task(CPG_LENET)
     shared.begin_task("second", num_classes=4, width=2.0**0.5)
     learn(shared, steps=5, lr=0.02)

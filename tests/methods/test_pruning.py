@@ -21,7 +21,7 @@ def test_the_schedule_is_cubic():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95, 1.0])
-def test_the_smallest_are_those_that_sorting_finds(share):
+def test_the_smallest_weights_are_those_found_by_sorting(share):
     torch.manual_seed(1)
     weight, among = torch.randn(7, 9), torch.rand(7, 9) < 0.7
     entries = [(abs(weight[i, j].item()), i, j) for i in range(7) for j in range(9) if among[i, j]]

@@ -1,4 +1,4 @@
-"""SPG's importance, soft-masked gradients, dropout and network, against obvious loops."""
+"""SPG's importance, soft-masked gradients, dropout and network, against plain loops."""
 
 import contextlib
 import math
@@ -50,7 +50,7 @@ def loop_importance(gradient: torch.Tensor) -> list[float]:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e5])
-def test_normalised_importance_is_the_loops(scale):
+def test_normalised_importance_matches_the_loop(scale):
     gradient = scale * torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) + 0.3 * scale
     expected = torch.tensor(loop_importance(gradient.double()))
     torch.testing.assert_close(normalised_importance(gradient).flatten(), expected, atol=1e-5, rtol=1e-5)
@@ -62,8 +62,8 @@ def test_importance_of_a_constant_gradient_is_zero():
     assert normalised_importance(torch.tensor([math.nan, 1.0])).eq(0).all()
 
 
-def test_task_importance_is_the_loops():
-    """The largest over heads; cross-entropy of the newest head, sums of the logits of the others."""
+def test_task_importance_matches_the_loop():
+    """Maximum over heads: cross-entropy for the newest head, sums of logits for the others."""
     network = small_network()
     inputs, labels = samples()
     found = task_importance(network=network, batches=in_batches(inputs, labels, 16), autocast=NO_CONTEXT)
@@ -84,7 +84,7 @@ def test_task_importance_is_the_loops():
         assert found[name].amax() <= 1
 
 
-def test_importance_does_not_depend_on_how_many_heads_are_held(monkeypatch):
+def test_importance_does_not_depend_on_heads_at_once(monkeypatch):
     network = small_network(heads=5)
     batches = in_batches(*samples(), 20)
     together = task_importance(network=network, batches=batches, autocast=NO_CONTEXT)
@@ -108,7 +108,7 @@ def spg_after_tasks(tasks=2, importance=None):
     return spg
 
 
-def test_importance_accumulates_by_the_maximum():
+def test_importance_accumulates_as_the_maximum():
     spg = spg_after_tasks(
         importance=lambda spg: {
             name: torch.full_like(value, 0.5) for name, value in spg.feature_parameters().items()
@@ -128,7 +128,7 @@ def test_importance_accumulates_by_the_maximum():
 
 
 def step(spg, lr=0.1):
-    """One step of the approach's own optimizer; returns the gradients and the change of each parameter."""
+    """Take one step with the approach's own optimizer; return each parameter's gradient and change."""
     inputs, labels = samples()
     optimizer = spg.optimizer()
     optimizer.param_groups[0]["lr"] = lr
@@ -147,7 +147,7 @@ def random_importance(spg):
     }
 
 
-def test_soft_masked_step_is_the_loops():
+def test_soft_masked_step_matches_the_loop():
     spg = spg_after_tasks(importance=random_importance)
     gradients, changes = step(spg)
     values = [float(value) for tensor in spg.importance.values() for value in tensor.flatten()]
@@ -163,7 +163,7 @@ def test_soft_masked_step_is_the_loops():
         torch.testing.assert_close(change, -0.1 * mask * gradients[name].double(), atol=1e-7, rtol=1e-4)
 
 
-def test_parameters_of_importance_one_do_not_move():
+def test_parameters_with_importance_one_do_not_move():
     def importance(spg):
         found = random_importance(spg)
         return {name: torch.where(value > 0.5, 1.0, value) for name, value in found.items()}
@@ -197,7 +197,7 @@ def test_the_heads_gradient_is_clipped():
     assert spg.network.features.fc2.weight.grad.equal(features)
 
 
-def test_soft_masked_sgd_leaves_out_parameters_without_gradient():
+def test_soft_masked_sgd_skips_parameters_without_gradient():
     parameter = nn.Parameter(torch.ones(3))
     SoftMaskedSGD([(parameter, None)]).step()
     assert parameter.eq(1).all()
@@ -207,7 +207,7 @@ def test_soft_masked_sgd_leaves_out_parameters_without_gradient():
 
 
 @pytest.mark.parametrize("p", [0.05, 0.3135, 0.5, 0.9])
-def test_drop_keeps_the_right_share(p):
+def test_drop_keeps_the_expected_share(p):
     torch.manual_seed(0)
     count = 1_000_003
     values = torch.ones(count)
@@ -216,13 +216,13 @@ def test_drop_keeps_the_right_share(p):
     assert set(values.unique().tolist()) == {0.0, 1.0}
     assert abs(kept - (1 - p)) < 5 * math.sqrt(p * (1 - p) / count)
     assert scale == pytest.approx(1 / (1 - p), abs=1e-3)
-    # Neighbours, which come from the same random word, are independent.
+    # Neighbours share a random word but are independent.
     for distance in (1, 2, 3, 4, 64):
         both = (values[:-distance] * values[distance:]).mean().item()
         assert abs(both - (1 - p) ** 2) < 5e-3
 
 
-def test_drop_depends_on_the_seed_alone():
+def test_drop_depends_only_on_the_seed():
     def drawn(threads, seed=5):
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
@@ -234,7 +234,7 @@ def test_drop_depends_on_the_seed_alone():
     assert not drawn(1).equal(drawn(1, seed=6))
 
 
-def test_drop_takes_any_dense_layout_and_narrow_numbers():
+def test_drop_accepts_any_dense_layout_and_bfloat16():
     for values in (
         torch.ones(4, 8, 6, 6).contiguous(memory_format=torch.channels_last),
         torch.ones(999).bfloat16(),
@@ -255,7 +255,7 @@ def mask_like(values, p, seed):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
-def test_relu_dropout_is_the_plain_one(p):
+def test_relu_dropout_matches_the_plain_layers(p):
     inputs = torch.randn(6, 40, dtype=torch.float32)
     mask = mask_like(inputs, p, seed=1)
     plain = inputs.clone().requires_grad_()
@@ -274,7 +274,7 @@ def test_relu_dropout_is_the_plain_one(p):
 
 @pytest.mark.parametrize("size", [6, 7])
 @pytest.mark.parametrize("p", [0.0, 0.4])
-def test_pooling_is_the_plain_one(p, size):
+def test_pooling_matches_the_plain_layers(p, size):
     inputs = torch.randn(3, 8, size, size).contiguous(memory_format=torch.channels_last)
     mask = mask_like(inputs, p, seed=1)
     plain = inputs.clone().requires_grad_()
@@ -295,8 +295,8 @@ def test_pooling_is_the_plain_one(p, size):
 
 
 @pytest.mark.parametrize("size", [16, 28, 32])
-def test_what_pooling_drops_has_no_part(size):
-    """The same outputs and gradients as with every output computed."""
+def test_outputs_that_pooling_drops_have_no_effect(size):
+    """Skipping them gives the same outputs and gradients as computing every output."""
     torch.manual_seed(0)
     network = alexnet(layers=PLAIN, width=1 / 8, size=size, dropout=(0.0, 0.0))
     network.add_head(3)

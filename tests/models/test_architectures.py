@@ -77,7 +77,7 @@ def blueprint(build, **arguments) -> Network:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_a_converted_architecture_computes_what_torchvisions_does(name):
+def test_a_converted_architecture_computes_the_same_as_torchvisions(name):
     model = original(TORCHVISION[name])
     network = blueprint(models.ARCHITECTURES[name], size=64)
     head = network.add_head(10)

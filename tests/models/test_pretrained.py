@@ -155,7 +155,7 @@ def test_an_unfinished_sequence_is_not_resumed_with_another_initialisation(flags
     for path in tmp_path.glob("c/**/gradual_prune/checkpoint-*"):
         path.unlink()
     line = refusal(cpg_script.main, [*argv, *quick, "--pretrained_file", str(file)])
-    assert "width-1.0" in line and "made with other arguments: pretrained (none there, sha256:" in line
+    assert "width-1.0" in line and "made with other arguments: pretrained (none recorded, sha256:" in line
 
 
 def test_unusable_weights_are_refused_in_one_line(flags, file, mobilenet, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a user may get wrong: every time one line that names the file and the remedy, and nothing is lost."""
+"""Bad input: it always ends in one line that names the file and the remedy, and loses nothing."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_unknown_names_list_the_known_ones(script: object, fleet: Fleet) -> None
         (("--backbone", "3"), "is the target itself"),
         (("--backbone", "1", "--network_width_multiplier", "3"), "--max_allowed_network_width_multiplier"),
         (("--backbone", "1", "--network_width_multiplier", "0.5"), "cannot be made narrower"),
-        (("--num_classes", "5"), "four_five has 2 in its table"),
+        (("--num_classes", "5"), "four_five has 2 classes"),
         (("--dataset", "1-2", "--save_folder", "x"), "--save_folder belongs to one task"),
         (("--dataset", "1-2", "--load_folder", "x"), "--load_folder belongs to one task"),
         (("--dataset", "1-2", "--pruning_ratio_to_acc_record_file", "x"), "belongs to one task"),
@@ -79,7 +79,7 @@ def test_impossible_searches_are_refused(flags: tuple, named: str, fleet: Fleet)
     assert snapshot(fleet.root) == before
 
 
-def test_an_architecture_without_projections_is_no_target_across_modalities(fleet: Fleet) -> None:
+def test_an_architecture_without_projections_is_refused_across_modalities(fleet: Fleet) -> None:
     before = snapshot(fleet.root)
     flags = fleet.target_flags("3", "--arch", "lenet5", "--dataset_config", "digits")
     message = refusal(mm_script.main, flags)
@@ -90,13 +90,13 @@ def test_an_architecture_without_projections_is_no_target_across_modalities(flee
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 @pytest.mark.parametrize("script", SCRIPTS[:3], ids=lambda script: script.__name__)
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
-def test_a_device_that_is_not_there_is_refused(script: object, device: str, fleet: Fleet) -> None:
+def test_a_missing_device_is_refused(script: object, device: str, fleet: Fleet) -> None:
     message = refusal(script.main, fleet.flags("--dataset", "1", "--device", device))
     assert f"--device {device}" in message and "0 CUDA devices" in message and "cpu" in message
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "mps", ""])
-def test_a_word_that_is_no_device_is_refused(device: str, fleet: Fleet) -> None:
+def test_an_unknown_device_name_is_refused(device: str, fleet: Fleet) -> None:
     message = refusal(packnet_script.main, fleet.flags("--dataset", "1", "--device", device))
     assert "auto, cpu, cuda or cuda:<i>" in message
 
@@ -105,7 +105,7 @@ def test_a_word_that_is_no_device_is_refused(device: str, fleet: Fleet) -> None:
 
 
 class Trap:
-    """Unpickling this would make a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -115,7 +115,7 @@ class Trap:
 
 
 def changed(path: Path, **changes: object) -> None:
-    """Write a checkpoint again with other entries; None removes one."""
+    """Rewrite a checkpoint with changed entries; None removes an entry."""
     payload = load(path) | changes
     torch.save({key: value for key, value in payload.items() if value is not None}, path)
 
@@ -133,7 +133,7 @@ def spoil_to_nothing(path: Path) -> None:
 
 
 def spoil_to_text(path: Path) -> None:
-    path.write_text("this is no checkpoint\n")
+    path.write_text("not a checkpoint\n")
 
 
 def spoil_to_pickle(path: Path) -> None:
@@ -243,14 +243,14 @@ def test_a_damaged_checkpoint_is_refused_by_name(
     assert not (folder / "sprung").exists()
 
 
-def test_the_trap_of_these_tests_springs_where_a_pickle_is_trusted(tmp_path: Path) -> None:
+def test_the_trap_springs_when_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "file"
     spoil_to_pickle(path)
     pickle.loads(path.read_bytes())
     assert (tmp_path / "sprung").exists()
 
 
-def test_a_checkpoint_cut_off_anywhere_is_refused_by_name(trained_fleet: Fleet, tmp_path: Path) -> None:
+def test_a_checkpoint_truncated_anywhere_is_refused_by_name(trained_fleet: Fleet, tmp_path: Path) -> None:
     whole = trained_fleet.baseline_checkpoint("zero_one").read_bytes()
     path = tmp_path / "checkpoint-4.pth.tar"
     for size in range(0, len(whole) - 1, len(whole) // 60):
@@ -260,7 +260,7 @@ def test_a_checkpoint_cut_off_anywhere_is_refused_by_name(trained_fleet: Fleet, 
         assert str(path) in str(caught.value)
 
 
-def test_a_cache_cut_off_anywhere_is_made_anew(trained_fleet: Fleet, tmp_path: Path) -> None:
+def test_a_cache_truncated_anywhere_is_rebuilt(trained_fleet: Fleet, tmp_path: Path) -> None:
     table = load_table("digits", data_root=tmp_path)
     path = cache.path_of(tmp_path, "digits", "zero_one", "test")
     made = load_split(table, table.tasks[0], "test", data_root=tmp_path)
@@ -270,7 +270,7 @@ def test_a_cache_cut_off_anywhere_is_made_anew(trained_fleet: Fleet, tmp_path: P
         assert load_split(table, table.tasks[0], "test", data_root=tmp_path)["fingerprint"] == fingerprint
 
 
-def test_a_damaged_finished_checkpoint_stops_the_stage_and_overwrite_mends_it(fleet: Fleet) -> None:
+def test_a_damaged_finished_checkpoint_stops_the_stage_and_overwrite_redoes_it(fleet: Fleet) -> None:
     path = fleet.baseline_checkpoint("zero_one")
     whole = path.read_bytes()
     spoil_truncated(path)
@@ -289,13 +289,13 @@ def test_a_damaged_resume_file_is_refused_by_name(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain for sharable", "sharable for plain"])
-def test_a_checkpoint_of_other_layers_is_refused(kind: str, fleet: Fleet) -> None:
+def test_a_checkpoint_with_the_wrong_layers_is_refused(kind: str, fleet: Fleet) -> None:
     plain, sharable = fleet.baseline_checkpoint("zero_one"), fleet.scratch_checkpoint("zero_one")
     script, path = (cpg_script, plain) if kind.startswith("plain") else (packnet_script, sharable)
     flags = ("--dataset", "1", "--mode", "inference", "--load_folder", path.parent)
     message = refusal(script.main, fleet.flags(*flags))
     assert str(path) in message and "plain layers" in message and "sharable layers" in message
-    # A published checkpoint does not say what it is, and shows by its names.
+    # A published checkpoint does not record its layers; its state names show them.
     changed(path, architecture=None)
     message = refusal(script.main, fleet.flags(*flags))
     assert str(path) in message and "another architecture" in message
@@ -335,7 +335,7 @@ def spoil_running_mean_shape(group: dict) -> dict:
     ],
     ids=name_of,
 )
-def test_a_checkpoint_whose_tasks_own_tensors_do_not_fit_is_refused_by_name(
+def test_a_checkpoint_whose_task_tensors_do_not_fit_is_refused_by_name(
     damage: Callable[[dict], dict], named: str, fleet: Fleet
 ) -> None:
     path = fleet.target_folder() / "checkpoint-4.pth.tar"
@@ -423,7 +423,7 @@ def test_a_record_without_a_ratios_accuracy_is_refused(record: dict, named: str,
         ("\xff\xfe", "is not valid CSV"),
     ],
 )
-def test_a_result_csv_without_a_proper_pair_is_refused(content: str, named: str, fleet: Fleet) -> None:
+def test_a_result_csv_without_a_valid_pair_is_refused(content: str, named: str, fleet: Fleet) -> None:
     path = fleet.paths.result_csv("digits")
     path.write_bytes(content.encode("latin-1"))
     before = snapshot(fleet.root)
@@ -443,28 +443,28 @@ def test_a_search_does_not_touch_a_result_file_that_it_cannot_read(fleet: Fleet)
     assert path.read_text() == "something else\n"
 
 
-def test_widths_that_are_not_there_name_the_stage(fleet: Fleet) -> None:
+def test_missing_widths_name_the_stage(fleet: Fleet) -> None:
     (fleet.target_folder() / "widths.json").unlink()
     argv = fleet.baseline_flags("3", "--network_width_multiplier", "from_target")
     message = refusal(packnet_script.main, argv)
     assert "widths.json" in message and "w_backbone.sh" in message
 
 
-def test_a_loss_that_is_no_number_ends_the_run(fresh: Fleet) -> None:
+def test_a_nan_loss_ends_the_run(fresh: Fleet) -> None:
     message = refusal(packnet_script.main, fresh.baseline_flags("1", "--lr", "1e20"))
     assert "zero_one" in message and "lower --lr" in message
     assert not list(fresh.checkpoints.rglob("checkpoint-*"))
 
 
 def test_a_last_step_that_breaks_the_network_ends_the_run(fresh: Fleet) -> None:
-    """The loss of the one step is finite; what it leaves behind is not."""
+    """The loss of the only step is finite; the weights after it are not."""
     one_step = ("--epochs", "1", "--batch_size", "100000", "--lr", "1e20")
     message = refusal(packnet_script.main, fresh.baseline_flags("1", *one_step))
     assert message == "error: zero_one, baseline: val_loss is nan in epoch 1: lower --lr"
     assert not list(fresh.checkpoints.rglob("*.pth.tar"))
 
 
-def test_pruning_that_diverges_names_its_own_rate_and_leaves_nothing_to_refuse_a_lower_one(
+def test_diverged_pruning_names_prune_lr_and_can_be_repeated_with_a_lower_one(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fleet.pruned_checkpoint("zero_one", 0.5).parent
@@ -486,11 +486,11 @@ def test_pruning_that_diverges_names_its_own_rate_and_leaves_nothing_to_refuse_a
     assert load(folder / "checkpoint-3.pth.tar")["arguments"]["lr"] == 0.0005
 
 
-# Disks.
+# Files and disks.
 
 
 def run_with_file_limit(script: str, argv: list[str], *, kilobytes: int) -> subprocess.CompletedProcess:
-    """Run a script whose writes beyond a size in one file fail, as they do on a full disk."""
+    """Run a script under a file size limit, beyond which writes fail as on a full disk."""
     limited = ["bash", "-c", 'ulimit -f "$0" && exec "$@"', str(kilobytes), *command(script, argv)]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(limited, capture_output=True, text=True, timeout=120, env=environment)
@@ -500,7 +500,7 @@ def run_with_file_limit(script: str, argv: list[str], *, kilobytes: int) -> subp
 def test_a_full_disk_ends_the_run_with_one_line_and_loses_nothing_finished(full: str, fleet: Fleet) -> None:
     path = fleet.baseline_checkpoint("zero_one")
     log = path.with_name("train.log")
-    # The configuration and one epoch's lines are longer than what is left to the log.
+    # The configuration and one epoch's lines exceed the space left for the log.
     kilobytes = 100 if full == "for the checkpoint" else log.stat().st_size // 1024 + 1
     before = snapshot(fleet.root)
     again = fleet.baseline_flags("1", "--overwrite", "--lr", "0.02")
@@ -529,7 +529,7 @@ def test_a_root_below_a_file_is_refused(root: str, fleet: Fleet, tmp_path: Path)
         assert snapshot(fleet.root) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
 def test_a_folder_that_cannot_be_written_is_refused(fresh: Fleet) -> None:
     fresh.checkpoints.mkdir(parents=True)
     fresh.checkpoints.chmod(0o555)

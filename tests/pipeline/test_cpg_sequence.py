@@ -1,4 +1,4 @@
-"""All tasks in sequence in one network: what is grown, pruned, chosen and kept, through the real script."""
+"""All tasks in sequence in one network, through the real script: growth, pruning, choices and files."""
 
 import json
 import os
@@ -23,13 +23,13 @@ from utils.files import read_csv
 from utils.paths import checkpoint_in, width_folder
 
 TASKS = ("zero_one", "two_three", "four_five")
-# The second task reaches its baseline at no width.
+# The second task does not reach its baseline at any width.
 BASELINES = {"zero_one": "0.1", "two_three": "1.5", "four_five": "0.1"}
 QUICK = ("--epochs", "2", "--prune_epochs", "1", "--pruning_frequency", "3")
 
 
 class Killed(BaseException):
-    """Stands in for the death of the process."""
+    """Stands in for a kill."""
 
 
 def flags(fleet: Fleet, *more: object) -> list[str]:
@@ -60,13 +60,13 @@ def learned(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> Flee
     return fleet
 
 
-def test_each_task_takes_the_width_and_the_ratio_that_its_baseline_asks_for(learned: Fleet) -> None:
+def test_each_task_gets_the_width_and_ratio_that_its_baseline_requires(learned: Fleet) -> None:
     selections = [load(chosen(learned, number))["selection"] for number in (1, 2, 3)]
     assert [selection["width_multiplier"] for selection in selections] == [1.0, 1.5, 1.5]
-    # One task to come: 1 - round(1/2, 1). The others' highest ratio reaches the baseline.
+    # One task is left: 1 - round(1/2, 1). The other tasks reach the baseline at their highest ratio.
     assert [selection["ratio"] for selection in selections] == [0.8, 0.5, 0.8]
     tried = json.loads((folder(learned, 2) / "scratch" / "widths.json").read_text())
-    assert {width: figures["grow"] for width, figures in tried.items()} == {"1.0": True, "1.5": True}
+    assert {width: metrics["grow"] for width, metrics in tried.items()} == {"1.0": True, "1.5": True}
     record = json.loads((folder(learned, 2) / "gradual_prune" / "record.txt").read_text())
     assert list(record) == ["0.0", "0.4", "0.5"]
     log = learned.paths.stage_log("digits", "cpg_sequence").read_text()
@@ -75,7 +75,7 @@ def test_each_task_takes_the_width_and_the_ratio_that_its_baseline_asks_for(lear
     assert log.count("We choose pruning ratio 0.8") == 2
 
 
-def test_nothing_learned_earlier_changes_by_a_bit(learned: Fleet) -> None:
+def test_earlier_tasks_do_not_change_by_a_bit(learned: Fleet) -> None:
     inputs = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
     def seen_as(task: int, after: int) -> torch.Tensor:
@@ -90,7 +90,7 @@ def test_nothing_learned_earlier_changes_by_a_bit(learned: Fleet) -> None:
     assert not torch.equal(seen_as(3, after=3), seen_as(2, after=3))
 
 
-def test_a_task_is_pruned_among_its_own_and_free_weights_alone(learned: Fleet) -> None:
+def test_pruning_touches_only_own_and_free_weights(learned: Fleet) -> None:
     before, after = load(chosen(learned, 2)), load(chosen(learned, 3))
     for name, owner in after["masks"].items():
         earlier = before["masks"][name]
@@ -103,14 +103,14 @@ def test_a_task_is_pruned_among_its_own_and_free_weights_alone(learned: Fleet) -
         assert due <= (owner == 0).sum() <= due + 2, "more only where weights tie at the cut"
 
 
-def test_finished_tasks_keep_what_they_pick_as_bits(learned: Fleet) -> None:
+def test_finished_tasks_keep_their_piggymasks_as_booleans(learned: Fleet) -> None:
     info = load(chosen(learned, 3))["shared_layer_info"]
     assert not info["zero_one"]["piggymask"]
     assert {mask.dtype for mask in info["two_three"]["piggymask"].values()} == {torch.bool}
     assert {mask.dtype for mask in info["four_five"]["piggymask"].values()} == {torch.float32}
 
 
-def test_the_table_shows_what_each_task_reached_then_and_at_the_end(
+def test_the_table_shows_each_tasks_accuracy_when_learned_and_at_the_end(
     learned: Fleet, capsys: pytest.CaptureFixture
 ) -> None:
     path = learned.paths.in_sequence_report("digits")
@@ -133,24 +133,24 @@ def test_the_table_shows_what_each_task_reached_then_and_at_the_end(
     assert unchanged == {name: value[1] for name, value in before.items()}
 
 
-def test_only_the_chosen_networks_stay(learned: Fleet) -> None:
+def test_only_the_chosen_networks_are_kept(learned: Fleet) -> None:
     networks = [path.relative_to(learned.checkpoints) for path in learned.checkpoints.rglob("*.pth.tar")]
     assert len(networks) == 3 and all(path.parent.name == "gradual_prune" for path in networks)
     assert (width_folder(folder(learned, 2) / "scratch", 1.5) / "train.csv").exists()
 
 
 @pytest.mark.parametrize("save", [1, 4, 5])
-def test_a_killed_sequence_goes_on_to_the_same_bytes(
+def test_a_killed_sequence_resumes_to_the_same_bytes(
     save: int, learned: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the first task's training, between the second's widths, and when it is chosen."""
+    """Killed in the first task's training, between the second's widths, and at the second's choice."""
     finish, finished = training.outputs.Output.finish, []
 
-    def dying(self: training.outputs.Output, *args: object, **figures: object) -> dict:
+    def dying(self: training.outputs.Output, *args: object, **keywords: object) -> dict:
         finished.append(self.folder)
         if len(finished) == save:
             raise Killed
-        return finish(self, *args, **figures)
+        return finish(self, *args, **keywords)
 
     two = ("--dataset", "1,2")
     with monkeypatch.context() as patched:
@@ -162,12 +162,12 @@ def test_a_killed_sequence_goes_on_to_the_same_bytes(
 
 
 def test_other_arguments_are_refused_by_name(learned: Fleet) -> None:
-    assert "lr_mask (0.0001 there, 0.5 requested)" in refusal(
+    assert "lr_mask (0.0001 recorded, 0.5 requested)" in refusal(
         cpg_script.main, flags(learned, "--lr_mask", "0.5")
     )
-    # With more tasks to come, the second would have been pruned further.
+    # With more tasks left, the second would have been pruned further.
     more = refusal(cpg_script.main, flags(learned, "--total_num_tasks", "5"))
-    assert "forced_ratio (0.5 there, 0.8 requested)" in more
+    assert "forced_ratio (0.5 recorded, 0.8 requested)" in more
 
 
 def test_a_sequence_in_which_no_ratio_was_forced_can_be_continued(
@@ -182,7 +182,7 @@ def test_a_sequence_in_which_no_ratio_was_forced_can_be_continued(
     ] == ["zero_one", "four_five"]
 
 
-def test_a_missing_baseline_and_too_many_tasks_are_told_before_any_work(fresh: Fleet) -> None:
+def test_a_missing_baseline_and_too_many_tasks_are_refused_before_any_work(fresh: Fleet) -> None:
     argv = flags(fresh)
     (fresh.root / "baselines.json").write_text(json.dumps({"zero_one": "0.5"}))
     assert "has no entry for task two_three" in refusal(cpg_script.main, argv)
@@ -201,7 +201,7 @@ def test_a_missing_baseline_and_too_many_tasks_are_told_before_any_work(fresh: F
         (("--total_num_tasks", "0"), "--total_num_tasks"),
     ],
 )
-def test_flags_that_contradict_a_sequence_are_wrong_usage(
+def test_flags_that_contradict_a_sequence_are_rejected(
     wrong: tuple, named: str, fresh: Fleet, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -217,7 +217,7 @@ def test_the_ratio_for_room() -> None:
 
 
 class Scripted:
-    """A task's run under given flags."""
+    """Stands in for a task's run."""
 
     def __init__(self, root: Path) -> None:
         self.args = Namespace(total_num_tasks=4)
@@ -234,7 +234,7 @@ class Scripted:
         (False, 0.0, [0.0]),
     ],
 )
-def test_pruning_stops_early_only_if_asked_to(
+def test_pruning_stops_early_only_on_request(
     early: bool, forced: float | None, tried: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = {0.2: 0.7, 0.5: 0.6, 0.7: 0.6, 0.8: 0.7}

@@ -1,4 +1,4 @@
-"""The defaults of the bash stages are those of the scripts, and a wrong architecture is told at once."""
+"""Bash stages and scripts have the same defaults, and an unsuitable architecture is refused at once."""
 
 import subprocess
 from pathlib import Path
@@ -18,7 +18,7 @@ from utils.paths import REPOSITORY
 
 CONFIG = REPOSITORY / "run_pickaback" / "config.sh"
 
-# Variable of config.sh → flag, for the variables that a stage passes on as they are.
+# Variable of config.sh → flag, for the variables that a stage passes on unchanged.
 TRAINING = {
     **{"CONFIG": "dataset_config", "TASKS": "dataset", "ARCH": "arch", "TEXT_ENCODER": "text_encoder"},
     **{"SEED": "seed", "PROTOCOL": "protocol", "EPOCHS": "epochs", "BATCH_SIZE": "batch_size", "LR": "lr"},
@@ -72,11 +72,11 @@ def test_a_stage_and_its_script_have_the_same_defaults(
         (("--arch", "perceiver_io", "--max_iterations", "5"), "--max_iterations 5: networks of --arch "),
     ],
 )
-def test_what_a_stage_would_refuse_of_an_architecture_is_told_before_any_job(
+def test_an_architecture_that_a_stage_would_refuse_is_refused_before_any_job(
     flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    told = refusal(list_tasks.main, ["--data_root", str(tmp_path), *flags])
-    assert told.startswith(f"error: {message}")
+    error = refusal(list_tasks.main, ["--data_root", str(tmp_path), *flags])
+    assert error.startswith(f"error: {message}")
     assert capsys.readouterr().out == ""
 
 
@@ -87,14 +87,14 @@ def test_what_a_stage_would_refuse_of_an_architecture_is_told_before_any_job(
         ("--arch", "resnet18", "--transfers", "no", "--max_iterations", "5"),
     ],
 )
-def test_what_no_stage_refuses_is_listed(
+def test_tasks_of_an_accepted_architecture_are_listed(
     flags: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     list_tasks.main(["--data_root", str(tmp_path), *flags, "--dataset", "2"])
     assert capsys.readouterr().out == "two_three\n"
 
 
-def test_help_tells_which_architectures_clip_gradients() -> None:
+def test_only_perceivers_clip_gradients_by_default() -> None:
     for layers in (architectures.PLAIN, architectures.SHARABLE):
         for name in models.ARCHITECTURES:
             build = architectures.architecture(name, layers=layers, in_channels=3, size=32)
@@ -104,7 +104,7 @@ def test_help_tells_which_architectures_clip_gradients() -> None:
             assert architectures.resolved_clip_grad_norm(2.5, build=build) == 2.5
 
 
-def test_architectures_that_transfer_are_those_of_several_modalities() -> None:
+def test_architectures_with_transfers_are_those_with_several_modalities() -> None:
     for layers in (architectures.PLAIN, architectures.SHARABLE):
         for name in models.ARCHITECTURES:
             build = architectures.architecture(name, layers=layers, in_channels=3, size=32)

@@ -1,4 +1,4 @@
-"""Work that is stopped at any moment, done twice, or asked for with other arguments."""
+"""Work that is killed at any point, repeated, or requested with other arguments."""
 
 import contextlib
 import re
@@ -36,10 +36,10 @@ from utils.errors import UserError
 
 
 class Killed(BaseException):
-    """Stands in for the death of the process: no handler of the project sees it."""
+    """Stands in for a kill: no handler in the project catches it."""
 
 
-# Each stage as the interrupted tests drive it: how to run it on a fleet, and its finished checkpoints.
+# Each stage: how to run it on a fleet, and its finished checkpoints.
 
 
 def baseline_stage(fleet: Fleet, *more: object) -> None:
@@ -66,7 +66,7 @@ def checkpoints_of(stage: Callable, fleet: Fleet) -> list[Path]:
 
 
 def undone(stage: Callable, fleet: Fleet) -> Fleet:
-    """The fleet without what `stage` made of its task."""
+    """Remove the outputs of `stage` from the fleet."""
     for path in checkpoints_of(stage, fleet):
         path.unlink()
     if stage is target_stage:
@@ -82,7 +82,7 @@ def stage(request: pytest.FixtureRequest) -> Callable:
 
 
 def kill_at_save(monkeypatch: pytest.MonkeyPatch, *, number: int, before: bool = False) -> None:
-    """Die at the `number`-th time that an unfinished run is saved, before or after it; every epoch is."""
+    """Save after every epoch, and die before or after the `number`-th save."""
     monkeypatch.setattr(train_task, "SAVING_SHARE", 1e9)
     save, count = Output.save_unfinished, 0
 
@@ -98,7 +98,7 @@ def kill_at_save(monkeypatch: pytest.MonkeyPatch, *, number: int, before: bool =
     monkeypatch.setattr(Output, "save_unfinished", dying)
 
 
-def test_a_run_killed_after_every_epoch_ends_with_the_same_bits(
+def test_a_run_killed_after_every_epoch_gives_the_same_bits(
     stage: Callable, trained_fleet: Fleet, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undone(stage, fleet)
@@ -123,10 +123,10 @@ def test_a_run_killed_after_every_epoch_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize("number", [2, 5])
-def test_an_epoch_that_was_not_saved_is_done_again(
+def test_an_unsaved_epoch_is_repeated(
     number: int, trained_fleet: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fifth save is amid the gradual pruning to the first ratio, after its first epoch."""
+    """The fifth save follows the first epoch of gradual pruning to the first ratio."""
     with monkeypatch.context() as patch:
         kill_at_save(patch, number=number, before=True)
         with pytest.raises(Killed):
@@ -139,10 +139,10 @@ def test_an_epoch_that_was_not_saved_is_done_again(
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own log", "log_path"])
-def test_epochs_since_the_last_save_are_learned_again_and_logged_once(
+def test_epochs_since_the_last_save_are_repeated_and_logged_once(
     shared: bool, trained_fleet: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A log that `--log_path` names may be of several processes: nothing is taken out of it."""
+    """Several processes may share a `--log_path`, so nothing is removed from it."""
     line = logs.epoch_line
 
     def die_after_the_third_epoch(message: str) -> None:
@@ -152,7 +152,7 @@ def test_epochs_since_the_last_save_are_learned_again_and_logged_once(
 
     flags = ("--log_path", fresh.root / "named") if shared else ()
     with monkeypatch.context() as patch:
-        patch.setattr(train_task, "SAVING_SHARE", 0.0)  # after the first epoch alone
+        patch.setattr(train_task, "SAVING_SHARE", 0.0)  # only after the first epoch
         patch.setattr(logs, "epoch_line", die_after_the_third_epoch)
         with pytest.raises(Killed):
             baseline_stage(fresh, *flags)
@@ -170,7 +170,7 @@ def test_epochs_since_the_last_save_are_learned_again_and_logged_once(
     assert f"Resuming {path.parent} after epoch 1" in log
 
 
-def test_saving_takes_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_costs_at_most_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now, saved = 0.0, []
 
     def save(progress: Progress) -> None:
@@ -187,7 +187,7 @@ def test_saving_takes_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("module", [scratch, cpg])
-def test_a_run_killed_between_checkpoint_and_shared_file_still_enters_its_figure(
+def test_a_run_killed_between_checkpoint_and_shared_file_still_records_its_accuracy(
     module: ModuleType, trained_fleet: Fleet, fresh: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*arguments: object) -> None:
@@ -209,11 +209,11 @@ def test_a_run_killed_between_checkpoint_and_shared_file_still_enters_its_figure
         assert record == expected
 
 
-# Really killed processes.
+# Processes that are really killed.
 
 
 def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
-    """SIGKILL a process as soon as `reached`, which must come before it ends by itself."""
+    """SIGKILL a process once `reached` is true, which must happen before it exits."""
     deadline = time.monotonic() + 100
     while not reached():
         assert process.poll() is None, "the process ended before it could be killed"
@@ -262,7 +262,7 @@ def test_a_process_killed_in_training_and_again_in_pruning_resumes_to_the_same_b
         )
 
 
-def test_a_target_killed_while_it_grows_resumes_to_the_same_bits(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_target_killed_while_growing_resumes_to_the_same_bits(fleet: Fleet, tmp_path: Path) -> None:
     undone(target_stage, fleet)
     whole = fleet.copy(tmp_path / "whole")
     many = ("--epochs", "10")
@@ -283,7 +283,7 @@ def test_a_target_killed_while_it_grows_resumes_to_the_same_bits(fleet: Fleet, t
 def test_an_unfinished_target_has_no_final_width(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """What a target ended at is known when it has ended: not while a wider network is in training."""
+    """The final width is not known while a wider network is still training."""
     undone(target_stage, fleet)
     with monkeypatch.context() as patch:
         kill_at_save(patch, number=EPOCHS)
@@ -294,10 +294,10 @@ def test_an_unfinished_target_has_no_final_width(
     assert "widths.json" in message and "w_backbone.sh" in message
 
 
-# The same work twice.
+# Repeated work.
 
 
-def test_finished_work_is_skipped_and_its_files_stay_as_they_are(
+def test_finished_work_is_skipped_and_its_files_stay_unchanged(
     fleet: Fleet, capsys: pytest.CaptureFixture
 ) -> None:
     before = snapshot(fleet.root)
@@ -338,18 +338,18 @@ def test_overwrite_redoes_finished_work(stage: Callable, trained_fleet: Fleet, f
 # Other arguments.
 
 OTHER = [
-    (baseline_stage, ("--epochs", "3"), ["epochs (4 there, 3 requested)"]),
+    (baseline_stage, ("--epochs", "3"), ["epochs (4 recorded, 3 requested)"]),
     (
         baseline_stage,
         ("--lr", "0.02", "--weight_decay", "0"),
-        ["lr (0.1 there, 0.02 requested)", "weight_decay"],
+        ["lr (0.1 recorded, 0.02 requested)", "weight_decay"],
     ),
     (baseline_stage, ("--batch_size", "16", "--precision", "bf16"), ["batch_size", "precision"]),
-    (own_stage, ("--epochs", "5"), ["epochs (4 there, 5 requested)"]),
-    (own_stage, ("--prune_epochs", "2"), ["epochs (3 there, 2 requested)"]),
-    (own_stage, ("--prune_lr", "0.1", "--pruning_frequency", "2"), ["lr", "pruning_frequency (3 there"]),
-    (own_stage, ("--pruning_interval", "1"), ["pruning_interval (2 there, 1 requested)"]),
-    (target_stage, ("--lr_mask", "0.1"), ["lr_mask (0.0001 there, 0.1 requested)"]),
+    (own_stage, ("--epochs", "5"), ["epochs (4 recorded, 5 requested)"]),
+    (own_stage, ("--prune_epochs", "2"), ["epochs (3 recorded, 2 requested)"]),
+    (own_stage, ("--prune_lr", "0.1", "--pruning_frequency", "2"), ["lr", "pruning_frequency (3 recorded"]),
+    (own_stage, ("--pruning_interval", "1"), ["pruning_interval (2 recorded, 1 requested)"]),
+    (target_stage, ("--lr_mask", "0.1"), ["lr_mask (0.0001 recorded, 0.1 requested)"]),
 ]
 
 
@@ -366,7 +366,7 @@ def test_other_arguments_are_refused_by_name_and_nothing_changes(
     assert snapshot(fleet.root) == before
 
 
-def test_a_run_of_its_own_name_keeps_both(fleet: Fleet) -> None:
+def test_a_named_run_keeps_both(fleet: Fleet) -> None:
     before = snapshot(fleet.root)
     fleet.baseline("1", "--lr", "0.02", "--run", "fast")
     after = snapshot(fleet.root)
@@ -375,7 +375,7 @@ def test_a_run_of_its_own_name_keeps_both(fleet: Fleet) -> None:
     assert "logs/fast/baseline_digits_acc_scratch.txt" in after
 
 
-def test_overwriting_with_another_epoch_count_leaves_nothing_of_the_old(
+def test_overwriting_with_another_epoch_count_removes_the_old_checkpoint(
     stage: Callable, fleet: Fleet
 ) -> None:
     old = [path for path in checkpoints_of(stage, fleet) if path.name == f"checkpoint-{EPOCHS}.pth.tar"]
@@ -403,7 +403,7 @@ def test_an_unfinished_run_is_not_continued_with_other_arguments(
             fresh.baseline("1")
     other = ("--lr", "0.02")
     message = refusal(lambda _: fresh.baseline("1", *other), [])
-    assert "lr (0.1 there, 0.02 requested)" in message and "resume.pth.tar" in message
+    assert "lr (0.1 recorded, 0.02 requested)" in message and "resume.pth.tar" in message
 
     fresh.baseline("1", *other, "--overwrite")
     whole = Fleet(root=tmp_path / "whole", data=fresh.data)
@@ -422,7 +422,7 @@ def test_pruning_of_another_parent_is_refused(fleet: Fleet) -> None:
 
 
 def with_other_test_labels(fleet: Fleet, root: Path) -> Path:
-    """A data root whose test labels of the first three tasks are the wrong way round."""
+    """A data root with the test labels of the first three tasks swapped."""
     for task in ("zero_one", "two_three", "four_five"):
         for split in cache.SPLITS:
             record = cache.read(cache.path_of(fleet.data, "digits", task, split), remedy="")
@@ -457,7 +457,7 @@ def heldout(root: Path, data: Path) -> Fleet:
     return fleet
 
 
-def test_heldout_decisions_do_not_look_at_the_test_set(
+def test_heldout_decisions_do_not_use_the_test_set(
     trained_fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     wrong = with_other_test_labels(trained_fleet, tmp_path / "data")
@@ -474,11 +474,11 @@ def test_heldout_decisions_do_not_look_at_the_test_set(
         for key in ("model_state_dict", "masks", "shared_layer_info"):
             assert same(first[key], second[key]), f"{name}: {key}"
         assert first.get("selection") == second.get("selection")
-        # The test set is reported on, and was another one.
+        # Test accuracy is only reported, and the test sets differ.
         assert first["metrics"]["test_accuracy"] == pytest.approx(1 - second["metrics"]["test_accuracy"])
 
 
-def test_published_decisions_do_look_at_the_test_set(trained_fleet: Fleet, tmp_path: Path) -> None:
+def test_published_decisions_use_the_test_set(trained_fleet: Fleet, tmp_path: Path) -> None:
     blind = Fleet(root=tmp_path / "b", data=with_other_test_labels(trained_fleet, tmp_path / "data"))
     blind.baseline("1")
     first, second = (load(it.baseline_checkpoint("zero_one")) for it in (trained_fleet, blind))
@@ -495,9 +495,9 @@ def test_published_decisions_do_look_at_the_test_set(trained_fleet: Fleet, tmp_p
 def test_a_choice_made_with_other_arguments_is_refused_and_redone_on_request(fleet: Fleet) -> None:
     before = snapshot(fleet.root)
     message = refusal(search_script.main, fleet.search_flags("3", "--select", "nearest"))
-    assert "select (backbone zero_one there, nearest requested)" in message and "--overwrite" in message
+    assert "select (backbone zero_one recorded, nearest requested)" in message and "--overwrite" in message
     message = refusal(select_script.main, fleet.select_flags("1", "--allow_acc_loss", "0.9"))
-    assert "allow_acc_loss (0.001 there, 0.9 requested)" in message
+    assert "allow_acc_loss (0.001 recorded, 0.9 requested)" in message
     assert snapshot(fleet.root) == before
 
     fleet.search("3", "--select", "nearest", "--overwrite")
@@ -510,7 +510,7 @@ def test_a_choice_made_with_other_arguments_is_refused_and_redone_on_request(fle
 def test_a_search_killed_while_it_writes_never_pairs_an_old_choice_with_new_arguments(
     killed: str, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the moment, the same command afterwards ends with the choice that was asked for."""
+    """Wherever the kill comes, repeating the command ends with the requested choice."""
     nearest = ("--backbone", "two_three")
     for moment in range(1, 4):
         write, count = getattr(search, killed), 0
@@ -534,7 +534,7 @@ def test_a_search_killed_while_it_writes_never_pairs_an_old_choice_with_new_argu
         assert copied.paths.result_csv("digits").read_text() == "target_id,task_id\n3,2\n"
 
 
-def test_a_temporary_file_that_a_killed_run_left_is_not_taken_for_a_checkpoint(fleet: Fleet) -> None:
+def test_a_killed_runs_temporary_file_is_not_mistaken_for_a_checkpoint(fleet: Fleet) -> None:
     folder = fleet.paths.baselines("digits") / "zero_one"
     (folder / ".checkpoint-4.pth.tar.x1.tmp").write_bytes(b"half")
     fleet.baseline_checkpoint("zero_one").rename(folder / "aside")

@@ -1,4 +1,4 @@
-"""All stages across modalities, as users run them, on a few synthetic images and texts."""
+"""All stages across modalities, run as users run them, on a few synthetic images and texts."""
 
 import contextlib
 import csv
@@ -164,7 +164,7 @@ def mixed(trained: Mixed, tmp_path: Path) -> Mixed:
     return Mixed(tmp_path / "mixed")
 
 
-def test_the_baseline_file_holds_images_and_texts_alike(trained: Mixed) -> None:
+def test_the_baseline_file_holds_image_and_text_tasks(trained: Mixed) -> None:
     entries = json.loads(trained.paths.baseline_file("mixed").read_text())
     assert list(entries) == ["pets", "shapes", "mail", "news"]
 
@@ -183,18 +183,18 @@ def test_candidates_of_both_modalities_are_compared_by_default(trained: Mixed) -
 
 
 @pytest.mark.parametrize(
-    ("asked", "among", "expected"),
+    ("candidates", "among", "expected"),
     [
         ("same", "same", {"1": ["2"], "3": ["4"]}),
         ("other", "other", {"1": ["3", "4"], "3": ["1", "2"]}),
         ("other,2-3", "other", {"1": ["3"], "3": ["2"]}),
     ],
 )
-def test_candidates_are_narrowed_by_modality_into_files_of_their_own(
-    asked: str, among: str, expected: dict, mixed: Mixed
+def test_candidates_restricted_by_modality_are_kept_in_separate_files(
+    candidates: str, among: str, expected: dict, mixed: Mixed
 ) -> None:
     before = mixed.paths.result_csv("mixed").read_bytes()
-    mixed.search("pets,mail", "--candidates", asked)
+    mixed.search("pets,mail", "--candidates", candidates)
     found: dict[str, list[str]] = {}
     for row in rows(mixed.paths.table_csv("mixed", among=among)):
         found.setdefault(row["target_id"], []).append(row["task_id"])
@@ -211,8 +211,8 @@ def test_a_target_without_a_candidate_of_that_modality_is_refused(trained: Mixed
 def test_tasks_that_have_a_candidate_are_listed(trained: Mixed, capsys: pytest.CaptureFixture) -> None:
     files = ["--dataset_config", str(trained.root / "mixed.toml"), "--data_root", str(trained.root / "data")]
     images, everything = ["pets", "shapes"], ["pets", "shapes", "mail"]
-    for asked, expected in (("same,1-3", images), ("other,3", images), ("all", everything)):
-        list_tasks.main([*files, "--dataset", "1-3", "--candidates", asked])
+    for candidates, expected in (("same,1-3", images), ("other,3", images), ("all", everything)):
+        list_tasks.main([*files, "--dataset", "1-3", "--candidates", candidates])
         assert capsys.readouterr().out.split() == expected
 
 
@@ -263,7 +263,7 @@ def test_a_target_starts_from_its_own_projection_and_the_backbone_keeps_its_own(
         assert torch.equal(shared.as_task("pets")(images), chosen.as_task("pets")(images))
 
 
-def test_without_the_transfer_the_result_lies_elsewhere_and_differs(mixed: Mixed) -> None:
+def test_without_the_transfer_the_result_is_stored_elsewhere_and_differs(mixed: Mixed) -> None:
     transferred = mixed.paths.target("mixed", "pets", "mail") / "checkpoint-1.pth.tar"
     kept = transferred.read_bytes()
     mixed.target("mail", "--no_kv_transfer")
@@ -293,12 +293,12 @@ def test_networks_without_projections_are_refused_before_anything_is_read(tmp_pa
         assert "--arch lenet5 has no K/V projections to transfer: use perceiver_io" in message
 
 
-def test_the_scripts_across_modalities_take_a_perceiver_and_a_table_of_both_unless_told_otherwise() -> None:
+def test_multimodal_scripts_default_to_a_perceiver_and_a_table_of_both_modalities() -> None:
     for args in (mm_script.parse([]), transfer_script.parse([])):
         assert (args.arch, args.dataset_config) == ("perceiver_io", "digits_docs")
 
 
-def test_leaving_the_transfer_out_is_about_a_backbone(capsys: pytest.CaptureFixture) -> None:
+def test_no_kv_transfer_requires_a_backbone(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         mm_script.parse(["--no_kv_transfer"])
     assert "--no_kv_transfer requires --backbone" in capsys.readouterr().err
@@ -374,7 +374,7 @@ def test_a_target_killed_after_every_epoch_ends_with_the_same_bits(
         ("4,1", "has no row for target 3 (mail)"),
     ],
 )
-def test_a_result_csv_without_a_proper_pair_is_refused(
+def test_a_result_csv_without_a_valid_pair_is_refused(
     script: str, row: str, named: str, trained: Mixed, tmp_path: Path
 ) -> None:
     pairs = tmp_path / "pairs.csv"
@@ -390,8 +390,11 @@ def test_a_result_csv_without_a_proper_pair_is_refused(
 @pytest.mark.parametrize(
     ("sizes", "named"),
     [
-        ({"latent_dim": 10}, "latent_dim (8 there, 10 requested)"),
-        ({"depth": 2, "num_latents": 5}, "num_latents (3 there, 5 requested), depth (1 there, 2 requested)"),
+        ({"latent_dim": 10}, "latent_dim (8 recorded, 10 requested)"),
+        (
+            {"depth": 2, "num_latents": 5},
+            "num_latents (3 recorded, 5 requested), depth (1 recorded, 2 requested)",
+        ),
     ],
 )
 def test_checkpoints_of_another_size_or_depth_are_refused_by_the_sizes(
@@ -407,13 +410,13 @@ def test_checkpoints_of_another_size_or_depth_are_refused_by_the_sizes(
         assert named in message and ".pth.tar" in message
 
 
-def test_gradients_are_clipped_as_the_log_says_and_a_finished_run_with_others_is_refused(
+def test_gradients_are_clipped_as_logged_and_a_finished_run_with_another_norm_is_refused(
     mixed: Mixed,
 ) -> None:
     folder = mixed.paths.baselines("mixed") / "pets"
     assert " clip_grad_norm=1.0 " in (folder / "train.log").read_text().splitlines()[0]
     message = refusal(packnet_script.main, mixed.flags("pets", "--epochs", 1, "--clip_grad_norm", 0))
-    assert "clip_grad_norm (1.0 there, none requested)" in message
+    assert "clip_grad_norm (1.0 recorded, none requested)" in message
     before = load(folder / "checkpoint-1.pth.tar")["model_state_dict"]
     mixed.baseline("pets", "--clip_grad_norm", 1e-3, "--overwrite")
     after = load(folder / "checkpoint-1.pth.tar")["model_state_dict"]
@@ -421,7 +424,7 @@ def test_gradients_are_clipped_as_the_log_says_and_a_finished_run_with_others_is
 
 
 @pytest.mark.parametrize("stage", ["search", "transfer", "target", "inference"])
-def test_texts_by_another_encoder_than_the_networks_are_refused_by_name(
+def test_texts_from_another_encoder_than_the_networks_are_refused_by_name(
     stage: str, mixed: Mixed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(mixed.paths.logs)
@@ -447,7 +450,7 @@ def test_missing_outputs_of_earlier_stages_name_the_stage(mixed: Mixed) -> None:
 # The table.
 
 
-def test_the_report_tells_modalities_and_choices_apart(mixed: Mixed, capsys: pytest.CaptureFixture) -> None:
+def test_the_report_separates_modalities_and_choices(mixed: Mixed, capsys: pytest.CaptureFixture) -> None:
     for among in ("same", "other"):
         mixed.search("all", "--candidates", among)
         mixed.transfer("all", "--candidates", among)
@@ -463,7 +466,11 @@ def test_the_report_tells_modalities_and_choices_apart(mixed: Mixed, capsys: pyt
     widths = json.loads((folder / "widths.json").read_text())
     assert float(mail["untransferred"]) == widths[max(widths)]["test_accuracy"]
     assert table["news"]["untransferred"] == ""
-    for task in ("pets", "shapes", "news"):  # by the rule, unlike mail: a pick is the best of its modality
+    for task in (
+        "pets",
+        "shapes",
+        "news",
+    ):  # chosen by the rule, unlike mail: a pick is the best of its modality
         row = table[task]
         among = "same" if row["modality"] == row["its modality"] else "other"
         assert (row["backbone"], row["after transfer"]) == (row[f"best of {among}"], row[among])

@@ -1,4 +1,4 @@
-"""The published checkpoints, read as they are, on the real images (skipped where they are absent)."""
+"""The published checkpoints, unmodified, on the real images (skipped if absent)."""
 
 import json
 import re
@@ -23,7 +23,7 @@ LINE = re.compile(
 @pytest.fixture(scope="module")
 def facts():
     if not CHECKPOINTS.is_dir():
-        pytest.skip(f"{CHECKPOINTS} is not there")
+        pytest.skip(f"{CHECKPOINTS} not found")
     return json.loads((SHARED / "reference" / "facts.json").read_text())
 
 
@@ -31,7 +31,7 @@ def facts():
 def roots(tmp_path_factory, facts):
     source = SHARED / "data" / "cifar100_org.zip"
     if not source.is_file():
-        pytest.skip(f"{source} is not there")
+        pytest.skip(f"{source} not found")
     folder = tmp_path_factory.mktemp("cifar100")
     prepare.main(["cifar100", "--source", str(source), "--data_root", str(folder / "data")])
     flags = ["--dataset_config", "cifar100", "--device", "cpu", "--data_root", str(folder / "data")]
@@ -47,7 +47,7 @@ def inference(script, roots, folder, task, caplog):
 @pytest.mark.parametrize(
     "task", ["aquatic_mammals", "fish", "food_containers", "non-insect_invertebrates", "people"]
 )
-def test_scratch_networks_score_what_was_measured(task, facts, roots, caplog):
+def test_scratch_networks_reach_the_reference_accuracy(task, facts, roots, caplog):
     folder = CHECKPOINTS / "baseline_scratch" / "lenet5" / task
     line = inference(packnet_cifar100_main_normal, roots, folder, task, caplog)
     expected = facts["published_checkpoint_accuracy"]["baseline_scratch"][task]
@@ -55,7 +55,7 @@ def test_scratch_networks_score_what_was_measured(task, facts, roots, caplog):
 
 
 @pytest.mark.parametrize("stage", ["scratch", "gradual_prune/0.5", "gradual_prune/0.8"])
-def test_pruned_networks_score_what_was_measured(stage, facts, roots, caplog):
+def test_pruned_networks_reach_the_reference_metrics(stage, facts, roots, caplog):
     name = f"CPG_single_scratch_woexp/food_containers/{stage}"
     expected = facts["published_checkpoint_accuracy"][name]
     folder = CHECKPOINTS / "CPG_single_scratch_woexp" / "lenet5" / "food_containers" / stage
@@ -67,7 +67,9 @@ def test_pruned_networks_score_what_was_measured(stage, facts, roots, caplog):
 
 
 @pytest.mark.parametrize(("task", "index"), [("non-insect_invertebrates", 2), ("food_containers", 1)])
-def test_a_target_on_its_backbone_scores_what_was_measured_as_either_task(task, index, facts, roots, caplog):
+def test_a_target_on_its_backbone_reaches_the_reference_metrics_as_either_task(
+    task, index, facts, roots, caplog
+):
     pair = "CPG_fromsingle_scratch_woexp_target/food_containers/non-insect_invertebrates"
     expected = facts["published_checkpoint_accuracy"][f"{pair} as task {index}"]
     folder = CHECKPOINTS / "CPG_fromsingle_scratch_woexp_target" / "lenet5"
@@ -81,7 +83,7 @@ def test_a_target_on_its_backbone_scores_what_was_measured_as_either_task(task, 
         assert float(line["mpl"]) == expected["mpl"]
 
 
-def test_distances_between_published_networks_are_those_measured(facts, roots, caplog):
+def test_distances_between_published_networks_match_the_reference(facts, roots, caplog):
     folder = CHECKPOINTS / "baseline_scratch" / "lenet5"
     flags = ["--target_id", "14", "--candidates", "1,2,4,15", "--max_iterations", "0"]
     with caplog.at_level("INFO"):

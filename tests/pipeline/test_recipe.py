@@ -1,4 +1,4 @@
-"""Recipes: no setting acts on a result without being recorded with it, and old outputs stay recognised."""
+"""Recipes: every setting that affects a result is recorded with it, and old outputs are still recognised."""
 
 import argparse
 import json
@@ -18,9 +18,9 @@ from pipeline import flags
 from pipeline.train_task import TaskRun
 from tests.helpers import Fleet, load, refusal
 
-# Flags of the training scripts that say where and how a run happens, or which outputs it makes. Every other
-# flag decides a result: it must change the recipe of some output.
-NOT_DECIDING = {
+# Flags of the training scripts that set where and how a run happens, or which outputs it makes. Every other
+# flag affects a result, and must change the recipe of some output.
+EXEMPT = {
     *("data_root", "checkpoints_root", "logs_root", "run", "device", "threads", "val_batch_size"),
     *("overwrite", "list_unfinished", "log_path", "logfile", "load_folder", "save_folder", "jsonfile"),
     *("compute_report", "report_file", "num_classes", "csv_path", "candidates", "mode", "backbone"),
@@ -61,11 +61,11 @@ def parser_of(script: object, monkeypatch: pytest.MonkeyPatch) -> argparse.Argum
 
 
 @pytest.mark.parametrize("script", [packnet_script, cpg_script])
-def test_every_flag_decides_a_recipe_or_is_known_not_to(
+def test_every_flag_changes_a_recipe_or_is_known_not_to_affect_results(
     script: object, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {action.dest for action in parser_of(script, monkeypatch)._actions} - {"help"}
-    assert names <= NOT_DECIDING | OTHER_VALUES.keys(), "classify the new flag"
+    assert names <= EXEMPT | OTHER_VALUES.keys(), "classify the new flag"
 
     finished = load(fleet.scratch_checkpoint("zero_one"))
     stamps: list[dict] = []
@@ -95,7 +95,7 @@ def test_every_flag_decides_a_recipe_or_is_known_not_to(
     for name in sorted(names & OTHER_VALUES.keys()):
         value = OTHER_VALUES[name]
         changed = run(f"--{name}", *([] if value is None else [value]))
-        assert changed != usual, f"--{name} acts without being recorded"
+        assert changed != usual, f"--{name} has an effect but is not recorded"
 
 
 def test_every_setting_of_an_approach_is_recorded(
@@ -110,31 +110,31 @@ def test_every_setting_of_an_approach_is_recorded(
         declared = {item.name for kind in (Settings, approach.Options) for item in fields(kind)}
         assert declared <= made.keys()
         others = {item.name for other in APPROACHES.values() for item in fields(other.Options)}
-        assert not (others - declared) & made.keys(), "the options of other approaches do not act"
+        assert not (others - declared) & made.keys(), "options of other approaches have no effect"
 
 
-# Outputs of before
+# Outputs of earlier versions
 
 
 def without(path: Path, entry: str) -> None:
-    """Remove an entry of a checkpoint's recipe, as it was before the entry existed."""
+    """Remove an entry of a checkpoint's recipe, as in versions that did not record it."""
     payload = load(path)
     del payload["arguments"][entry]
     torch.save(payload, path)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_runs_of_one_or_two_epochs_of_before_are_refused_by_name(epochs: int, fresh: Fleet) -> None:
+def test_old_runs_of_one_or_two_epochs_are_refused_by_name(epochs: int, fresh: Fleet) -> None:
     """Their learning rate dropped before the first epoch, or once instead of twice."""
     short = ("--epochs", epochs)
     fresh.baseline("1", *short)
     fresh.baseline("1", *short)
     without(fresh.baseline_checkpoint("zero_one"), "lr_drops")
-    assert "lr_drops (none there" in refusal(packnet_script.main, fresh.baseline_flags("1", *short))
+    assert "lr_drops (none recorded" in refusal(packnet_script.main, fresh.baseline_flags("1", *short))
 
 
-def test_longer_runs_record_no_new_entry(trained_fleet: Fleet) -> None:
-    """So that outputs made before are still recognised."""
+def test_longer_runs_record_no_new_entries(trained_fleet: Fleet) -> None:
+    """Otherwise outputs of earlier versions would not be recognised."""
     for path in (trained_fleet.baseline_checkpoint("zero_one"), trained_fleet.scratch_checkpoint("zero_one")):
         assert set(load(path)["arguments"]) - {"lr_mask", "parent"} == {
             *("arch", "seed", "protocol", "precision", "batch_size", "weight_decay", "config", "task"),
@@ -143,32 +143,34 @@ def test_longer_runs_record_no_new_entry(trained_fleet: Fleet) -> None:
         }
 
 
-def test_choices_by_the_old_mutation_are_refused_by_name(fleet: Fleet) -> None:
+def test_choices_made_with_the_old_mutation_are_refused_by_name(fleet: Fleet) -> None:
     path = fleet.paths.result_csv("digits").with_suffix(".csv.arguments.json")
     entries = json.loads(path.read_text())
     assert entries["3"].pop("mutation") == "better sign"
     path.write_text(json.dumps(entries))
     argv = fleet.search_flags("3", "--backbone", "zero_one")
-    assert "mutation (none there, better sign requested)" in refusal(search_script.main, argv)
+    assert "mutation (none recorded, better sign requested)" in refusal(search_script.main, argv)
     entries["3"]["max_iterations"] = 0
     path.write_text(json.dumps(entries))
     fleet.search("3", "--backbone", "zero_one", "--max_iterations", "0")
 
 
-def test_sequences_by_the_old_plateau_rule_are_refused_by_name(digits_root: Path, tmp_path: Path) -> None:
+def test_sequences_learned_with_the_old_plateau_rule_are_refused_by_name(
+    digits_root: Path, tmp_path: Path
+) -> None:
     roots = [f"--{name}_root={tmp_path / name}" for name in ("checkpoints", "logs")]
     argv = [f"--data_root={digits_root}", *roots, "--epochs", "1", "--device", "cpu", "--appr", "ncl"]
     spg_main.main(argv)
     (path,) = (tmp_path / "checkpoints").rglob("checkpoint-1.pth.tar")
     without(path, "lr_threshold")
-    assert "lr_threshold (none there, 0.0001 requested)" in refusal(spg_main.main, argv)
+    assert "lr_threshold (none recorded, 0.0001 requested)" in refusal(spg_main.main, argv)
 
 
 # Finished checkpoints
 
 
-def test_a_finished_checkpoint_holds_no_state_of_training(trained_fleet: Fleet) -> None:
-    """Optimizers, generators and the best state live in the resume file, which is gone."""
+def test_a_finished_checkpoint_holds_no_training_state(trained_fleet: Fleet) -> None:
+    """Optimizers, generators and the best state are in the resume file, which is removed."""
     paths = [*trained_fleet.checkpoints.rglob("checkpoint-*.pth.tar")]
     assert paths and not [*trained_fleet.checkpoints.rglob("resume*")]
     for path in paths:
@@ -178,7 +180,7 @@ def test_a_finished_checkpoint_holds_no_state_of_training(trained_fleet: Fleet) 
         }
 
 
-def test_finished_checkpoints_with_such_state_are_read_as_before(fleet: Fleet) -> None:
+def test_finished_checkpoints_with_training_state_are_still_read(fleet: Fleet) -> None:
     path = fleet.baseline_checkpoint("zero_one")
     payload = load(path)
     torch.save(payload | {"progress": {"epoch": 4, "optimizers": {"weights": {}}}}, path)

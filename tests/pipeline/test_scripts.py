@@ -1,4 +1,4 @@
-"""The stages as users meet them: real `main`s on the digits, their logs, their files, their help."""
+"""The stages as users run them: real `main`s on the digits, with their logs, files and help."""
 
 import argparse
 import csv
@@ -64,18 +64,18 @@ VALIDATION_LINE = re.compile(
 
 
 def lines_of(path: Path, beginning: str) -> list[str]:
-    """The lines of a log whose message begins so."""
+    """The lines of a log whose message starts with `beginning`."""
     return [line for line in path.read_text().splitlines() if f" - root - INFO - {beginning}" in line]
 
 
 def messages(capsys: pytest.CaptureFixture) -> list[str]:
-    """What was logged since the last look, without time stamps."""
+    """Messages logged since the last call, without time stamps."""
     lines = capsys.readouterr().err.splitlines()
     return [line.split(" - root - INFO - ")[1] for line in lines if " - root - INFO - " in line]
 
 
 def pairs(path: Path) -> dict[str, str]:
-    """Target → backbone, as a result CSV has them."""
+    """Backbone by target, from a result CSV."""
     return {row["target_id"]: row["task_id"] for row in rows_of(path)}
 
 
@@ -96,14 +96,14 @@ def test_every_epoch_is_logged_in_the_published_format(trained_fleet: Fleet) -> 
     assert all(train) and all(validation)
     epochs = ["1", "2", "3", "4", "1", "2", "3", "1", "2", "3"]
     assert [match[1] for match in train] == [match[1] for match in validation] == epochs
-    # A tenth after half of the epochs, and again after 0.8 of them; pruning has its own rate.
+    # The rate drops after half and after 0.8 of the epochs; pruning has its own rate.
     assert [match[3] for match in train] == ["0.1", "0.1", "0.01", "0.001"] + ["0.001"] * 6
     sparsities = [float(match[3]) for match in validation]
     assert sparsities[:EPOCHS] == [0.0] * EPOCHS and sparsities == sorted(sparsities)
     assert (sparsities[EPOCHS + 2], sparsities[-1]) == (0.5, 0.8)
 
 
-def test_a_grown_target_logs_its_width_its_share_and_what_it_picks(trained_fleet: Fleet) -> None:
+def test_a_grown_target_logs_its_width_and_shares(trained_fleet: Fleet) -> None:
     log = trained_fleet.target_folder() / "train.log"
     matches = [VALIDATION_LINE.fullmatch(line) for line in lines_of(log, "In validate()")]
     assert len(matches) == 3 * EPOCHS and {match[4] for match in matches} == {"2"}
@@ -121,7 +121,7 @@ def test_a_grown_target_logs_its_width_its_share_and_what_it_picks(trained_fleet
     )
 
 
-def test_the_configuration_stands_at_the_start_of_every_log(trained_fleet: Fleet) -> None:
+def test_every_log_starts_with_the_configuration(trained_fleet: Fleet) -> None:
     paths = trained_fleet.paths
     for log, expected in (
         (trained_fleet.baseline_checkpoint("zero_one").with_name("train.log"), "weight_decay=4e-05"),
@@ -134,7 +134,7 @@ def test_the_configuration_stands_at_the_start_of_every_log(trained_fleet: Fleet
         assert f" {expected}" in first and " protocol=published" in first and " seed=1" in first
 
 
-def test_train_csv_has_a_row_an_epoch(trained_fleet: Fleet) -> None:
+def test_train_csv_has_a_row_per_epoch(trained_fleet: Fleet) -> None:
     for checkpoint, epochs in (
         (trained_fleet.baseline_checkpoint("zero_one"), EPOCHS),
         (trained_fleet.pruned_checkpoint("zero_one", 0.8), 3),
@@ -150,7 +150,7 @@ def test_train_csv_has_a_row_an_epoch(trained_fleet: Fleet) -> None:
 # Stages 1 and 2.
 
 
-def test_stage_1_enters_every_task_in_the_baseline_file(trained_fleet: Fleet) -> None:
+def test_stage_1_records_every_task_in_the_baseline_file(trained_fleet: Fleet) -> None:
     entries = json.loads(trained_fleet.paths.baseline_file("digits").read_text())
     assert list(entries) == ["zero_one", "two_three", "four_five"]
     for task, shown in entries.items():
@@ -158,7 +158,7 @@ def test_stage_1_enters_every_task_in_the_baseline_file(trained_fleet: Fleet) ->
         assert shown == f"{metrics['validation_accuracy']:.4f}"
 
 
-def test_a_checkpoint_says_what_it_is_and_what_made_it(trained_fleet: Fleet) -> None:
+def test_a_checkpoint_records_what_it_is_and_how_it_was_made(trained_fleet: Fleet) -> None:
     payload = load(trained_fleet.pruned_checkpoint("two_three", 0.5))
     assert payload["architecture"] == {"name": "lenet5", "layers": "sharable"}
     assert payload["epoch"] == 3
@@ -195,8 +195,8 @@ def test_packnet_pruning_cuts_once_and_retrains(fleet: Fleet, capsys: pytest.Cap
     assert any(line.startswith("Accuracy of zero_one at sparsity 0.75: ") for line in messages(capsys))
 
 
-def test_pruning_goes_on_from_an_initial_sparsity(trained_fleet: Fleet, fresh: Fleet) -> None:
-    """In two commands what one command does in one."""
+def test_pruning_continues_from_an_initial_sparsity(trained_fleet: Fleet, fresh: Fleet) -> None:
+    """Two commands give the same result as one."""
     fresh.own("1", "--target_sparsity", "0.5")
     fresh.own("1", "--mode", "prune", "--initial_sparsity", "0.5", "--target_sparsity", "0.8")
     assert_same_checkpoint(
@@ -204,9 +204,7 @@ def test_pruning_goes_on_from_an_initial_sparsity(trained_fleet: Fleet, fresh: F
     )
 
 
-def test_a_network_trained_into_another_folder_leaves_the_layouts_record_alone(
-    fleet: Fleet, tmp_path: Path
-) -> None:
+def test_training_into_another_folder_leaves_the_layouts_record_alone(fleet: Fleet, tmp_path: Path) -> None:
     before = snapshot(fleet.root)
     alone = ("--mode", "finetune", "--save_folder", tmp_path / "aside", "--lr", "0.03")
     cpg_script.main(fleet.own_flags("1", *alone))
@@ -220,7 +218,7 @@ def test_a_network_trained_into_another_folder_leaves_the_layouts_record_alone(
 
 
 def with_record(fleet: Fleet, accuracies: dict[str, float], *, baseline: float) -> list[str]:
-    """The selection's flags with a record and a baseline of the test's."""
+    """The selection's flags, with the given record and baseline."""
     record, baselines = fleet.root / "record.txt", fleet.root / "baselines.txt"
     record.write_text(json.dumps(accuracies))
     baselines.write_text(json.dumps({"zero_one": f"{baseline:.4f}"}))
@@ -253,7 +251,7 @@ def test_the_highest_ratio_that_reaches_the_baseline_is_chosen(
 
 
 @pytest.mark.parametrize("unpruned", [0.9, 0.5])
-def test_scratch_is_selected_where_no_ratio_reaches_the_baseline(
+def test_scratch_is_selected_if_no_ratio_reaches_the_baseline(
     unpruned: float, fleet: Fleet, capsys: pytest.CaptureFixture
 ) -> None:
     accuracies = {"0.0": unpruned, "0.5": 0.6, "0.8": 0.6}
@@ -261,7 +259,7 @@ def test_scratch_is_selected_where_no_ratio_reaches_the_baseline(
     logged = messages(capsys)
     assert any(line.startswith("We select scratch") for line in logged)
     assert not any(line.startswith("We choose") for line in logged)
-    # Under the name of a pruned one, for the stages to come.
+    # Under a pruned network's name, for the later stages.
     path = fleet.chosen_checkpoint("zero_one")
     assert path.name == "checkpoint-3.pth.tar"
     assert same(
@@ -325,18 +323,15 @@ def test_a_later_search_keeps_the_rows_of_other_targets(fleet: Fleet) -> None:
     assert len(rows_of(table)) == 6
 
 
-def test_a_search_looks_only_at_its_candidates(fleet: Fleet) -> None:
+def test_a_search_compares_only_its_candidates(fleet: Fleet) -> None:
     fleet.search("1", "--candidates", "1,2")
     assert pairs(fleet.paths.result_csv("digits"))["1"] == "2"
 
 
-def test_a_search_takes_fewer_probes_where_there_are_fewer(
-    fleet: Fleet, capsys: pytest.CaptureFixture
-) -> None:
-    """The held-out images of the digits are fewer than the 50 asked for by default."""
+def test_a_search_with_few_images_uses_fewer_probes(fleet: Fleet, capsys: pytest.CaptureFixture) -> None:
     fleet.search("1", "--val_batch_size", "1000")
     logged = messages(capsys)
-    assert "Task zero_one has only 71 samples to probe with, not 1000" in logged
+    assert "Task zero_one has only 71 samples to use as probes, not 1000" in logged
     assert pairs(fleet.paths.result_csv("digits"))["1"] in {"2", "3"}
 
 
@@ -375,7 +370,7 @@ def test_a_target_that_reaches_its_baseline_stays_narrow(
     assert "at width multiplier 1.0" in logged[-1]
 
 
-def test_controls_train_alone_at_the_width_that_the_target_ended_at(fleet: Fleet) -> None:
+def test_controls_train_alone_at_the_targets_final_width(fleet: Fleet) -> None:
     for run, flags in (
         (packnet_script.main, fleet.baseline_flags),
         (cpg_script.main, fleet.own_flags),
@@ -427,9 +422,7 @@ def test_a_target_checkpoint_is_evaluated_as_each_task_it_holds(
     assert snapshot(fleet.root) == before
 
 
-def test_inference_finds_the_layouts_checkpoint_by_itself(
-    fleet: Fleet, capsys: pytest.CaptureFixture
-) -> None:
+def test_inference_defaults_to_the_layouts_checkpoint(fleet: Fleet, capsys: pytest.CaptureFixture) -> None:
     for run in (packnet_script.main, cpg_script.main):
         run(fleet.flags("--dataset", "1", "--mode", "inference"))
         match = inferred(capsys)
@@ -456,11 +449,11 @@ def test_help_explains_every_flag_and_shows_its_default(
     parsers = []
     remember: Callable = argparse.ArgumentParser.parse_args
 
-    def noting(self: argparse.ArgumentParser, *arguments: object) -> argparse.Namespace:
+    def recording(self: argparse.ArgumentParser, *arguments: object) -> argparse.Namespace:
         parsers.append(self)
         return remember(self, *arguments)
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", noting)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", recording)
     with pytest.raises(SystemExit) as ended:
         script.main(["--help"])
     assert ended.value.code == 0
@@ -470,7 +463,7 @@ def test_help_explains_every_flag_and_shows_its_default(
     for action in parser._actions:
         assert action.help, action.dest
         if action.option_strings and action.dest != "help":
-            # The help stands on the flag's line, or on the next one where the flag is long.
+            # The help is on the flag's line, or on the next one if the flag is long.
             flag = rf"^ +{action.option_strings[0]}(?: \S.*)?"
             shown = re.search(rf"{flag}(?:\n +[^-\s].*|  .*)\(default: (.*)\)\.?$", text, re.M)
             assert shown, action.dest
@@ -556,7 +549,7 @@ def test_illegal_combinations_are_refused_before_any_work(
     assert not fresh.root.exists()
 
 
-def test_importing_a_script_and_running_it_twice_doubles_no_log_line(
+def test_running_a_script_twice_does_not_duplicate_log_lines(
     fleet: Fleet, capsys: pytest.CaptureFixture
 ) -> None:
     handlers = len(logging.getLogger().handlers)
@@ -588,7 +581,7 @@ def test_a_grey_table_of_another_size_trains_and_is_searched(
     assert checkpoint["task_table"]["size"] == 24
 
 
-def test_a_size_that_the_architecture_cannot_take_is_refused(
+def test_an_unsupported_image_size_is_refused(
     tmp_path: Path, make_tree: Callable[..., Path], make_table: Callable[[str], Path]
 ) -> None:
     data = make_tree({"a": ("x", "y")}, size=30)
@@ -598,8 +591,8 @@ def test_a_size_that_the_architecture_cannot_take_is_refused(
     assert "LeNet-5 takes images of 16, 20, 24" in message
 
 
-def test_a_choice_does_not_hold_the_networks_of_all_ratios_in_memory(trained_fleet: Fleet) -> None:
-    """Of a large network they would take tens of gigabytes."""
+def test_a_choice_does_not_keep_the_networks_of_all_ratios_in_memory(trained_fleet: Fleet) -> None:
+    """For a large network, they would take tens of gigabytes."""
     folder = trained_fleet.pruned_checkpoint("zero_one", 0.5).parent
     seen: list[weakref.ref] = []
     held: list[int] = []
@@ -607,7 +600,7 @@ def test_a_choice_does_not_hold_the_networks_of_all_ratios_in_memory(trained_fle
     def read(path: Path) -> dict:
         held.append(sum(reference() is not None for reference in seen))
         payload = load(path)
-        del payload["arguments"]  # a published checkpoint does not say what made it
+        del payload["arguments"]  # a published checkpoint does not record its recipe
         seen.append(weakref.ref(payload["model_state_dict"]["features.0.weight"]))
         return payload
 

@@ -1,4 +1,4 @@
-"""The size flags: which architecture takes them, and checkpoints of another size."""
+"""The size flags: which architectures have them, and checkpoints with other sizes."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def builder(name: str, **sizes) -> architectures.Builder:
     return architectures.architecture(name, layers=architectures.PLAIN, in_channels=3, size=8, sizes=sizes)
 
 
-def test_sizes_are_the_defaults_changed_by_the_preset_changed_by_flags():
+def test_flags_override_the_preset_and_the_preset_overrides_the_defaults():
     base = builder("perceiver_io").sizes
     assert base["num_latents"] == 256 and base["latent_dim"] == 512 and base["depth"] == 3
     tiny = builder("perceiver_io", size="tiny", depth=4).sizes
@@ -31,7 +31,7 @@ def test_sizes_are_the_defaults_changed_by_the_preset_changed_by_flags():
     assert len(features.blocks[0]) == 4 and features.latents.shape == (32, 128)
 
 
-def test_width_scales_latents_feed_forward_and_features_and_no_attention_width():
+def test_width_scales_latents_feed_forward_and_features_but_not_attention():
     with torch.device("meta"):
         features = builder("perceiver_io")(width=1.5**0.5).features
     assert features.latents.shape == (256, 627)
@@ -66,7 +66,7 @@ def test_sizes_that_an_architecture_lacks_are_refused_by_name(arch, sizes, messa
         builder(arch, **sizes)
 
 
-def test_every_size_is_a_flag_and_every_flag_is_some_architectures_size():
+def test_every_size_is_a_flag():
     parser = flags.parser("")
     flags.add_files(parser)
     known = {action.dest for action in parser._actions}
@@ -77,7 +77,7 @@ def test_every_size_is_a_flag_and_every_flag_is_some_architectures_size():
     assert given == {"size": "tiny", "max_freq": 12.0}
 
 
-def test_a_checkpoint_says_its_sizes_and_one_of_another_size_is_refused_by_name(fresh: Fleet):
+def test_a_checkpoint_records_its_sizes_and_other_sizes_are_refused_by_name(fresh: Fleet):
     few = ("--arch", "perceiver_io", "--run", "perceiver_io/seed1", "--epochs", "1", *TINIEST)
     fresh = Fleet(root=fresh.root, data=fresh.data, run="perceiver_io/seed1")
     fresh.baseline("zero_one", *few)
@@ -87,17 +87,19 @@ def test_a_checkpoint_says_its_sizes_and_one_of_another_size_is_refused_by_name(
 
     argv = fresh.baseline_flags("zero_one", *few, "--latent_dim", "24", "--depth", "2")
     message = refusal(packnet_script.main, argv)
-    assert "latent_dim (16 there, 24 requested)" in message and "depth (1 there, 2 requested)" in message
+    assert (
+        "latent_dim (16 recorded, 24 requested)" in message and "depth (1 recorded, 2 requested)" in message
+    )
     message = refusal(packnet_script.main, [*argv, "--mode", "inference"])
-    assert "is a network of other sizes" in message and "latent_dim (16 there, 24 requested)" in message
+    assert (
+        "holds a network with other sizes" in message and "latent_dim (16 recorded, 24 requested)" in message
+    )
     message = refusal(cpg_script.main, fresh.own_flags("zero_one", "--size", "tiny"))
     assert "--arch lenet5 has no preset tiny" in message
     assert "--arch lenet5 has no depth" in refusal(select_script.main, fresh.select_flags("1", "--depth", 2))
 
 
-def test_texts_are_learned_by_perceivers_and_refused_by_other_networks_and_too_few_positions(
-    tmp_path: Path, make_table
-):
+def test_texts_require_a_perceiver_with_enough_positions(tmp_path: Path, make_table):
     for split, count in (("train", 6), ("test", 2)):
         for word in ("love", "hate"):
             folder = tmp_path / "data" / "letters" / split / "mail" / word

@@ -1,4 +1,4 @@
-"""Sequences of tasks in other backbones than SPG's own: running statistics, importance, the command line."""
+"""Sequences on backbones other than SPG's own: running statistics, importance, the command line."""
 
 import json
 from functools import partial
@@ -53,7 +53,7 @@ def learn(learned, seed: int) -> None:
 
 
 @pytest.mark.parametrize("approach", ["spg", "ncl", "ewc"])
-def test_every_task_keeps_its_running_statistics_through_payloads_too(approach):
+def test_every_task_keeps_its_running_statistics_also_in_payloads(approach):
     torch.manual_seed(0)
     learned = APPROACHES[approach](**setup())
     learned.begin_task("first", 3)
@@ -78,7 +78,7 @@ def test_every_task_keeps_its_running_statistics_through_payloads_too(approach):
     assert torch.equal(first["conv1.weight"], newest["conv1.weight"]), "parameters are shared"
 
 
-def test_importance_of_a_backbone_without_a_named_last_layer_equals_one_pass_for_each_head():
+def test_importance_without_a_named_last_layer_equals_one_pass_per_head():
     torch.manual_seed(0)
     learned = SPG(**setup())
     for name in ("first", "second", "third"):
@@ -105,7 +105,7 @@ def test_importance_of_a_backbone_without_a_named_last_layer_equals_one_pass_for
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_dropout_is_on_and_batch_norms_are_not_training():
+def test_dropout_is_on_and_batch_norms_use_running_statistics():
     network = packnet_models.ARCHITECTURES["mobilenetv2"](width=0.25, size=32)
     train_on_learned_statistics(network)
     modes = {type(layer): layer.training for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)}
@@ -122,7 +122,7 @@ def flags(tmp_path, digits_root) -> list[str]:
     ]
 
 
-def test_a_sequence_is_learned_in_a_resnet_and_resumed(flags, tmp_path):
+def test_a_sequence_is_learned_by_a_resnet_and_then_skipped(flags, tmp_path):
     argv = [*flags, "--appr", "spg", "--backbone", "resnet18"]
     spg_main.main(argv)
     folder = tmp_path / "l" / "spg" / "digits_5" / "spg-resnet18" / "seed1"
@@ -134,7 +134,7 @@ def test_a_sequence_is_learned_in_a_resnet_and_resumed(flags, tmp_path):
 
 
 @pytest.mark.parametrize("approach", ["spg", "mtl"])
-def test_heads_of_a_sequence_are_linear_in_any_backbone(flags, tmp_path, approach):
+def test_heads_of_a_sequence_are_linear_on_any_backbone(flags, tmp_path, approach):
     spg_main.main(
         [*flags, "--appr", approach, "--backbone", "spherenet20", "--lr", "0.01", "--keep_checkpoints"]
     )

@@ -1,4 +1,4 @@
-"""spg_main.py on digits_5: end to end, resumed, refused; and the schedule that it trains by."""
+"""spg_main.py on digits_5: end to end, resumed and refused; and its learning-rate schedule."""
 
 import contextlib
 import csv
@@ -61,7 +61,7 @@ def roots(tmp_path, data_root):
 
 
 def flat(value, name=""):
-    """Tensors and numbers of a nested payload, by name; times left out."""
+    """Tensors and numbers of a nested payload, by name, without times."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key not in ("seconds",):
@@ -85,7 +85,7 @@ def assert_same(one, other):
 
 
 def test_spg_learns_digits(roots, capsys):
-    """With a short schedule; also the published spelling, and what is left in the logs."""
+    """With a short schedule; also checks the published spelling and the logs."""
     roots.run("appr=spg", "seq=digits_5", "epochs=25")
     metrics = roots.metrics()
     assert metrics["average_accuracy"] > 0.75
@@ -118,7 +118,7 @@ def test_every_approach_runs_and_is_then_skipped(roots, approach, capsys):
     assert f"{approach} digits_5 seed 1" in capsys.readouterr().out
 
 
-def test_one_gives_forward_transfer_its_reference(roots):
+def test_one_is_the_reference_for_forward_transfer(roots):
     roots.run("--appr", "one")
     roots.run("--appr", "ncl")
     one, ncl = roots.metrics("one"), roots.metrics("ncl")
@@ -126,7 +126,7 @@ def test_one_gives_forward_transfer_its_reference(roots):
     learned = [row[-1] for row in ncl["accuracy_matrix"]]
     assert one["forward_transfer"] is None and one["backward_transfer"] == 0
     assert ncl["forward_transfer"] == pytest.approx(sum(learned) / 5 - sum(alone) / 5)
-    # A reference that other arguments made is none.
+    # A run with other arguments does not count as the reference.
     roots.run("--appr", "ncl", "--overwrite", "--lr", "0.2")
     assert roots.metrics("ncl")["forward_transfer"] is None
 
@@ -157,7 +157,7 @@ class Killed(Exception):
     [("spg", 1), ("spg", 3), ("ncl", 3), ("ewc", 3), ("packnet", 4), ("one", 4), ("mtl", 2)],
 )
 def test_resumed_mid_task_is_bit_identical(tmp_path, data_root, monkeypatch, approach, after):
-    """Killed right after it has saved an epoch for the `after`-th time."""
+    """Killed right after the `after`-th save."""
     flags = ("--appr", approach, "--epochs", "3")
     whole, broken = Roots(tmp_path / "whole", data_root), Roots(tmp_path / "broken", data_root)
     whole.run(*flags)
@@ -207,7 +207,7 @@ def test_unknown_names_list_the_known_ones(roots):
 
 def test_other_arguments_are_refused_by_name(roots):
     roots.run("--appr", "ncl", "--epochs", "1")
-    with pytest.raises(UserError, match=r"lr \(0.1 there, 0.2 requested\)"):
+    with pytest.raises(UserError, match=r"lr \(0.1 recorded, 0.2 requested\)"):
         roots.run("--appr", "ncl", "--epochs", "1", "--lr", "0.2")
     roots.run("--appr", "ncl", "--epochs", "1", "--lr", "0.2", "--overwrite")
     assert roots.metrics("ncl")["arguments"]["lr"] == 0.2
@@ -222,7 +222,7 @@ def test_tuning_without_optuna_says_how_to_get_it(roots):
         roots.run("--tune")
 
 
-def test_tuning_goes_on_where_it_was_stopped(roots, caplog, monkeypatch):
+def test_tuning_continues_where_it_was_stopped(roots, caplog, monkeypatch):
     pytest.importorskip("optuna")
     caplog.set_level(logging.INFO)
     flags = ("--appr", "ncl", "--epochs", "1", "--tune", "--tune_trials")
@@ -237,7 +237,7 @@ def test_tuning_goes_on_where_it_was_stopped(roots, caplog, monkeypatch):
     assert len(trained) == 5
     roots.run(*flags, "2")
     tried = sorted(path.name for path in (roots.logs("ncl") / "tune").iterdir())
-    assert len(tried) == 2 and len(trained) == 10, "what is learned is not learned again"
+    assert len(tried) == 2 and len(trained) == 10, "finished runs are not repeated"
     chosen = re.search(r"We choose --dropout (\S+) (\S+) \(validation accuracy", caplog.messages[-1])
     assert "-".join(chosen.groups()) in tried
     with (roots.logs("ncl") / "tune.csv").open(newline="") as file:
@@ -251,11 +251,11 @@ def test_tuning_goes_on_where_it_was_stopped(roots, caplog, monkeypatch):
         assert metrics["accuracies_of"] == "validation"
 
 
-def test_validation_accuracies_are_not_held_against_test_accuracies(roots):
+def test_validation_accuracies_are_not_compared_with_test_accuracies(roots):
     roots.run("--appr", "one", "--epochs", "1")
     args = spg_main.parse([*QUICK, *roots.flags, "--appr", "ncl", "--epochs", "1"])
-    figures = ContinualRun(args, seed=1, decide_on="validation").run()
-    assert figures["forward_transfer"] is None and figures["accuracies_of"] == "validation"
+    metrics = ContinualRun(args, seed=1, decide_on="validation").run()
+    assert metrics["forward_transfer"] is None and metrics["accuracies_of"] == "validation"
 
 
 def test_memory_does_not_grow_with_the_images_of_learned_tasks(roots):
@@ -267,20 +267,20 @@ def test_memory_does_not_grow_with_the_images_of_learned_tasks(roots):
     assert all(len(data.test) for data in held) and len(held[-1].train)
 
 
-def test_wrong_usage_ends_with_2(roots):
+def test_wrong_usage_ends_with_status_2(roots):
     unknown = (["appr.lamb=3"], ["lambda=3"], ["--dropout", "0.3"])
-    at_odds = (
+    conflicting = (
         ["--trials", "2", "--run", "x"],
         ["--tune", "--trials", "2"],
         ["--tune", "--dropout", ".3", ".3"],
     )
-    for flags in (*unknown, *at_odds):
+    for flags in (*unknown, *conflicting):
         with pytest.raises(SystemExit) as ended:
             roots.run(*flags)
         assert ended.value.code == 2
 
 
-# What a task costs
+# The cost of a task
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_wrong_usage_ends_with_2(roots):
     ],
 )
 def test_the_pass_after_a_task_counts_towards_its_seconds(roots, monkeypatch, approach, pass_after):
-    """By a clock that stands still except during that pass."""
+    """Measured with a clock that only advances during that pass."""
     now = 0.0
     monkeypatch.setattr("pipeline.spg.synchronised_clock", lambda device: lambda: now)
     module, _, name = pass_after.rpartition(".")
@@ -314,20 +314,20 @@ def test_the_pass_after_a_task_counts_towards_its_seconds(roots, monkeypatch, ap
 def test_plateau_schedule():
     schedule = PlateauSchedule(0.09, factor=1 / 3, patience=2, floor=0.02, stop_after=2)
     rates = []
-    for figure in (5.0, 4.0, 4.0, 4.5, 4.0, 3.0, 9.0, 9.0, 9.0, 9.0):
+    for metric in (5.0, 4.0, 4.0, 4.5, 4.0, 3.0, 9.0, 9.0, 9.0, 9.0):
         rates.append(round(schedule.at(1), 6))
-        schedule.observe(figure)
+        schedule.observe(metric)
         if schedule.finished:
             break
-    # 4.0 is not beaten by the next three: the rate falls. 3.0 is not by three more: to the floor, where
-    # two epochs end it.
+    # Three epochs do not improve on 4.0: the rate falls. Three more do not improve on 3.0: it falls to the
+    # floor, where two such epochs end training.
     assert rates == [0.09] * 5 + [0.03] * 4 + [0.02]
     schedule.observe(9.0)
     assert schedule.finished
 
 
-def test_a_loss_that_barely_falls_does_not_hold_the_rate_up():
-    """An improvement is one of more than 1e-4, relative, as in torch's ReduceLROnPlateau."""
+def test_a_loss_that_barely_falls_does_not_keep_the_rate_high():
+    """Only a relative decrease of more than 1e-4 is an improvement, as in torch's ReduceLROnPlateau."""
     ours = PlateauSchedule(0.25)
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=0.25)
@@ -340,10 +340,10 @@ def test_a_loss_that_barely_falls_does_not_hold_the_rate_up():
     assert ours.at(1) < 0.25
 
 
-def test_plateau_schedule_goes_on_from_its_state():
+def test_plateau_schedule_resumes_from_its_state():
     one, other = (PlateauSchedule(0.25) for _ in range(2))
-    for figure in (1.0, 2.0, 2.0, 2.0):
-        one.observe(figure)
+    for metric in (1.0, 2.0, 2.0, 2.0):
+        one.observe(metric)
     other.load_state_dict(one.state_dict())
     for _ in range(40):
         one.observe(2.0)
@@ -353,7 +353,7 @@ def test_plateau_schedule_goes_on_from_its_state():
 
 
 class BreaksDown(Method):
-    """The loss is NaN in the given epochs."""
+    """A method whose loss is NaN in the given epochs."""
 
     def __init__(self, epochs):
         self.epochs = epochs
@@ -367,7 +367,7 @@ class BreaksDown(Method):
 
 
 def run_fit(method, schedule, losses, *, epochs=20):
-    """Train a tiny network with validation losses as given; returns it, its progress and its states."""
+    """Train a tiny network with the given validation losses; return it, its progress and its states."""
     torch.manual_seed(0)
     network = nn.Linear(4, 2)
     batch = (torch.randn(8, 4), torch.randint(0, 2, (8,)))
@@ -400,7 +400,7 @@ def run_fit(method, schedule, losses, *, epochs=20):
 def test_the_best_state_is_restored_and_training_stops():
     schedule = PlateauSchedule(0.1, patience=1, floor=0.05, stop_after=2)
     network, progress, states = run_fit(Method(), schedule, [3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0])
-    # Two bad epochs lower the rate to the floor, two more end it.
+    # Two bad epochs lower the rate to the floor; two more end training.
     assert progress.epoch == 6
     assert network.weight.equal(states[2])
     assert progress.best is None
@@ -413,11 +413,11 @@ def test_a_nan_restores_the_best_state_and_lowers_the_rate(caplog):
     assert progress.history[2]["loss"] is None and progress.history[2]["val_loss"] is None
     assert states[3].isnan().all() and network.weight.isfinite().all()
     assert "returning to the best state so far" in caplog.text
-    # The epoch after the breakdown went on from the best state, that of epoch 2.
+    # The epoch after the NaN continued from the best state, that of epoch 2.
     assert network.weight.equal(states[5]) and states[4].isfinite().all()
 
 
-def test_a_nan_in_the_first_epoch_goes_back_to_the_start():
+def test_a_nan_in_the_first_epoch_restores_the_initial_state():
     schedule = PlateauSchedule(0.9, floor=0.9, stop_after=3)
     network, progress, states = run_fit(BreaksDown({1}), schedule, [math.nan])
     assert progress.epoch == 1

@@ -672,7 +672,7 @@ def test_two_stages_started_at_once_install_once(checkout: Bash) -> None:
     assert [line.split()[1] for line in checkout.lines()] == ["venv", "pip"]
 
 
-def test_no_recent_interpreter_is_one_clear_line(checkout: Bash) -> None:
+def test_a_missing_interpreter_is_reported_in_one_line(checkout: Bash) -> None:
     for name in ("python3.11", "python3.13", "python3"):
         shutil.copy(checkout.folder / "bin" / "python3.12", checkout.folder / "bin" / name)
     result = install(checkout, FAKE_VERSION="3.9")

@@ -54,7 +54,7 @@ def test_cifar100_with_a_file_missing(cifar_python, tmp_path):
         prepare.main(["cifar100", "--source", str(cifar_python), "--data_root", str(tmp_path / "data")])
 
 
-def test_cifar100_is_downloaded_where_there_is_nothing(cifar_python, tmp_path, monkeypatch, load_cached):
+def test_cifar100_is_downloaded_if_missing(cifar_python, tmp_path, monkeypatch, load_cached):
     import torchvision.datasets.utils as downloads
 
     def download(url, root, filename, md5):

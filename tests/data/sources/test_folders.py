@@ -31,7 +31,7 @@ def test_a_users_tree_is_prepared_and_counted(pets, caplog):
 
 
 @pytest.mark.parametrize("prefix", ["", "downloads/"])
-def test_a_zip_gives_what_its_tree_gives(pets, tmp_path, prefix, load_cached):
+def test_a_zip_gives_the_same_samples_as_its_tree(pets, tmp_path, prefix, load_cached):
     root, toml = pets
     expected = load_cached(toml, root)
     write_zip(tmp_path / "pictures.zip", root / "pictures", prefix)
