@@ -10,13 +10,13 @@ they run on a fake CPU, which shows reads but no tensors of the wrong device.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
 from training.loop import Compute, Learner
@@ -42,6 +42,10 @@ class Machine:
     def read(self, read: Callable[[], object]) -> object:
         """The result of a read by the host."""
         return read()
+
+    def outside(self) -> AbstractContextManager:
+        """Work on the CPU, which is slow under FakeTensorMode."""
+        return nullcontext()
 
     def learner(self, learner: Learner) -> Learner:
         """A learner that runs on this machine."""
@@ -96,6 +100,9 @@ class FakeGPU(Machine):
 
     def read(self, read: Callable[[], object]) -> object:
         return self.answers[len(self.reads)]
+
+    def outside(self) -> AbstractContextManager:
+        return unset_fake_temporarily()
 
     def learner(self, learner: Learner) -> Learner:
         for optimizer in learner.optimizers.values():
