@@ -54,8 +54,9 @@ def evaluate(network: nn.Module, machine: Machine, *, precision: str) -> None:
     assert losses.device.type == hits.device.type == machine.device.type
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("layers", KINDS)
+@pytest.mark.parametrize(
+    ("layers", "precision"), [("sharable", "fp32"), ("sharable", "bf16"), ("plain", "fp32")]
+)
 @pytest.mark.parametrize("name", SHALLOW)
 def test_steps_of_a_first_and_of_a_grown_second_task(
     run_check, name: str, layers: str, precision: str
@@ -104,9 +105,10 @@ def test_a_step_of_a_deep_network(run_check, name: str, layers: str) -> None:
 def test_evaluation_of_a_deep_network(run_check, name: str, layers: str) -> None:
     def check(machine: Machine) -> None:
         with machine.outside():
-            shared = grown_task(first_task(builder(name, layers=layers)))
+            shared = first_task(builder(name, layers=layers))
+            shared.begin_task("second", num_classes=4)
         with machine.per_task():
             shared.to(machine.device)
         evaluate(shared.network, machine, precision="bf16")
 
-    run_check(check, backward=False)
+    run_check(check, backward=False, reads=False)

@@ -1,134 +1,178 @@
-"""Steps, cuts and searches never wait for the device.
-
-Under FakeTensorMode tensors exist on a GPU without one: `.item()`, `nonzero` and branches on a tensor's value
-raise there, and so do operations on tensors of different devices. Backward passes need device `meta`.
-"""
-
-from functools import partial
+"""No pruning cut, search or pass over batches waits for the device, nor mixes devices."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensorDeviceMismatchError,
     FakeTensorMode,
 )
-from torch.optim import Optimizer
 
-import models
-from methods.cpg import CPG, piggymask_optimizer, weight_optimizer
-from methods.gradual_pruning import GradualPruning
-from methods.modeldiff import mutate
-from methods.ownership import OwnedTraining, SharedNetwork
-from methods.packnet import PackNetPruning
-
-LENET = partial(models.ARCHITECTURES["lenet5"], size=16)
+from methods.modeldiff import Model, compare
+from methods.ownership import SharedNetwork
+from pipeline.recipe import GradualPruningRecipe, OnBackboneRecipe, PackNetPruningRecipe, StageRecipe
+from tests.cuda.machines import Machine, run_faked
+from tests.cuda.recipes import SIZE, builder, first_task, grown_task, recipe
+from training.loop import Learner, evaluate, train_epoch
+from utils.runtime import autocast
 
 
-def two_tasks() -> SharedNetwork:
-    """A half-pruned first task, and a second one at twice the weights."""
-    shared = SharedNetwork(build=LENET)
-    shared.begin_task("first", num_classes=3)
-    shared.release({name: layer.weight < 0 for name, layer in shared.layers().items()})
-    shared.begin_task("second", num_classes=3, width=2**0.5)
-    return shared
+class Steps:
+    """Stands for the batches of a task."""
+
+    steps_per_epoch = 3
 
 
-def pruning(shared: SharedNetwork) -> GradualPruning:
-    """Cuts after every step of the second task."""
-    optimizer = weight_optimizer(shared)
-    settings = {"initial": 0.0, "final": 0.5, "interval": 1, "span": 3}
-    return GradualPruning(shared=shared, weight_decay=0.1, optimizer=optimizer, **settings)
+def two_tasks(machine: Machine, *, arch: str = "lenet5") -> SharedNetwork:
+    return grown_task(first_task(builder(arch)).to(machine.device))
 
 
-def cpg(shared: SharedNetwork) -> CPG:
-    return CPG(shared=shared, weight_decay=0.1, freeze_after=1)
+def started(shared: SharedNetwork, kind: type[StageRecipe], machine: Machine) -> Learner:
+    """The learner of a stage, before its first step."""
+    learner = machine.learner(recipe(kind).learner(shared, batches=Steps(), compute=machine.compute))
+    learner.method.before_task()
+    learner.begin_epoch(1)
+    return learner
 
 
-def make_fake(shared: SharedNetwork, mode: FakeTensorMode, *, device: str) -> None:
-    """Replace every tensor of the network by a fake one on `device`."""
-
-    def fake(value: Tensor) -> Tensor:
-        return mode.from_tensor(value).detach().to(device)
-
-    for module in shared.network.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = nn.Parameter(fake(parameter))
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = fake(buffer)
+def batches(machine: Machine, *, count: int = 3) -> list[tuple[Tensor, Tensor]]:
+    inputs = torch.randn(4, 3, SIZE, SIZE, device=machine.device)
+    return [(inputs, torch.zeros(4, dtype=torch.int64, device=machine.device))] * count
 
 
-def move(method: OwnedTraining, mode: FakeTensorMode, *, device: str) -> list[Optimizer]:
-    """Make the method's network fake; returns new optimizers of its weights and piggymasks."""
-    make_fake(method.shared, mode, device=device)
-    optimizers = [weight_optimizer(method.shared), piggymask_optimizer(method.shared)]
-    for optimizer in optimizers:
-        optimizer.param_groups[0].update(lr=0.1, fused=False)  # torch has no fake fused kernels
-    if isinstance(method, GradualPruning):
-        method.optimizer = optimizers[0]
-    method.refresh()
-    return optimizers
+@pytest.mark.parametrize("kind", [OnBackboneRecipe, GradualPruningRecipe, PackNetPruningRecipe])
+def test_an_epoch_reads_its_two_metrics_at_the_end(run_check, kind: type[StageRecipe]) -> None:
+    def check(machine: Machine) -> None:
+        with machine.per_task():
+            shared = two_tasks(machine)
+            learner = started(shared, kind, machine)
+        data = batches(machine)
+        with machine.steps(reads=2):
+            train_epoch(shared.network, learner=learner, batches=data, compute=machine.compute)
+        with machine.steps(reads=2):
+            evaluate(shared.network, data, autocast=machine.compute.autocast, method=learner.method)
+        assert "momentum_buffer" in learner.optimizers["weights"].state[shared.network.features[0].weight]
+
+    run_check(check)
 
 
-@pytest.mark.parametrize("make", [cpg, pruning])
-def test_a_training_step_with_a_cut_never_waits(make) -> None:
-    method = make(two_tasks())
-    method.before_task()
-    with FakeTensorMode() as mode:
-        optimizers = move(method, mode, device="meta")
-        network = method.shared.network.train()
-        for epoch in (1, 2):
-            method.before_epoch(epoch)
-            inputs = torch.randn(4, 3, 16, 16, device="meta")
-            labels = torch.zeros(4, dtype=torch.int64, device="meta")
-            method.loss(network(inputs), labels).backward()
-            method.after_backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            method.after_step()
-        assert "momentum_buffer" in optimizers[0].state[network.features[0].weight]
-
-
-def test_the_hooks_never_wait_for_a_gpu() -> None:
-    method = pruning(two_tasks())
-    method.before_task()
-    with FakeTensorMode() as mode:
-        optimizers = move(method, mode, device="cuda")
-        for parameter in method.shared.network.parameters():
+@pytest.mark.parametrize("kind", [OnBackboneRecipe, GradualPruningRecipe, PackNetPruningRecipe])
+def test_hooks_and_cuts_never_wait(run_check, kind: type[StageRecipe]) -> None:
+    def check(machine: Machine) -> None:
+        with machine.per_task():
+            shared = two_tasks(machine)
+            learner = started(shared, kind, machine)
+        for parameter in shared.network.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        for _ in range(2):
-            method.after_backward()
-            optimizers[0].step()
-            method.after_step()
-        assert method.shared.network.features[0].owner.device.type == "cuda"
+        with machine.steps():
+            for _ in range(3):
+                learner.method.after_backward()
+                learner.optimizers["weights"].step()
+                learner.method.after_step()
+        assert shared.network.features[0].owner.device.type == machine.device.type
+
+    run_check(check, backward=False)
 
 
-def test_packnets_cut_never_waits_for_a_gpu() -> None:
-    shared = two_tasks()
-    method = PackNetPruning(shared=shared, weight_decay=0.0, optimizer=weight_optimizer(shared), sparsity=0.5)
-    with FakeTensorMode() as mode:
-        move(method, mode, device="cuda")
-        method.before_task()
+def test_packnets_cut_never_waits(run_check) -> None:
+    def check(machine: Machine) -> None:
+        with machine.per_task():
+            shared = two_tasks(machine)
+            learner = recipe(PackNetPruningRecipe).learner(shared, batches=Steps(), compute=machine.compute)
+        with machine.steps():
+            learner.method.before_task()
+
+    run_check(check, backward=False)
 
 
-def test_a_search_never_waits_for_a_gpu() -> None:
-    nets = [two_tasks() for _ in range(3)]
-    with FakeTensorMode() as mode:
-        for shared in nets:
-            make_fake(shared, mode, device="cuda")
-        *networks, target = [shared.network.eval() for shared in nets]
-        probes = [torch.randn(6, 3, 16, 16, device="cuda") for _ in networks]
-        mutated = mutate(probes, networks, target, iterations=3, epsilon=0.1, seeds=[1, 2])
-        assert [part.device.type for part in mutated] == ["cuda", "cuda"]
+def test_counting_owners_waits_once(run_check) -> None:
+    def check(machine: Machine) -> None:
+        with machine.per_task():
+            shared = two_tasks(machine)
+        for task in ("first", "second"):
+            with machine.steps(reads=1):
+                shared.shares(task)
+
+    run_check(check, backward=False)
 
 
-def test_waiting_for_the_device_would_raise() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_a_search_waits_once(run_check, iterations: int, precision: str) -> None:
+    def check(machine: Machine) -> None:
+        with machine.per_task():
+            models = [
+                Model(
+                    id=number,
+                    network=two_tasks(machine).as_task("second"),
+                    probes=torch.randn(4, 3, SIZE, SIZE, device=machine.device),
+                )
+                for number in range(3)
+            ]
+        with machine.steps(reads=1), autocast(machine.device, precision):
+            found = compare(models[1:], models[0], iterations=iterations, epsilon=0.1, seeds=[1, 2])
+        assert [distance.candidate for distance in found] == [1, 2]
+
+    run_check(check, backward=False)
+
+
+@pytest.mark.parametrize("arch", ["perceiver", "perceiver_io"])
+def test_a_search_on_keys_and_values_waits_once(run_check, arch: str) -> None:
+    def check(machine: Machine) -> None:
+        with machine.per_task():
+            models = [
+                Model(id=number, network=network.as_task("first"), probes=probes)
+                for number, (network, probes) in enumerate(
+                    [
+                        (
+                            first_task(builder(arch)).to(machine.device),
+                            torch.randn(4, 3, SIZE, SIZE, device=machine.device),
+                        ),
+                        (
+                            first_task(builder(arch), modality="text").to(machine.device),
+                            torch.randn(4, 7, 768, device=machine.device),
+                        ),
+                    ]
+                )
+            ]
+        with machine.steps(reads=1):
+            compare(models, models[1], iterations=0, epsilon=0.1, seeds=[1, 2])
+
+    run_check(check, backward=False)
+
+
+# The checks themselves.
+
+
+@pytest.mark.parametrize("device", ["cuda", "meta"])
+def test_reads_and_mixed_devices_raise(device: str) -> None:
     with FakeTensorMode():
-        values = torch.zeros(3, device="cuda")
+        values = torch.zeros(3, device=device)
         with pytest.raises(DataDependentOutputException):
             values.sum().item()
         with pytest.raises(DynamicOutputShapeException):
             values[values == 0]
+        with pytest.raises(FakeTensorDeviceMismatchError):
+            values + torch.zeros(3)
+
+
+def test_bf16_is_bf16_on_a_fake_gpu() -> None:
+    def check(machine: Machine) -> None:
+        with machine.compute.autocast:
+            product = torch.ones(2, 2, device=machine.device) @ torch.ones(2, 2, device=machine.device)
+        assert product.dtype == torch.bfloat16
+
+    run_faked(check, precision="bf16", backward=False)
+
+
+def test_one_read_too_many_fails() -> None:
+    def check(machine: Machine) -> None:
+        values = torch.ones(2, device=machine.device)
+        with machine.steps(reads=1):
+            values.tolist()
+            values.tolist()
+
+    with pytest.raises(AssertionError, match="tolist reads a tensor"):
+        run_faked(check)
