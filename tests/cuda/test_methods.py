@@ -143,6 +143,24 @@ def test_a_search_on_keys_and_values_waits_once(run_check, arch: str) -> None:
     run_check(check, backward=False)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("arch", ["perceiver", "perceiver_io"])
+def test_steps_on_texts_on_a_backbone_of_images(run_check, arch: str, precision: str) -> None:
+    def check(machine: Machine) -> None:
+        with machine.per_task():
+            shared = first_task(builder(arch)).to(machine.device)
+            grown_task(shared, modality="text")
+            learner = started(shared, OnBackboneRecipe, machine)
+        data = [
+            (torch.randn(2, length, 768, device=machine.device), labels[:2])
+            for length, (_, labels) in zip((5, 7), batches(machine), strict=False)
+        ]
+        with machine.steps(reads=2):
+            train_epoch(shared.network, learner=learner, batches=data, compute=machine.compute)
+
+    run_check(check, precision=precision)
+
+
 # The checks themselves.
 
 
