@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +81,9 @@ class TaskData:
 
     def first_inputs(self, count: int) -> Tensor:
         """The first `count` validation samples as network inputs, or all if there are fewer."""
-        return self.to_inputs(self.validation.inputs[:count])
+        stored = self.validation.inputs[:count]
+        (length,) = self.to_inputs.longest(stored, batch_size=count)
+        return self.to_inputs(stored[:, :length])
 
 
 def load_task(
@@ -180,9 +182,17 @@ class ToInputs(ABC):
     def __call__(self, stored: Tensor) -> Tensor:
         """The inputs of one batch."""
 
-    def batches(self, stored: Tensor, batch_size: int) -> Iterator[Tensor]:
-        """The inputs of several batches."""
-        return map(self, stored.split(batch_size))
+    def longest(
+        self, stored: Tensor, *, batch_size: int, order: Tensor | slice = slice(None)
+    ) -> Sequence[int | None]:
+        """The length of each batch's longest sample, to which the batch is cut; None: nothing is cut.
+
+        Args:
+            stored: all samples (N, …).
+            batch_size: samples per batch; the last batch may be smaller.
+            order: the samples of the batches, on the samples' device.
+        """
+        return [None] * -(-len(stored) // batch_size)
 
 
 class Normaliser(ToInputs):
@@ -201,21 +211,20 @@ class Normaliser(ToInputs):
 
 
 class Embedder(ToInputs):
-    """Frozen embeddings, cut to the batch's longest text: token ids int32 (B, L') → float32 (B, L, width)."""
+    """Frozen embeddings: token ids int32 (B, L) → float32 (B, L, width)."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
 
     def __call__(self, stored: Tensor) -> Tensor:
-        (inputs,) = self.batches(stored, len(stored))
-        return inputs
+        return self._encoder.embed(stored)
 
-    def batches(self, stored: Tensor, batch_size: int) -> Iterator[Tensor]:
-        lengths = (stored != 0).sum(1).split(batch_size)
-        # One read for all batches, because each makes the CPU wait for the GPU.
-        longest = torch.stack([length.max() for length in lengths]).tolist()
-        for part, length in zip(stored.split(batch_size), longest, strict=True):
-            yield self._encoder.embed(part[:, :length])
+    def longest(
+        self, stored: Tensor, *, batch_size: int, order: Tensor | slice = slice(None)
+    ) -> Sequence[int]:
+        """See the base class. Waits for the device once."""
+        lengths = (stored != 0).sum(1)[order].split(batch_size)
+        return torch.stack([length.max() for length in lengths]).tolist()
 
 
 class Batches:
@@ -279,7 +288,9 @@ class Batches:
         count, device = len(self._samples), self._samples.inputs.device
         order = torch.randperm(count, generator=generator) if self._shuffle else torch.arange(count)
         draws = self._augmenter.draw(count, generator).to(device) if self._augment else None
-        return self._batches(order.to(device), draws)
+        order = order.to(device)
+        longest = self._data.to_inputs.longest(self._samples.inputs, batch_size=self._batch_size, order=order)
+        return self._batches(order, draws, longest)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Evaluation batches of the validation samples, on which decisions are based."""
@@ -292,22 +303,27 @@ class Batches:
     def _evaluation(self, samples: Samples) -> Iterator[tuple[Tensor, Tensor]]:
         return evaluation_batches(samples, self._data.to_inputs, batch_size=self._val_batch_size)
 
-    def _batches(self, order: Tensor, draws: Draws | None) -> Iterator[tuple[Tensor, Tensor]]:
-        chunk_size, to_inputs = _CHUNK * self._batch_size, self._data.to_inputs
+    def _batches(
+        self, order: Tensor, draws: Draws | None, longest: Sequence[int | None]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        chunk_size, to_inputs, lengths = _CHUNK * self._batch_size, self._data.to_inputs, iter(longest)
         for start in range(0, len(order), chunk_size):
             part = slice(start, start + chunk_size)
             index = order[part]
             cuts = None if draws is None else draws[part]
             chunk = self._samples.inputs[index] if cuts is None else self._augmenter.take(index, cuts)
             labels = self._samples.labels[index]
-            inputs = to_inputs.batches(chunk, self._batch_size)
-            yield from zip(inputs, labels.split(self._batch_size), strict=True)
+            for stored, batch_labels in zip(
+                chunk.split(self._batch_size), labels.split(self._batch_size), strict=True
+            ):
+                yield to_inputs(stored[:, : next(lengths)]), batch_labels
 
 
 def evaluation_batches(
     samples: Samples, to_inputs: ToInputs, *, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All samples in order, in batches: network inputs from `to_inputs`, and labels int64 (B,)."""
-    for start in range(0, len(samples), batch_size):
-        part = slice(start, start + batch_size)
-        yield to_inputs(samples.inputs[part]), samples.labels[part]
+    longest = to_inputs.longest(samples.inputs, batch_size=batch_size)
+    for number, length in enumerate(longest):
+        part = slice(number * batch_size, (number + 1) * batch_size)
+        yield to_inputs(samples.inputs[part, :length]), samples.labels[part]

@@ -66,6 +66,8 @@ def compare(
 ) -> list[Distance]:
     """Measure each candidate's distance from a target, on probes mutated for the pair.
 
+    Waits for the device once.
+
     Args:
         iterations, epsilon: See `mutate`; with 0 iterations the probes are not mutated.
         seeds: One per candidate, so that a distance does not depend on the other candidates.
@@ -79,31 +81,34 @@ def compare(
     if target.reads_keys_and_values:
         if iterations:
             raise ValueError("keys and values are not mutated: pass iterations=0")
-        return [
-            distance(candidate.id, *features_on_keys_and_values(candidate, target))
-            for candidate in candidates
+        outputs = [features_on_keys_and_values(candidate, target) for candidate in candidates]
+    else:
+        probe_sets = [torch.cat((candidate.probes, target.probes)) for candidate in candidates]
+        if iterations:
+            networks = [candidate.network for candidate in candidates]
+            probe_sets = mutate(
+                probe_sets, networks, target.network, iterations=iterations, epsilon=epsilon, seeds=seeds
+            )
+        outputs = [
+            (candidate.network(probes), target.network(probes))
+            for candidate, probes in zip(candidates, probe_sets, strict=True)
         ]
-    probe_sets = [torch.cat((candidate.probes, target.probes)) for candidate in candidates]
-    if iterations:
-        networks = [candidate.network for candidate in candidates]
-        probe_sets = mutate(
-            probe_sets, networks, target.network, iterations=iterations, epsilon=epsilon, seeds=seeds
-        )
+    # One wait for the device, for all candidates.
+    similarities = torch.stack([ddv_similarities(*pair) for pair in outputs]).tolist()
     return [
-        distance(candidate.id, candidate.network(probes), target.network(probes))
-        for candidate, probes in zip(candidates, probe_sets, strict=True)
+        Distance(candidate=candidate.id, cos=1.0 - cos, euc=1.0 - euc)
+        for candidate, (cos, euc) in zip(candidates, similarities, strict=True)
     ]
 
 
-def distance(candidate: int, candidate_outputs: Tensor, target_outputs: Tensor) -> Distance:
-    """Compare two networks by their outputs (n, …) for the same probes, with the candidate's probes first."""
-    cos, euc = (
-        1.0 - cosine_similarity(a.double(), b.double(), dim=0).item()
-        for a, b in zip(
-            decision_distances(candidate_outputs), decision_distances(target_outputs), strict=True
-        )
-    )
-    return Distance(candidate=candidate, cos=cos, euc=euc)
+def ddv_similarities(candidate_outputs: Tensor, target_outputs: Tensor) -> Tensor:
+    """Cosine similarities of two networks' cosine and Euclidean DDVs, float64 (2,).
+
+    Args:
+        candidate_outputs, target_outputs: (n, …) each, for the same probes, the candidate's first.
+    """
+    pairs = zip(decision_distances(candidate_outputs), decision_distances(target_outputs), strict=True)
+    return torch.stack([cosine_similarity(a.double(), b.double(), dim=0) for a, b in pairs])
 
 
 @torch.no_grad()

@@ -31,8 +31,8 @@ class Joint(Approach):
         return list(self.network.parameters())
 
     def method(self, passes: TaskPasses) -> Method:
-        sizes = torch.tensor(list(self.tasks.values()))
-        task_of = torch.arange(len(sizes)).repeat_interleave(sizes)
+        sizes = list(self.tasks.values())
+        task_of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes), output_size=sum(sizes))
         device = next(self.network.parameters()).device
         return OwnTaskOnly(network=self.network, clip=self.settings.clip, task_of=task_of.to(device))
 
