@@ -4,7 +4,6 @@
 import argparse
 from collections.abc import Sequence
 
-from data.tables import MODALITIES
 from pipeline import flags, multimodal
 from utils import errors
 
@@ -19,7 +18,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_training(parser)
     flags.add_report(parser)
     flags.add_cpg(parser)
-    flags.add_multimodal(parser, modalities=MODALITIES)
+    multimodal.add_flags(parser)
     args = parser.parse_args(argv)
     flags.check_multimodal(parser, args)
     return args

@@ -7,7 +7,6 @@ Compares image tasks, and tasks of any modality with an architecture that reads 
 import argparse
 from collections.abc import Sequence
 
-from methods.modeldiff import RULES
 from pipeline import flags, search
 from utils import errors
 
@@ -19,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = flags.parser(__doc__)
     flags.add_common(parser)
-    flags.add_search(parser, rules=RULES)
+    search.add_flags(parser)
     args = parser.parse_args(argv)
     flags.check_search(parser, args)
     return args

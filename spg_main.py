@@ -6,9 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 
-from data.sequences import known_sequences
-from methods.approaches import APPROACHES
-from methods.approaches.base import Settings
 from pipeline import flags, spg, tuning
 from utils import errors
 
@@ -22,14 +19,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = flags.parser(__doc__)
     flags.add_continual(parser)
-    flags.add_settings(parser, "all approaches", Settings)
-    for approach in APPROACHES.values():
-        flags.add_settings(parser, f"{approach.__name__} alone", approach.Options)
+    spg.add_approaches(parser)
     flags.add_trials(parser)
-    parser.epilog = (
-        f"Sequences: {', '.join(known_sequences())}. Approaches: {', '.join(APPROACHES)}. "
-        "Flags may also be written `appr=spg seq=cifar100_10`."
-    )
     args = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     flags.check_trials(parser, args)
     return args

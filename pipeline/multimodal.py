@@ -3,13 +3,20 @@
 import argparse
 from pathlib import Path
 
+from data.tables import MODALITIES
 from pipeline import cpg
 from pipeline.architectures import PLAIN
+from pipeline.flags import add_multimodal
 from pipeline.fleet import check_text_encoder
 from pipeline.train_task import TaskRun
 from training.checkpoints import fingerprint, load_checkpoint
 from utils.errors import UserError
 from utils.paths import checkpoint_in, checkpoints_in, kv_transfer_file
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of stage 3-2 across modalities."""
+    add_multimodal(parser, modalities=MODALITIES)
 
 
 def run(args: argparse.Namespace) -> None:

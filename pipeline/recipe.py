@@ -430,6 +430,19 @@ class SequenceTaskRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbesRecipe(Recipe):
+    """The probes that a task contributes.
+
+    Attributes:
+        val_batch_size: their number.
+    """
+
+    val_batch_size: int
+    seed: int
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchRecipe(Recipe):
     """The choice of a target's backbone.
 
@@ -437,17 +450,14 @@ class SearchRecipe(Recipe):
         candidates: ids of the tasks compared.
         networks: fingerprints of the target's network and samples, then of each candidate's.
         max_iterations, epsilon: number and size of the probes' mutations.
-        val_batch_size: probes from each task.
         select: the selection rule, or the given backbone.
     """
 
     candidates: tuple[int, ...]
     networks: tuple[str, ...]
+    probes: ProbesRecipe
     max_iterations: int
     epsilon: float
-    val_batch_size: int
-    seed: int
-    protocol: str
     precision: str
     nondeterministic: bool = field(metadata={"omit_if_off": True})
     select: str

@@ -10,11 +10,12 @@ import torch
 
 from data.loading import load_task
 from data.tables import Table, Task, load_table
-from methods.modeldiff import Distance, Model, choose, compare
+from methods.modeldiff import RULES, Distance, Model, choose, compare
 from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, requested_architecture, resolved_mutations
+from pipeline.flags import add_search
 from pipeline.fleet import check_text_encoder, named_backbone, pairs_file, paths_of, selected_tasks
-from pipeline.recipe import SearchRecipe
+from pipeline.recipe import ProbesRecipe, SearchRecipe
 from training.checkpoints import fingerprint, load_checkpoint
 from training.loop import Compute
 from training.outputs import Unfinished, require_same
@@ -27,6 +28,11 @@ from utils.seeds import derive_seed
 
 RESULT_COLUMNS = ("target_id", "task_id")
 TABLE_COLUMNS = ("target_id", "task_id", "ddv_cos", "ddv_euc")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the search for a backbone."""
+    add_search(parser, rules=RULES)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,6 +62,7 @@ class Search:
         self.paths = paths_of(args)
         self.build = requested_architecture(args, layers=PLAIN, in_channels=table.channels, size=table.size)
         self.mutations = resolved_mutations(args.max_iterations, build=self.build)
+        self.probes = ProbesRecipe(val_batch_size=args.val_batch_size, seed=args.seed, protocol=args.protocol)
         self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
         self.result = pairs_file(args, table.name)
         self._models: dict[int, tuple[Model, str]] = {}
@@ -78,7 +85,7 @@ class Search:
         if self.args.backbone:
             rule, chosen = "given", self.given(target).id
         else:
-            seed = derive_seed(recipe.seed, self.table.name, target.name, "choice")
+            seed = derive_seed(self.probes.seed, self.table.name, target.name, "choice")
             rule, chosen = recipe.select, choose(distances, rule=recipe.select, seed=seed)
         self.write(target, distances, chosen, recipe)
         label = "euc" if rule in ("farthest", "nearest") else rule
@@ -99,10 +106,8 @@ class Search:
             candidates=tuple(task.id for task in candidates),
             networks=tuple(self.model(task)[1] for task in (target, *candidates)),
             max_iterations=self.mutations,
+            probes=self.probes,
             epsilon=args.epsilon,
-            val_batch_size=args.val_batch_size,
-            seed=args.seed,
-            protocol=args.protocol,
             precision=args.precision,
             nondeterministic=args.nondeterministic,
             select=f"backbone {self.given(target).name}" if args.backbone else args.select,
@@ -116,7 +121,7 @@ class Search:
             candidate, _ = self.model(task)
             count = min(len(candidate.probes), len(model.probes))
             by_count.setdefault(count, []).append(replace(candidate, probes=candidate.probes[:count]))
-        names = {task.id: (recipe.seed, self.table.name, target.name, task.name) for task in candidates}
+        names = {task.id: (self.probes.seed, self.table.name, target.name, task.name) for task in candidates}
         distances: list[Distance] = []
         for count, models in by_count.items():
             seeds = [derive_seed(*names[candidate.id], "mutations") for candidate in models]
@@ -182,14 +187,14 @@ class Search:
             self.table,
             task,
             data_root=self.args.data_root,
-            protocol=self.args.protocol,
-            seed=self.args.seed,
+            protocol=self.probes.protocol,
+            seed=self.probes.seed,
             device=torch.device("cpu"),
             text_encoder=self.args.text_encoder,
         )
         identity = None if data.encoder is None else data.encoder.identity
         check_text_encoder(payload, task=task, identity=identity, where=path)
-        count = self.args.val_batch_size
+        count = self.probes.val_batch_size
         if len(data.validation) < count:
             logging.info(
                 "Task %s has only %d samples to use as probes, not %d", task.name, len(data.validation), count

@@ -12,13 +12,13 @@ from typing import Any
 
 from data.loading import Batches, TaskData
 from data.sequences import Sequence as TaskSequence
-from data.sequences import joint_task, load_sequence, load_task
+from data.sequences import joint_task, known_sequences, load_sequence, load_task
 from methods.approaches import APPROACHES
 from methods.approaches.base import Approach, Settings
 from models import CONVOLUTIONAL
 from models.network import Network
 from pipeline.architectures import PLAIN, registry_of
-from pipeline.flags import settings_from
+from pipeline.flags import add_settings, settings_from
 from pipeline.recipe import ContinualRecipe, ContinualStageRecipe
 from pipeline.train_task import EpochLog, train_into, train_line, validation_line
 from training.loop import Compute, evaluate
@@ -51,6 +51,20 @@ def run(args: argparse.Namespace) -> None:
     seeds = range(args.seed, args.seed + args.trials)
     results = [ContinualRun(args, seed=seed).run() for seed in seeds]
     sys.stdout.write(table(results) + "\n")
+
+
+def add_approaches(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of all approaches as flags, and name approaches and sequences in the help."""
+    add_settings(parser, "all approaches", Settings)
+    names: dict[type, list[str]] = {}
+    for name, approach in APPROACHES.items():
+        names.setdefault(approach.Options, []).append(name)
+    for options, users in names.items():
+        add_settings(parser, f"{' and '.join(users)} only", options)
+    parser.epilog = (
+        f"Sequences: {', '.join(known_sequences())}. Approaches: {', '.join(APPROACHES)}. "
+        "Settings may also be written `appr=spg seq=cifar100_10`."
+    )
 
 
 class ContinualLog(EpochLog):

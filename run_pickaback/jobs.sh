@@ -87,8 +87,9 @@ find_unfinished() {
     list=$(mktemp) && log=$(mktemp)
     exec {to_list}>"$list" {from_list}<"$list" {to_log}>"$log" {from_log}<"$log"
     rm -f "$list" "$log" # the open descriptors suffice, and a signal leaves nothing behind
-    if OMP_NUM_THREADS=$THREADS run_one "$@" --dataset "$(joined_tasks)" --list_unfinished \
-        1>&"$to_list" 2>&"$to_log"; then
+    # On the CPU: nothing is computed, and the GPUs are left to the jobs.
+    if OMP_NUM_THREADS=$THREADS run_one "$@" --device cpu --threads "$THREADS" \
+        --dataset "$(joined_tasks)" --list_unfinished 1>&"$to_list" 2>&"$to_log"; then
         mapfile -t names <&"$from_list"
         todo=()
         for task in "${TASK_NAMES[@]}"; do

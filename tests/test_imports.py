@@ -24,7 +24,7 @@ LAYERS: dict[str, set[str]] = {
     "data": {"utils"},
     "training": {"utils"},
     "utils": set(),
-    **{name: {"pipeline"} | _BELOW_PIPELINE for name in ENTRY_POINTS},
+    **{name: {"pipeline", "utils"} for name in ENTRY_POINTS},
 }
 # Installed packages that these may import from; the others are free.
 THIRD_PARTY = {"models": {"torch", "torchvision"}, "packnet_models": {"torch", "torchvision"}}

@@ -1,6 +1,7 @@
 """Recipes: every setting that affects a result is recorded with it, and old outputs are still recognised."""
 
 import argparse
+import ast
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -15,8 +16,10 @@ import spg_main
 from methods.approaches import APPROACHES
 from methods.approaches.base import Settings
 from pipeline import flags
+from pipeline.cpg_sequence import TaskInSequence
+from pipeline.recipe import Recipe, SequenceTaskRecipe
 from pipeline.train_task import TaskRun
-from tests.helpers import Fleet, load, refusal
+from tests.helpers import REPOSITORY, Fleet, load, refusal
 
 # Flags of the training scripts that set where and how a run happens, or which outputs it makes. Every other
 # flag affects a result, and must change the recipe of some output.
@@ -98,6 +101,69 @@ def test_every_flag_changes_a_recipe_or_is_known_not_to_affect_results(
         assert changed != usual, f"--{name} has an effect but is not recorded"
 
 
+def test_every_flag_of_a_sequence_changes_the_recipe_of_its_tasks(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamps: list[dict] = []
+
+    class Asked(Exception):
+        pass
+
+    def recorded(self: TaskInSequence, before: dict | None, *, recipe: SequenceTaskRecipe) -> dict:
+        stamps.append(recipe.stamp())
+        raise Asked
+
+    monkeypatch.setattr(TaskInSequence, "choose", recorded)
+
+    def stamp(*more: str) -> dict:
+        with pytest.raises(Asked):
+            cpg_script.main(fleet.own_flags("1", "--total_num_tasks", "1", "--run", fleet.run, *more))
+        return stamps[-1]
+
+    usual = stamp()
+    more = {"allow_acc_loss": "0.5", "stop_pruning_early": None, "target_sparsity": "0.4"}
+    more |= {"max_allowed_network_width_multiplier": "1.5"}
+    for name, value in (OTHER_VALUES | more).items():
+        if name != "initial_sparsity":  # not allowed in sequence
+            assert stamp(f"--{name}", *([] if value is None else [value])) != usual, name
+
+
+# Where a setting that recipes record may be read from the flags, beside the recipe itself.
+READERS = {
+    *("set_up_process", "Compute", "run_name", "protocol", "checkpoint_name"),
+    *("resolved_clip_grad_norm", "Batches", "range"),
+}
+
+
+def called(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+@pytest.mark.parametrize("stage", ["scratch", "cpg", "cpg_sequence", "search", "spg", "train_task"])
+def test_stages_act_by_their_recipes_rather_than_by_flags(stage: str) -> None:
+    """A flag that a recipe records may be read only to make the recipe."""
+    recorded = {item.name for kind in all_recipes(Recipe) for item in fields(kind)}
+    tree = ast.parse((REPOSITORY / "pipeline" / f"{stage}.py").read_text())
+    excused = set()
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and (called(call).endswith("Recipe") or called(call) in READERS):
+            excused |= {id(node) for node in ast.walk(call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).split(".")[-1] == "args":
+            known = node.attr not in recorded or id(node) in excused or node.attr in CHOOSING
+            assert known, f"{stage}.py, line {node.lineno}: {ast.unparse(node)}"
+
+
+# These say which stages run or which outputs are read, and the recipes of those outputs differ.
+CHOOSING = {"backbone", "target_sparsity", "initial_sparsity", "appr", "seq", "arch", "select"} | {
+    *("network_width_multiplier", "max_allowed_network_width_multiplier", "dropout"),
+}
+
+
+def all_recipes(kind: type) -> list[type]:
+    return [kind, *(found for child in kind.__subclasses__() for found in all_recipes(child))]
+
+
 def test_every_setting_of_an_approach_is_recorded(
     digits_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +204,7 @@ def test_longer_runs_record_no_new_entries(trained_fleet: Fleet) -> None:
     for path in (trained_fleet.baseline_checkpoint("zero_one"), trained_fleet.scratch_checkpoint("zero_one")):
         assert set(load(path)["arguments"]) - {"lr_mask", "parent"} == {
             *("arch", "seed", "protocol", "precision", "batch_size", "weight_decay", "config", "task"),
-            *("stage", "epochs", "clip_grad_norm", "data", "text_encoder", "max_tokens", "lr"),
+            *("stage", "epochs", "clip_grad_norm", "data", "lr"),
             *("width_multiplier", "pretrained"),
         }
 

@@ -199,7 +199,9 @@ def test_a_stage_whose_tasks_are_all_finished_asks_once(bash: Bash) -> None:
     succeeded(result)
     assert not bash.commands()
     (query,) = bash.queries()
-    assert query.endswith(" --target_sparsity 0.5 --dataset red,green,blue --list_unfinished")
+    assert query.endswith(
+        " --target_sparsity 0.5 --device cpu --threads 1 --dataset red,green,blue --list_unfinished"
+    )
     assert "-- all 3 tasks are finished" in result.stdout
 
 
