@@ -1,7 +1,8 @@
 """The machines that a check runs on: a CPU, a GPU that need not exist, and a real one.
 
 Under FakeTensorMode, tensors exist on a GPU without one. There, operations on tensors of different devices
-raise, and so does every read by the host: `.item()`, `nonzero`, a branch on a value. A check builds its
+raise, and so does every read by the host: `.item()`, `nonzero`, a branch on a value. (Copies between devices
+are refused on top of that.) A check builds its
 networks and methods `per_task`, where reads are allowed, and runs its `steps`, where they are not. The reads
 per task are recorded on a CPU and replayed on the fake GPU.
 
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from training.loop import Compute, Learner
 
@@ -59,7 +62,7 @@ class Machine:
 
     @contextmanager
     def steps(self, *, reads: int = 0) -> Iterator[None]:
-        """Work that waits for the device in exactly `reads` reads."""
+        """Work that waits for the device in exactly `reads` reads, and in copies to it if it reads."""
         before = len(self.reads)
         if reads:
             with _Reads(self, limit=reads):
@@ -110,9 +113,25 @@ class FakeGPU(Machine):
                 group["fused"] = False  # torch has no fake fused kernels
         return learner
 
-    @contextmanager
-    def no_waits(self) -> Iterator[None]:
-        yield  # reads raise by themselves
+    def no_waits(self) -> AbstractContextManager:
+        return _Copies()  # reads raise by themselves
+
+
+class _Copies(TorchDispatchMode):
+    """Refuses copies between devices, which FakeTensorMode allows: explicit ones, and indices on the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        devices = {
+            value.device.type
+            for value in tree_leaves((args, kwargs, result))
+            # Kernels take scalars on the CPU as arguments.
+            if isinstance(value, Tensor) and (value.dim() > 0 or value.device.type != "cpu")
+        }
+        if isinstance(result, Tensor):  # but a scalar copied to the CPU waits
+            devices.add(result.device.type)
+        assert len(devices) < 2, f"{func} copies between devices {', '.join(sorted(devices))}"
+        return result
 
 
 class _Reads(TorchFunctionMode):

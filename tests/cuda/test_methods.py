@@ -194,3 +194,22 @@ def test_one_read_too_many_fails() -> None:
 
     with pytest.raises(AssertionError, match="tolist reads a tensor"):
         run_faked(check)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda values: values.cpu(),
+        lambda values: values.sum().cpu(),
+        lambda values: values[torch.zeros(2, dtype=torch.int64)],
+        lambda values: torch.tensor([0.1, 0.2], device=values.device),
+    ],
+)
+def test_copies_between_devices_fail(work) -> None:
+    def check(machine: Machine) -> None:
+        values = torch.ones(2, device=machine.device)
+        with machine.steps():
+            work(values)
+
+    with pytest.raises(AssertionError, match="copies between devices"):
+        run_faked(check, backward=False)
