@@ -131,7 +131,7 @@ def test_every_flag_of_a_sequence_changes_the_recipe_of_its_tasks(
 # Where a setting that recipes record may be read from the flags, beside the recipe itself.
 READERS = {
     *("set_up_process", "Compute", "run_name", "protocol", "checkpoint_name"),
-    *("resolved_clip_grad_norm", "Batches", "range"),
+    *("resolved_clip_grad_norm", "resolved_mutations", "Batches", "range"),
 }
 
 
@@ -154,9 +154,9 @@ def test_stages_act_by_their_recipes_rather_than_by_flags(stage: str) -> None:
             assert known, f"{stage}.py, line {node.lineno}: {ast.unparse(node)}"
 
 
-# These say which stages run or which outputs are read, and the recipes of those outputs differ.
+# These choose stages, inputs or outputs, whose recipes then differ (text encoders by their identity).
 CHOOSING = {"backbone", "target_sparsity", "initial_sparsity", "appr", "seq", "arch", "select"} | {
-    *("network_width_multiplier", "max_allowed_network_width_multiplier", "dropout"),
+    *("network_width_multiplier", "max_allowed_network_width_multiplier", "dropout", "run", "text_encoder"),
 }
 
 
