@@ -1,7 +1,7 @@
 """Everything that affects a result: one frozen dataclass per stage.
 
 A stage builds its learner from its recipe alone and stamps its output with the same recipe. No setting can
-thus affect a result without being recorded, and an output made with another recipe is recognised.
+thus affect a result without being recorded, and output from a different recipe is refused.
 """
 
 import argparse

@@ -266,7 +266,7 @@ def run_tasks(
     stage: Callable[[TaskRun], Stage],
     modality: str | None = None,
 ) -> None:
-    """Run a stage for every task in `--dataset`, each with its log file.
+    """Run a stage on each task in `--dataset`, with one log file per task.
 
     With `--list_unfinished`, only print the tasks with work left.
 

@@ -17,7 +17,7 @@ from pipeline.recipe import (
 )
 
 SIZE = 32
-# All architectures are small at this width, but for the Perceivers, which have sizes of their own.
+# All architectures are small at this width, except the Perceivers, which have sizes of their own.
 WIDTH = 0.25
 _TINY = {"num_latents": 4, "latent_dim": 16, "latent_heads": 2, "latent_dim_head": 8, "cross_dim_head": 8}
 

@@ -4,23 +4,17 @@ import contextlib
 import csv
 import json
 import logging
-import math
 import pkgutil
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 import spg_main
 from methods.approaches import APPROACHES
 from pipeline import train_task
 from pipeline.spg import ContinualRun
-from training.loop import Compute, Learner, Observer, fit
-from training.method import Method
 from training.outputs import Output
-from training.schedules import PlateauSchedule
 from utils.errors import UserError
 
 QUICK = ("--epochs", "2", "--lr", "0.1", "--threads", "1", "--device", "cpu")
@@ -306,122 +300,6 @@ def test_the_pass_after_a_task_counts_towards_its_seconds(roots, monkeypatch, ap
     monkeypatch.setattr(owner, name, slow)
     roots.run("--appr", approach)
     assert [task["seconds"] for task in roots.metrics(approach)["tasks"]] == [7.0] * 5
-
-
-# The schedule and the best state
-
-
-def test_plateau_schedule():
-    schedule = PlateauSchedule(0.09, factor=1 / 3, patience=2, floor=0.02, stop_after=2)
-    rates = []
-    for metric in (5.0, 4.0, 4.0, 4.5, 4.0, 3.0, 9.0, 9.0, 9.0, 9.0):
-        rates.append(round(schedule.at(1), 6))
-        schedule.observe(metric)
-        if schedule.finished:
-            break
-    # Three epochs do not improve on 4.0: the rate falls. Three more do not improve on 3.0: it falls to the
-    # floor, where two such epochs end training.
-    assert rates == [0.09] * 5 + [0.03] * 4 + [0.02]
-    schedule.observe(9.0)
-    assert schedule.finished
-
-
-def test_a_loss_that_barely_falls_does_not_keep_the_rate_high():
-    """Only a relative decrease of more than 1e-4 is an improvement, as in torch's ReduceLROnPlateau."""
-    ours = PlateauSchedule(0.25)
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=0.25)
-    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=1 / 3, patience=4, min_lr=1e-3)
-    losses = [10.0 - 5e-6 * epoch for epoch in range(12)] + [9.0] * 7 + [9.0 * (1 - 2e-4)] * 5
-    for loss in losses:
-        ours.observe(loss)
-        reference.step(loss)
-        assert ours.at(1) == pytest.approx(optimizer.param_groups[0]["lr"])
-    assert ours.at(1) < 0.25
-
-
-def test_plateau_schedule_resumes_from_its_state():
-    one, other = (PlateauSchedule(0.25) for _ in range(2))
-    for metric in (1.0, 2.0, 2.0, 2.0):
-        one.observe(metric)
-    other.load_state_dict(one.state_dict())
-    for _ in range(40):
-        one.observe(2.0)
-        other.observe(2.0)
-        assert (one.at(1), one.finished) == (other.at(1), other.finished)
-    assert one.finished and one.at(1) == 1e-3
-
-
-class BreaksDown(Method):
-    """A method whose loss is NaN in the given epochs."""
-
-    def __init__(self, epochs):
-        self.epochs = epochs
-        self.rates = []
-
-    def before_epoch(self, epoch):
-        self.epoch = epoch
-
-    def loss(self, logits, labels):
-        return super().loss(logits, labels) * (math.nan if self.epoch in self.epochs else 1.0)
-
-
-def run_fit(method, schedule, losses, *, epochs=20):
-    """Train a tiny network with the given validation losses; return it, its progress and its states."""
-    torch.manual_seed(0)
-    network = nn.Linear(4, 2)
-    batch = (torch.randn(8, 4), torch.randint(0, 2, (8,)))
-    states = [network.weight.detach().clone()]
-
-    class Scripted(Observer):
-        def metrics(self):
-            states.append(network.weight.detach().clone())
-            return {"val_loss": losses[len(states) - 2]}
-
-    learner = Learner(
-        method=method,
-        optimizers={"weights": torch.optim.SGD(network.parameters(), lr=0.0)},
-        schedules={"weights": schedule},
-        epochs=epochs,
-        monitor="val_loss",
-    )
-    batches = SimpleNamespace(epoch=lambda generator: iter([batch]), validation=lambda: iter([batch]))
-    progress = fit(
-        network,
-        learner=learner,
-        batches=batches,
-        compute=Compute(device=torch.device("cpu")),
-        seed=0,
-        observer=Scripted(),
-    )
-    return network, progress, states
-
-
-def test_the_best_state_is_restored_and_training_stops():
-    schedule = PlateauSchedule(0.1, patience=1, floor=0.05, stop_after=2)
-    network, progress, states = run_fit(Method(), schedule, [3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0])
-    # Two bad epochs lower the rate to the floor; two more end training.
-    assert progress.epoch == 6
-    assert network.weight.equal(states[2])
-    assert progress.best is None
-
-
-def test_a_nan_restores_the_best_state_and_lowers_the_rate(caplog):
-    schedule = PlateauSchedule(0.9, patience=9, floor=0.1, stop_after=1)
-    network, progress, states = run_fit(BreaksDown({3}), schedule, [3.0, 2.0, math.nan, 2.5, 1.0], epochs=5)
-    assert [round(row["lr"], 6) for row in progress.history] == [0.9, 0.9, 0.9, 0.3, 0.3]
-    assert progress.history[2]["loss"] is None and progress.history[2]["val_loss"] is None
-    assert states[3].isnan().all() and network.weight.isfinite().all()
-    assert "returning to the best state so far" in caplog.text
-    # The epoch after the NaN continued from the best state, that of epoch 2.
-    assert network.weight.equal(states[5]) and states[4].isfinite().all()
-
-
-def test_a_nan_in_the_first_epoch_restores_the_initial_state():
-    schedule = PlateauSchedule(0.9, floor=0.9, stop_after=3)
-    network, progress, states = run_fit(BreaksDown({1}), schedule, [math.nan])
-    assert progress.epoch == 1
-    assert network.weight.equal(states[0])
 
 
 def test_a_run_whose_loss_is_never_finite_is_refused(roots):
