@@ -352,7 +352,7 @@ class _Folders:
         found = self._cached(task)
         if not found:
             raise UserError(f"{self.caches / task} holds no cache: {remedy}")
-        return cache.read(found[0], remedy=remedy, kind=self.modality)["classes"]
+        return cache.classes_in(found[0], remedy=remedy, kind=self.modality)
 
     def classes(self, task: str, folder: str) -> list[str]:
         if not self.root.is_dir() and self._cached(task):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data import cache, safe_pickle
 from data.raw_files import RawImages, RawTable, required_folder, signature_of, with_tasks
-from data.tables import Table, Task
+from data.tables import Table, Task, subfolders
 from utils.errors import UserError
 from utils.files import read_json, write_atomically
 
@@ -44,7 +44,7 @@ def raw_tables(table: Table, source: Path | None, data_root: Path) -> Iterator[R
             raise UserError(f"{path} not found: put {_ORIGIN} at {root}, or give its folder as --source")
     signature = signature_of(paths, root)
     stamp = cache.folder_of(data_root, table.name) / "prepared.json"
-    if stamp.exists() and read_json(stamp, remedy="delete it").get("signature") == signature:
+    if _is_current(stamp, signature):
         logging.info("%s is up to date", stamp.parent)
         return
     stamp.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +60,17 @@ def raw_tables(table: Table, source: Path | None, data_root: Path) -> Iterator[R
 
         yield RawTable(with_tasks(table, {name: (name,) for name in labels}), split_of)
     write_atomically(stamp, json.dumps({"signature": signature}) + "\n")
+
+
+def _is_current(stamp: Path, signature: str) -> bool:
+    """Whether the cache beside `stamp` was made from these raw files and is complete and undamaged."""
+    if not stamp.exists() or read_json(stamp, remedy="delete it").get("signature") != signature:
+        return False
+    return all(
+        cache.is_intact(stamp.parent / name / f"{split}.pt")
+        for name in subfolders(stamp.parent)
+        for split in cache.SPLITS
+    )
 
 
 def _find_root(table: Table, data_root: Path) -> Path:
