@@ -79,7 +79,7 @@ def test_imagenet32_refused(imagenet):
     with pytest.raises(UserError, match="train_data_batch_3 holds no images: download it again"):
         prepare(["imagenet32", "--data_root", str(root)])
     imagenet_batch(folder / "train" / "train_data_batch_3", [0, 2], seed=0)
-    with pytest.raises(UserError, match="not 2 numbers from 1 to 1000"):
+    with pytest.raises(UserError, match="not 2 whole numbers from 1 to 1000"):
         prepare(["imagenet32", "--data_root", str(root)])
 
     class Harmful:
