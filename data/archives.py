@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from data.raw_files import RawFile, check_size, printable
+from data.raw_files import RawFile, check_size, printable, reason
 from utils.errors import UserError
 
 # What reading a damaged archive raises: its structure, then the streams of its compression methods. The
@@ -30,7 +30,9 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     except PermissionError:
         raise
     except DAMAGED as error:
-        raise UserError(f"{path} is truncated or not a zip file ({error}): download it again") from error
+        raise UserError(
+            f"{path} is truncated or not a zip file ({reason(error)}): download it again"
+        ) from error
 
 
 def zipped_file(archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: int) -> RawFile:
@@ -42,6 +44,6 @@ def zipped_file(archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: int) -
         try:
             return archive.read(member)
         except DAMAGED as error:
-            raise UserError(f"{name} cannot be read ({error}): download the archive again") from error
+            raise UserError(f"{name} cannot be read ({reason(error)}): download the archive again") from error
 
     return RawFile(name, label, read)

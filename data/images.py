@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from data.raw_files import RawFile, RawImages, raw_file, signature_of
+from data.raw_files import RawFile, RawImages, raw_file, reason, signature_of
 from data.tables import Table
 from utils.errors import UserError
 
@@ -132,7 +132,7 @@ def decode_image(
         zlib.error,
         Image.DecompressionBombError,
     ) as error:
-        raise UserError(f"{name} is not a readable image ({error}): replace or delete it") from error
+        raise UserError(f"{name} is not a readable image ({reason(error)}): replace or delete it") from error
     if prepare is not None:
         image = prepare(image)
     if image.size != (size, size):

@@ -54,6 +54,12 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
+def reason(error: BaseException) -> str:
+    """The beginning of an error's first line, printable; its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0][:120]).rstrip(":") if lines else type(error).__name__
+
+
 def encoded(name: str) -> bytes:
     """A file's name for hashes. It may stand for bytes that are not UTF-8."""
     return name.encode("utf-8", "surrogatepass")

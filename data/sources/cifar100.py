@@ -14,7 +14,7 @@ import torch
 
 from data import cache, safe_pickle
 from data.archives import DAMAGED
-from data.raw_files import RawImages, RawTable
+from data.raw_files import RawImages, RawTable, reason
 from data.sources import folders
 from data.tables import Table, Task
 from utils.errors import UserError
@@ -154,7 +154,7 @@ def _tar_reader(archive: Path, stack: ExitStack) -> _Read:
     except PermissionError:
         raise
     except (tarfile.TarError, *DAMAGED) as error:
-        raise UserError(f"{archive} is truncated or not a tar archive ({error}): {remedy}") from error
+        raise UserError(f"{archive} is truncated or not a tar archive ({reason(error)}): {remedy}") from error
 
     def read(name: str) -> bytes:
         if name not in members:
@@ -165,6 +165,8 @@ def _tar_reader(archive: Path, stack: ExitStack) -> _Read:
             with opened.extractfile(members[name]) as stream:
                 return stream.read()
         except (tarfile.TarError, *DAMAGED) as error:
-            raise UserError(f"{archive}/{FOLDER}/{name} cannot be read ({error}): {remedy}") from error
+            raise UserError(
+                f"{archive}/{FOLDER}/{name} cannot be read ({reason(error)}): {remedy}"
+            ) from error
 
     return read
