@@ -32,7 +32,9 @@ def _images(root: Path, name: str) -> dict[str, list[CaptionedImage]]:
     captions: dict[int, tuple[int, str]] = {}
     with _annotations(root / "annotations" / f"captions_{name}.json", "annotations") as content:
         for caption in content["annotations"]:
-            candidate = caption["id"], str(caption["caption"])
+            candidate = caption["id"], caption["caption"]
+            if not isinstance(candidate[1], str):
+                raise TypeError("a caption is not a string")
             captions[caption["image_id"]] = min(candidate, captions.get(caption["image_id"], candidate))
 
     instances = root / "annotations" / f"instances_{name}.json"
