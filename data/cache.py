@@ -206,20 +206,24 @@ def read_or_build(
         return record
     with locked(path):
         # Another process may have built it while this one waited for the lock.
-        record = _current(path, kind, fits)
+        record = _current(path, kind, fits, warn=True)
         if record is not None:
             return record
         build()
     return read(path, remedy="run the same command again", kind=kind)
 
 
-def _current(path: Path, kind: str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+def _current(
+    path: Path, kind: str, fits: Callable[[dict[str, Any]], bool], *, warn: bool = False
+) -> dict[str, Any] | None:
+    """The cache at `path`; None if it must be built. `warn` logs why."""
     if not path.exists():
         return None
     try:
         record = _verified_record(path, remedy="rebuilding it", kind=kind)
     except UserError as error:
-        logging.warning("%s", error)
+        if warn:
+            logging.warning("%s", error)
         return None
     return record if fits(record) else None
 

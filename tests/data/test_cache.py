@@ -150,6 +150,7 @@ def test_a_damaged_pixel_is_rebuilt_from_the_raw_files_or_refused(make_tree, mak
     with caplog.at_level(logging.WARNING):
         assert content(load_split(table, task, "train", data_root=root)) == first
     assert f"{path} is damaged (its fingerprint does not match): rebuilding it" in caplog.text
+    assert len(caplog.records) == 1
     shutil.rmtree(root / "pictures")
     flip_a_pixel(path)
     with pytest.raises(UserError, match=r"train\.pt is damaged .*: delete it and put the images there"):

@@ -293,6 +293,18 @@ def test_leaf_files(tmp_path, content, message):
     assert message in refusal and "all_data_0_iid_01_0_keep_0_train_9.json" in refusal
 
 
+@pytest.mark.parametrize("name", [3, None, ["a"], "", "a" * 5000, "caf\ud800.jpg", "a\0b"])
+def test_celeba_images_with_odd_names(tmp_path, name):
+    root = tmp_path / "fceleba"
+    (root / "raw" / "img_align_celeba").mkdir(parents=True)
+    for split in ("train", "test"):
+        path = root / "iid" / split / f"all_data_iid_01_0_keep_5_{split}_9.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"users": ["u"], "user_data": {"u": {"x": [name], "y": [1]}}}))
+    message = refused(prepare, ["fceleba", "--data_root", str(tmp_path)])
+    assert "other than file names" in message or "not found, but" in message
+
+
 def test_leaf_users_with_odd_names(tmp_path):
     content = {"users": ["\ud800\n"], "user_data": {"\ud800\n": {"x": PIXELS, "y": [70]}}}
     assert r"user \ud800\n has a label" in refused(prepare, femnist(tmp_path, content))
