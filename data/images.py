@@ -21,9 +21,9 @@ from utils.errors import UserError
 # Other decoders of Pillow stay out of reach; some start other programs, such as Ghostscript for EPS.
 FORMATS = ("PNG", "JPEG")
 # A small file can declare an image that does not fit into the memory.
-MOST_PIXELS = 1 << 26
+MAX_PIXELS = 1 << 26
 # A collection may pad its images to squares.
-MOST_SIDE = 1 << 14
+MAX_SIDE = 1 << 14
 
 
 def raw_images(
@@ -112,10 +112,10 @@ def decode_image(
 
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS or max(image.size) > MOST_SIDE:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise UserError(
-                    f"{name} has {image.width}×{image.height} pixels, at most {MOST_PIXELS} in all and "
-                    f"{MOST_SIDE} per side are decoded: replace or delete it"
+                    f"{name} has {image.width}×{image.height} pixels, at most {MAX_PIXELS} in all and "
+                    f"{MAX_SIDE} per side are decoded: replace or delete it"
                 )
             image.load()
             image = _eight_bit(image).convert("RGB" if channels == 3 else "L")

@@ -12,8 +12,8 @@ from data.tables import Table, Task
 from utils.errors import UserError
 from utils.files import read_json
 
-# The most bytes of one image or text. A larger file is not what it is taken for, and would fill the memory.
-MOST_BYTES = 1 << 28
+# Size limit of one image or text. A larger file is something else and could fill the memory.
+MAX_BYTES = 1 << 28
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +44,9 @@ def _read(path: Path) -> bytes:
 
 
 def check_size(size: int, *, name: str) -> None:
-    """Refuse a raw file of more than `MOST_BYTES`."""
-    if size > MOST_BYTES:
-        raise UserError(f"{name} has {size} bytes, at most {MOST_BYTES} are read: replace or delete it")
+    """Refuse a raw file of more than `MAX_BYTES`."""
+    if size > MAX_BYTES:
+        raise UserError(f"{name} has {size} bytes, at most {MAX_BYTES} are read: replace or delete it")
 
 
 def printable(name: str) -> str:

@@ -22,14 +22,14 @@ _DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8
 _BYTE_ORDERS = ("<", ">", "=", "|")
 _BUILTINS = ("set", "frozenset", "bytes", "bytearray", "complex")
 
-# Labels and counters fit into this many bytes. Longer integers take quadratic time to print.
-_LONGEST_INTEGER = 16
-_LONGEST_LINE = 1000
+# Enough for labels and counts. Printing longer integers takes quadratic time.
+_MAX_INTEGER_BYTES = 16
+_MAX_LINE = 1000
 # Real files nest three containers.
-_DEEPEST = 100
-# A container takes up to 216 bytes of memory, but a single byte of a file. ImageNet-32 in one file has 1.3
-# million labels, which are a container each if they are numpy's scalars.
-_MOST_CONTAINERS = 1 << 22
+_MAX_DEPTH = 100
+# One byte of a file can make a container of 216 bytes. ImageNet-32 in a single file has 1.3 million labels,
+# each of them a container if it is a numpy scalar.
+_MAX_CONTAINERS = 1 << 22
 
 # What the interpreter's own operations raise on malformed operands.
 _MALFORMED = (
@@ -116,9 +116,9 @@ class _Reader:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._containers = 0
-        # What constructors may make of the file's bytes. It stops a file that has one string encoded, or one
-        # list copied, again and again.
-        self._copied = len(content) + 1024
+        # Elements that constructors may still copy. Without a limit, a small file could have one string
+        # encoded, or one list copied, thousands of times.
+        self._copies_left = len(content) + 1024
 
     def load(self) -> Any:
         content, handlers = self._content, _HANDLERS
@@ -131,9 +131,10 @@ class _Reader:
             if handler is None:
                 raise pickle.UnpicklingError(f"it holds the opcode {bytes([code])!r}, which is refused")
             handler(self)
-        if len(self._stack) != 1:
+        root = self._pop()
+        if self._stack:
             raise pickle.UnpicklingError("it ends too early")
-        return _Rebuilder(len(content) + 1024).rebuilt(self._stack[0])
+        return _Rebuilder(len(content) + 1024).rebuilt(root)
 
     # Reading the file.
 
@@ -152,7 +153,7 @@ class _Reader:
     def _counted(self, layout: str) -> bytes:
         return self._take(self._number(layout))
 
-    def _line(self, longest: int = _LONGEST_LINE) -> bytes:
+    def _line(self, longest: int = _MAX_LINE) -> bytes:
         end = self._content.find(b"\n", self.position)
         if end < 0 or end - self.position > longest:
             raise pickle.UnpicklingError("it is truncated, or a number or name is too long")
@@ -161,12 +162,12 @@ class _Reader:
         return line
 
     def _integer(self, content: bytes) -> int:
-        if len(content) > _LONGEST_INTEGER:
+        if len(content) > _MAX_INTEGER_BYTES:
             raise pickle.UnpicklingError(f"it holds an integer of {len(content)} bytes")
         return int.from_bytes(content, "little", signed=True)
 
     def _integer_line(self) -> int:
-        return int(self._line(3 * _LONGEST_INTEGER).removesuffix(b"L"))
+        return int(self._line(3 * _MAX_INTEGER_BYTES).removesuffix(b"L"))
 
     # The stack.
 
@@ -198,8 +199,8 @@ class _Reader:
 
     def _push_container(self, value: Any) -> None:
         self._containers += 1
-        if self._containers > _MOST_CONTAINERS:
-            raise pickle.UnpicklingError(f"it holds more than {_MOST_CONTAINERS} containers")
+        if self._containers > _MAX_CONTAINERS:
+            raise pickle.UnpicklingError(f"it holds more than {_MAX_CONTAINERS} containers")
         self._stack.append(value)
 
     # Opcodes.
@@ -207,14 +208,14 @@ class _Reader:
     def _proto(self) -> None:
         protocol = self._take(1)[0]
         if protocol > 5:
-            raise pickle.UnpicklingError(f"it has the protocol {protocol}")
+            raise pickle.UnpicklingError(f"its protocol {protocol} is unknown")
 
     def _frame(self) -> None:
         if self._number("<Q") > len(self._content) - self.position:
             raise pickle.UnpicklingError("it is truncated")
 
     def _int(self) -> None:
-        line = self._line(3 * _LONGEST_INTEGER)
+        line = self._line(3 * _MAX_INTEGER_BYTES)
         self._push({b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line))
 
     def _string(self) -> None:
@@ -314,8 +315,8 @@ class _Reader:
         raise pickle.UnpicklingError(f"{name} has arguments that are refused")
 
     def _copy(self, value: Any) -> Any:
-        self._copied -= len(value)
-        if self._copied < 0:
+        self._copies_left -= len(value)
+        if self._copies_left < 0:
             raise pickle.UnpicklingError("it expands to more than its size")
         return value
 
@@ -374,8 +375,8 @@ class _Rebuilder:
     """Replaces the placeholders in what was read.
 
     Args:
-        budget: the most elements of containers. References to one container count every time, so that a small
-            file cannot unfold into a large tree.
+        budget: maximum number of elements in all containers. Every reference to a container counts, so a
+            small file cannot unfold into a large tree.
     """
 
     def __init__(self, budget: int) -> None:
@@ -390,8 +391,8 @@ class _Rebuilder:
             raise pickle.UnpicklingError("it holds objects other than arrays of numbers")
         if kind not in (list, dict, tuple):
             return value
-        if depth > _DEEPEST:
-            raise pickle.UnpicklingError(f"it nests containers more than {_DEEPEST} deep")
+        if depth > _MAX_DEPTH:
+            raise pickle.UnpicklingError(f"it nests containers more than {_MAX_DEPTH} deep")
         self._charge(len(value))
         if kind is dict:
             return {key: self.rebuilt(part, depth + 1) for key, part in value.items()}

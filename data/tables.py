@@ -24,13 +24,13 @@ RESERVED = (
     *("all", "same", "other", "random", "farthest", "nearest", "from_csv", "from_target"),
     *("rsa", "cka", "leep", "nce", "logme", "hscore", "parc", "knn", "logistic", "accuracy", "room", "race"),
 )
-# The bounds of every number in a table, each inclusive.
+# Inclusive bounds of the numbers in a table.
 _SIZES = (1, 1024)
 _PADDINGS = (0, 64)
 _MEANS = (-1000, 1000)
 _STDS = (1e-6, 1000)
 # Names become folders, whose names are limited to 255 bytes.
-_LONGEST_NAME = 200
+_MAX_NAME_BYTES = 200
 _TABLE_KEYS = {
     *("modality", "size", "channels", "augment", "source", "root", "text_root", "download", "mean", "std"),
     "tasks",
@@ -433,10 +433,10 @@ def _check_name(name: object, kind: str, where: str) -> None:
             f"{where}: {name!r} cannot be the name of a {kind}: "
             "it becomes a folder, so leave out '/', '\\', ',', control characters and a leading '.' or space"
         )
-    if not _is_utf8(name) or len(name.encode()) > _LONGEST_NAME:
+    if not _is_utf8(name) or len(name.encode()) > _MAX_NAME_BYTES:
         raise UserError(
             f"{where}: {_cut(name)!r} cannot be the name of a {kind}: "
-            f"it becomes a folder, so use at most {_LONGEST_NAME} bytes of UTF-8"
+            f"it becomes a folder, so use at most {_MAX_NAME_BYTES} bytes of UTF-8"
         )
     if kind in ("task", "table") and name.startswith("-"):
         raise UserError(

@@ -26,7 +26,7 @@ _CLASSES = 100
 _AGAIN = "download it again"
 
 # The largest of the files has 154 MB. A compressed archive can hold far more than its own size.
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 
 # Returns the content of one of the three files, by its name.
 _Read = Callable[[str], bytes]
@@ -159,7 +159,7 @@ def _tar_reader(archive: Path, stack: ExitStack) -> _Read:
     def read(name: str) -> bytes:
         if name not in members:
             raise UserError(f"{archive}/{FOLDER}/{name} not found: {remedy}")
-        if members[name].size > _MOST_BYTES:
+        if members[name].size > _MAX_BYTES:
             raise UserError(f"{archive}/{FOLDER}/{name} has {members[name].size} bytes: {remedy}")
         try:
             with opened.extractfile(members[name]) as stream:

@@ -34,7 +34,7 @@ _FEMNIST = _LEAF.format(name="femnist", more="-k 0 ")
 # As many users of CelebA are prepared as the longest sequence has tasks.
 _CELEBA_USERS = 20
 # In characters; file systems allow 255 bytes.
-_LONGEST_NAME = 200
+_MAX_NAME_LENGTH = 200
 
 
 def fceleba(table: Table, source: Path | None, data_root: Path) -> Iterator[RawTable]:
@@ -60,7 +60,7 @@ def fceleba(table: Table, source: Path | None, data_root: Path) -> Iterator[RawT
         where = f"{listings[split]}: user {_shown(user_of[task.name])}"
         if not set(labels) <= {0, 1}:
             raise UserError(f"{where} has a label other than 0 and 1: run LEAF's script again")
-        if not all(isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME for name in names):
+        if not all(isinstance(name, str) and 0 < len(name) <= _MAX_NAME_LENGTH for name in names):
             raise UserError(f"{where} lists something other than file names: run LEAF's script again")
         paths = [images / name for name in names]
         for path in paths:

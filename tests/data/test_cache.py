@@ -1,4 +1,4 @@
-"""Cache files: whatever byte is damaged, the content is the same or the damage is noticed."""
+"""Cache files: a flipped bit is detected, unless what is read stays the same."""
 
 import logging
 import random
@@ -54,7 +54,7 @@ def test_no_damaged_byte_changes_what_is_read(tmp_path, kind):
     whole = path.read_bytes()
     expected = content(cache.read(path, remedy="", kind=kind))
     draw = random.Random(0)
-    noticed = 0
+    detected = 0
     for place in draw.sample(range(len(whole)), 1500):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << draw.randrange(8)
@@ -64,10 +64,10 @@ def test_no_damaged_byte_changes_what_is_read(tmp_path, kind):
             found = content(cache.read(path, remedy="run `this`", kind=kind))
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
-            noticed += 1
+            detected += 1
         else:
             assert found == expected, f"byte {place}"
-    assert noticed > 100
+    assert detected > 100
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,13 @@ def test_arrays_are_read(array, protocol, module):
     assert numpy.array_equal(read, array)
 
 
+def test_an_object_that_occurs_twice_is_read_twice():
+    labels, array = [1, 2], numpy.arange(3)
+    read = safe_pickle.load(io.BytesIO(pickle.dumps([labels, labels, array, array, {"labels": labels}])))
+    assert read[:2] == [labels, labels] and read[4] == {"labels": labels}
+    assert numpy.array_equal(read[2], array) and numpy.array_equal(read[3], array)
+
+
 # What Python 2 writes for {"data": an array, "labels": [7L, "caf\xe9"]}.
 PYTHON_2 = {
     0: b"(dp0\nS'data'\np1\ncnumpy.core.multiarray\n_reconstruct\n"

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import MOST_PIXELS, decode_image
+from data.images import MAX_PIXELS, decode_image
 from data.loading import load_split
 from data.prepare import main as prepare
 from data.tables import load_table
@@ -62,7 +62,7 @@ def png(width: int, height: int, rows: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["EPS", "TIFF", "GIF", "BMP", "PPM", "PCX", "ICO", "WEBP"])
-def test_other_formats_are_refused_whatever_their_name(kind):
+def test_other_formats_are_refused_under_any_name(kind):
     content = saved(Image.new("RGB", (16, 16), (9, 9, 9)), kind)
     assert refused(decode, content) == "a.png is not a readable image (not PNG or JPEG): replace or delete it"
 
@@ -91,7 +91,7 @@ def test_pixel_bombs_are_refused_before_decoding(width, height, recwarn, monkeyp
 
 
 def test_the_largest_image_is_not_refused_for_its_size():
-    assert MOST_PIXELS == 8192 * 8192
+    assert MAX_PIXELS == 8192 * 8192
     assert "truncated" in refused(decode, png(8192, 8192, b"\0"))
 
 
@@ -145,7 +145,7 @@ def test_names_that_are_not_utf8(pictures, caplog):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_damaged_members_of_a_zip(make_tree, make_table, tmp_path, method):
-    """Whichever bytes are damaged, the archive is read or refused in one line."""
+    """An archive with any damaged bytes is read, or refused in one line."""
     root, toml = make_tree({"pets": ["cat"]}, train=2, test=1), make_table(ENTRY)
     names = sorted(path for path in (root / "pictures").rglob("*.png"))
     whole = io.BytesIO()
