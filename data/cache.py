@@ -23,6 +23,11 @@ _KEYS = {
     "image": _COMMON_KEYS | {"images", "mean", "std"},
     "text": _COMMON_KEYS | {"tokens", "encoder", "counts", "edition"},
 }
+_STATISTICS = ("mean", "std")
+_COUNTS = ("encoder", "counts", "edition")
+
+# Files whose content was verified in this process: path, size, time of the last change.
+_verified: set[tuple[str, int, int]] = set()
 
 
 def folder_of(data_root: Path, table: str) -> Path:
@@ -95,6 +100,7 @@ def _save(
         "fingerprint": _fingerprint(stored, labels, classes),
         **more,
     }
+    record["checksum"] = _checksum(record)
     buffer = io.BytesIO()
     torch.save(record, buffer)
     write_atomically(path, buffer.getvalue())
@@ -103,13 +109,92 @@ def _save(
 def read(path: Path, *, remedy: str, kind: str = "image") -> dict[str, Any]:
     """Read a cache file of `kind` "image" or "text". Its tensors stay memory-mapped.
 
+    The content is verified against its hashes, once per process and file.
+
+    Raises:
+        UserError: if it is truncated, damaged or not a cache; `remedy` ends the message.
+    """
+    return _verified_record(path, remedy=f"delete it and {remedy}", kind=kind)
+
+
+def _verified_record(path: Path, *, remedy: str, kind: str) -> dict[str, Any]:
+    record = _opened(path, remedy=remedy, kind=kind)
+    status = path.stat()
+    state = str(path.absolute()), status.st_size, status.st_mtime_ns
+    if state not in _verified:
+        damage = _damage(record, kind)
+        if damage:
+            raise UserError(f"{path} is damaged ({damage}): {remedy}")
+        _verified.add(state)
+    return record
+
+
+def is_intact(path: Path, *, kind: str = "image") -> bool:
+    """Whether `path` is an undamaged cache file."""
+    try:
+        read(path, remedy="", kind=kind)
+    except UserError:
+        return False
+    return True
+
+
+def classes_in(path: Path, *, remedy: str, kind: str = "image") -> list[str]:
+    """The classes of a cache file, without reading its samples.
+
     Raises:
         UserError: if it is truncated or not a cache; `remedy` ends the message.
     """
-    record = read_tensors(path, what=f"a cache of {kind}s", remedy=f"delete it and {remedy}", mmap=True)
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not record.keys() >= _KEYS[kind]:
-        raise UserError(f"{path} is not a cache of {kind}s of this version: delete it and {remedy}")
+    return _opened(path, remedy=f"delete it and {remedy}", kind=kind)["classes"]
+
+
+def _opened(path: Path, *, remedy: str, kind: str) -> dict[str, Any]:
+    record = read_tensors(path, what=f"a cache of {kind}s", remedy=remedy, mmap=True)
+    if (
+        not isinstance(record, dict)
+        or record.get("format") != FORMAT
+        or record.keys() - {"checksum"} != _KEYS[kind]
+    ):
+        raise UserError(f"{path} is not a cache of {kind}s of this version: {remedy}")
     return record
+
+
+def _damage(record: dict[str, Any], kind: str) -> str:
+    """What is wrong with a cache's content; empty if nothing is."""
+    import torch
+
+    images = kind == "image"
+    inputs, labels, classes = record["images" if images else "tokens"], record["labels"], record["classes"]
+    layouts = ((inputs, torch.uint8 if images else torch.int32, 4 if images else 2), (labels, torch.int64, 1))
+    for tensor, dtype, dimensions in layouts:
+        if not isinstance(tensor, torch.Tensor) or (tensor.dtype, tensor.dim()) != (dtype, dimensions):
+            return "its tensors have other types or shapes"
+        if tensor.layout != torch.strided or not tensor.is_contiguous():
+            return "its tensors have another layout"
+    if len(inputs) != len(labels):
+        return f"it has {len(inputs)} {kind}s and {len(labels)} labels"
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "its classes are not names"
+    # Caches of earlier versions have no checksum.
+    if "checksum" in record and record["checksum"] != _checksum(record):
+        return "its checksum does not match"
+    if record["fingerprint"] != _fingerprint(inputs, labels, tuple(classes)):
+        return "its fingerprint does not match"
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        return f"it has a label outside 0 to {len(classes) - 1}"
+    if images and not _plausible(record, channels=inputs.shape[1]):
+        return "its mean or std is impossible"
+    return ""
+
+
+def _plausible(record: dict[str, Any], *, channels: int) -> bool:
+    """Whether a cache's mean and std are numbers in [0, 1] per channel, with std above 0."""
+    for name in _STATISTICS:
+        values = record[name]
+        if not isinstance(values, list) or len(values) != channels:
+            return False
+        if not all(isinstance(value, float) and 0 <= value <= 1 for value in values):
+            return False
+    return min(record["std"]) > 0
 
 
 def read_or_build(
@@ -121,20 +206,24 @@ def read_or_build(
         return record
     with locked(path):
         # Another process may have built it while this one waited for the lock.
-        record = _current(path, kind, fits)
+        record = _current(path, kind, fits, warn=True)
         if record is not None:
             return record
         build()
     return read(path, remedy="run the same command again", kind=kind)
 
 
-def _current(path: Path, kind: str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+def _current(
+    path: Path, kind: str, fits: Callable[[dict[str, Any]], bool], *, warn: bool = False
+) -> dict[str, Any] | None:
+    """The cache at `path`; None if it must be built. `warn` logs why."""
     if not path.exists():
         return None
     try:
-        record = read(path, remedy="run the same command again", kind=kind)
+        record = _verified_record(path, remedy="rebuilding it", kind=kind)
     except UserError as error:
-        logging.warning("%s; rebuilding it", error)
+        if warn:
+            logging.warning("%s", error)
         return None
     return record if fits(record) else None
 
@@ -157,6 +246,13 @@ def channel_statistics(images: "Tensor") -> tuple[list[float], list[float]]:
         means.append(mean.item())
         stds.append(std if std > 0 else 1.0)
     return means, stds
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    """A hash of what decides a result beside the samples, which the fingerprint covers."""
+    covered = ("format", "classes", "signature", "fingerprint", *_STATISTICS, *_COUNTS)
+    content = [(name, record[name]) for name in covered if name in record]
+    return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _fingerprint(inputs: "Tensor", labels: "Tensor", classes: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,16 @@ import numpy
 import torch
 from torch import Tensor
 
-from data.raw_files import RawFile, RawImages, signature_of
+from data.raw_files import RawFile, RawImages, raw_file, reason, signature_of
 from data.tables import Table
 from utils.errors import UserError
+
+# Other decoders of Pillow stay out of reach; some start other programs, such as Ghostscript for EPS.
+FORMATS = ("PNG", "JPEG")
+# A small file can declare an image that does not fit into the memory.
+MAX_PIXELS = 1 << 26
+# A collection may pad its images to squares.
+MAX_SIDE = 1 << 14
 
 
 def raw_images(
@@ -39,7 +47,7 @@ def raw_images_at(
     prepare: Callable[[Any], Any] | None = None,
 ) -> RawImages:
     """The raw images at `paths`, which are out of date once a file's name, size or time changes."""
-    files = [RawFile(str(path), label, path.read_bytes) for path, label in zip(paths, labels, strict=True)]
+    files = [raw_file(path, label) for path, label in zip(paths, labels, strict=True)]
     signature = signature_of(paths, None, labels)
     return raw_images(files, table=table, signature=signature, prepare=prepare)
 
@@ -58,6 +66,8 @@ def decode_files(
     Raises:
         UserError: naming the first file that is not a complete image.
     """
+    from PIL import Image
+
     pixels = numpy.empty((len(files), size, size, channels), dtype=numpy.uint8)
 
     def decode_some(start: int) -> None:
@@ -67,7 +77,11 @@ def decode_files(
                 file.read(), name=file.name, size=size, channels=channels, prepare=prepare
             )
 
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+    with (
+        # Pillow's own limit is higher, and only a warning.
+        warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+        ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool,
+    ):
         # `list` re-raises a thread's exception here, that of the earliest file first.
         list(pool.map(decode_some, range(0, len(files), 64)))
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
@@ -84,21 +98,31 @@ def decode_image(
 ) -> numpy.ndarray:
     """Decode one image file to uint8 (size, size, channels).
 
-    Grey, palette and RGBA images are converted; images of another size are resized (bicubic).
+    PNG and JPEG are read. Grey, palette and RGBA images are converted; images of another size are resized
+    (bicubic).
 
     Args:
         name: identifies the file in error messages.
         prepare: applied to the Pillow image before it is resized.
 
     Raises:
-        UserError: if `content` is not an image or is truncated.
+        UserError: if `content` is not a PNG or JPEG image, is truncated, or has too many pixels.
     """
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+                raise UserError(
+                    f"{name} has {image.width}×{image.height} pixels, at most {MAX_PIXELS} in all and "
+                    f"{MAX_SIDE} per side are decoded: replace or delete it"
+                )
             image.load()
             image = _eight_bit(image).convert("RGB" if channels == 3 else "L")
+    except Image.UnidentifiedImageError as error:
+        raise UserError(
+            f"{name} is not a readable image (not {' or '.join(FORMATS)}): replace or delete it"
+        ) from error
     except (
         OSError,
         SyntaxError,
@@ -108,7 +132,7 @@ def decode_image(
         zlib.error,
         Image.DecompressionBombError,
     ) as error:
-        raise UserError(f"{name} is not a readable image ({error}): replace or delete it") from error
+        raise UserError(f"{name} is not a readable image ({reason(error)}): replace or delete it") from error
     if prepare is not None:
         image = prepare(image)
     if image.size != (size, size):

@@ -1,13 +1,19 @@
 """What a raw layout in `data/sources` hands over to be decoded or tokenised, then cached."""
 
 import hashlib
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.tables import Table, Task
 from utils.errors import UserError
+from utils.files import read_json
+
+# Size limit of one image or text. A larger file is something else and could fill the memory.
+MAX_BYTES = 1 << 28
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +26,55 @@ class RawFile:
     name: str
     label: int
     read: Callable[[], bytes]
+
+
+def raw_file(path: Path, label: int) -> RawFile:
+    """The raw file at `path`. Reading it raises a `UserError` if it is a FIFO, a device or too large."""
+    return RawFile(printable(str(path)), label, partial(_read, path))
+
+
+def _read(path: Path) -> bytes:
+    name = printable(str(path))
+    # Opening a FIFO would wait forever, and a device may have no end.
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{name} is not a regular file: remove it")
+    check_size(status.st_size, name=name)
+    return path.read_bytes()
+
+
+def check_size(size: int, *, name: str) -> None:
+    """Refuse a raw file of more than `MAX_BYTES`."""
+    if size > MAX_BYTES:
+        raise UserError(f"{name} has {size} bytes, at most {MAX_BYTES} are read: replace or delete it")
+
+
+def printable(name: str) -> str:
+    """A file's name for messages, with control characters and bytes that are not UTF-8 escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+
+
+def reason(error: BaseException) -> str:
+    """The beginning of an error's first line, printable; its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0][:120]).rstrip(":") if lines else type(error).__name__
+
+
+def encoded(name: str) -> bytes:
+    """A file's name for hashes. It may stand for bytes that are not UTF-8."""
+    return name.encode("utf-8", "surrogatepass")
+
+
+def read_listing(path: Path, *, remedy: str) -> dict:
+    """Read the JSON object that lists a collection's samples.
+
+    Raises:
+        UserError: if the file is missing or damaged, or nests too deep; `remedy` ends the message.
+    """
+    try:
+        return read_json(path, remedy=remedy)
+    except RecursionError as error:
+        raise UserError(f"{path} nests too deep: {remedy}") from error
 
 
 @dataclass(frozen=True)
@@ -107,7 +162,7 @@ def signature_of(paths: Sequence[Path], root: Path | None, labels: Sequence[int]
     for path in paths:
         status = path.stat()
         name = path.name if root is None else path.relative_to(root)
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(encoded(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
@@ -116,4 +171,4 @@ def in_test(name: str) -> bool:
 
     Depends on the name alone, so it is the same on every machine.
     """
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") % 5 == 0
+    return int.from_bytes(hashlib.sha256(encoded(name)).digest()[:8], "big") % 5 == 0

@@ -18,6 +18,19 @@ MODALITIES = ("image", "text")
 _SOURCES = ("folders", "digits", "docstrings", "archive")
 # Sources that come with an installation and so have no folder of raw files, and their modality.
 BUNDLED = {"digits": "image", "docstrings": "text"}
+# Words with a meaning to --dataset, --candidates, --backbone or --select. A task of such a name could not be
+# selected there.
+RESERVED = (
+    *("all", "same", "other", "random", "farthest", "nearest", "from_csv", "from_target"),
+    *("rsa", "cka", "leep", "nce", "logme", "hscore", "parc", "knn", "logistic", "accuracy", "room", "race"),
+)
+# Inclusive bounds of the numbers in a table.
+_SIZES = (1, 1024)
+_PADDINGS = (0, 64)
+_MEANS = (-1000, 1000)
+_STDS = (1e-6, 1000)
+# Names become folders, whose names are limited to 255 bytes.
+_MAX_NAME_BYTES = 200
 _TABLE_KEYS = {
     *("modality", "size", "channels", "augment", "source", "root", "text_root", "download", "mean", "std"),
     "tasks",
@@ -95,12 +108,12 @@ class Table:
         """
         which = str(which)
         if _ID.fullmatch(which):
-            found = [task for task in self.tasks if task.id == int(which)]
+            found = [task for task in self.tasks if task.id == _id(which)]
         else:
             found = [task for task in self.tasks if task.name == which]
         if not found:
             known = ", ".join(f"{task.id} {task.name}" for task in self.tasks)
-            raise UserError(f"table {self.name} has no task {which!r}: choose from {known}")
+            raise UserError(f"table {self.name} has no task {_cut(which)!r}: choose from {known}")
         return found[0]
 
     def select(self, spec: str) -> tuple[Task, ...]:
@@ -140,11 +153,29 @@ class Table:
         bounds = _RANGE.fullmatch(part)
         if bounds is None:
             return [self.task(part)]
-        first, last = int(bounds.group(1)), int(bounds.group(2))
+        self.task(bounds.group(1)), self.task(bounds.group(2))
+        first, last = _id(bounds.group(1)), _id(bounds.group(2))
         if first > last:
             raise UserError(f"the range {part} is reversed: write {last}-{first}")
-        self.task(str(first)), self.task(str(last))
         return [task for task in self.tasks if first <= task.id <= last]
+
+
+def _id(text: str) -> int:
+    """A task's id; Python refuses to convert thousands of digits."""
+    return int(text) if len(text) < 100 else -1
+
+
+def _cut(text: str) -> str:
+    """The beginning of `text`, short enough for a message."""
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _shown(value: object) -> str:
+    """A setting's value, for a message."""
+    try:
+        return _cut(repr(value))
+    except ValueError:  # Python refuses to print thousands of digits
+        return "a number of thousands of digits"
 
 
 def known_tables() -> tuple[str, ...]:
@@ -191,7 +222,9 @@ def _known() -> dict[str, Any]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise UserError(f"{path} nests too deep: correct it") from error
+    except ValueError as error:  # invalid TOML or UTF-8, or a number of thousands of digits
         raise UserError(f"{path} is not valid TOML ({error}): correct it") from error
 
 
@@ -208,13 +241,11 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
         raise UserError(f'{where} has no root: add the folder of its images, e.g. root = "{name}"')
     for modality, root in roots.items():
         if not isinstance(root, str):
-            raise UserError(f"{where}: {_ROOT_KEYS[modality]} is {root!r}: write the name of a folder")
+            raise UserError(f"{where}: {_ROOT_KEYS[modality]} is {_shown(root)}: write the name of a folder")
     channels = _integer(entry, "channels", 3, where)
     if channels not in (1, 3):
-        raise UserError(f"{where}: channels is {channels}: write 1 (grey) or 3 (RGB)")
-    size = _integer(entry, "size", 32, where)
-    if size < 1:
-        raise UserError(f"{where}: size is {size}: write a number of pixels")
+        raise UserError(f"{where}: channels is {_shown(channels)}: write 1 (grey) or 3 (RGB)")
+    size = _integer(entry, "size", 32, where, bounds=_SIZES)
     download = _boolean(entry, "download", where)
     usual = BUNDLED.get(source, "text" if given == ["text"] else "image")
     modality = _choice(entry, "modality", MODALITIES, where, default=usual)
@@ -307,7 +338,7 @@ def _completed(entry: Mapping, earlier: Sequence[Task], *, where: str) -> Mappin
         return entry
     twins = [task for task in earlier if task.name == entry["twin"]]
     if not twins:
-        raise UserError(f"{where}: twin is {entry['twin']!r}: name an earlier task")
+        raise UserError(f"{where}: twin is {_shown(entry['twin'])}: name an earlier task")
     (twin,) = twins
     return {"classes": list(twin.classes), "folder": twin.folder} | entry
 
@@ -316,7 +347,7 @@ def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_roo
     """A task of another known table, with that table's classes, normalisation, raw files and cache."""
     if entry["table"] not in known_tables() or entry["table"] == table.name:
         known = ", ".join(known_tables())
-        raise UserError(f"{where}: table is {entry['table']!r}: choose another of {known}")
+        raise UserError(f"{where}: table is {_shown(entry['table'])}: choose another of {known}")
     origin = load_table(entry["table"], data_root=data_root)
     if (origin.channels, origin.size) != (table.channels, table.size):
         raise UserError(
@@ -352,7 +383,7 @@ class _Folders:
         found = self._cached(task)
         if not found:
             raise UserError(f"{self.caches / task} holds no cache: {remedy}")
-        return cache.read(found[0], remedy=remedy, kind=self.modality)["classes"]
+        return cache.classes_in(found[0], remedy=remedy, kind=self.modality)
 
     def classes(self, task: str, folder: str) -> list[str]:
         if not self.root.is_dir() and self._cached(task):
@@ -402,11 +433,33 @@ def _check_name(name: object, kind: str, where: str) -> None:
             f"{where}: {name!r} cannot be the name of a {kind}: "
             "it becomes a folder, so leave out '/', '\\', ',', control characters and a leading '.' or space"
         )
-    # `Table.select` would take such a name for an id, a range or all tasks.
-    if kind == "task" and (name == "all" or _ID.fullmatch(name) or _RANGE.fullmatch(name)):
+    if not _is_utf8(name) or len(name.encode()) > _MAX_NAME_BYTES:
+        raise UserError(
+            f"{where}: {_cut(name)!r} cannot be the name of a {kind}: "
+            f"it becomes a folder, so use at most {_MAX_NAME_BYTES} bytes of UTF-8"
+        )
+    if kind in ("task", "table") and name.startswith("-"):
+        raise UserError(
+            f"{where}: the {kind} name {name!r} reads as a flag on the command line: rename it, e.g. "
+            f"{kind}_{name.lstrip('-')}"
+        )
+    # `Table.select` would take such a name for an id or a range.
+    if kind == "task" and (_ID.fullmatch(name) or _RANGE.fullmatch(name)):
         raise UserError(
             f"{where}: the task name {name!r} reads as an id or a range: rename it, e.g. task_{name}"
         )
+    if kind == "task" and name in RESERVED:
+        raise UserError(
+            f"{where}: the task name {name!r} has a meaning on the command line: rename it, e.g. task_{name}"
+        )
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_classes(classes: object, where: str) -> None:
@@ -428,39 +481,49 @@ def _statistics(entry: Mapping, channels: int, where: str) -> tuple[tuple | None
         values = entry[key]
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if not numbers or len(values) != channels:
-            raise UserError(f"{where}: {key} is {values}: write one number for each of {channels} channels")
-    if min(entry["std"]) <= 0:
-        raise UserError(f"{where}: std is {entry['std']}: write numbers above 0")
+            raise UserError(
+                f"{where}: {key} is {_shown(values)}: write one number for each of {channels} channels"
+            )
+    if not all(value > 0 for value in entry["std"]):
+        raise UserError(f"{where}: std is {_shown(entry['std'])}: write numbers above 0")
+    for key, (least, most) in (("mean", _MEANS), ("std", _STDS)):
+        if not all(least <= value <= most for value in entry[key]):
+            raise UserError(
+                f"{where}: {key} is {_shown(entry[key])}: write numbers from {least} to {most}, "
+                "in units of the full range of a pixel"
+            )
     return tuple(map(float, entry["mean"])), tuple(map(float, entry["std"]))
 
 
 def _augmentation(entry: object, where: str) -> Augmentation:
     where = f"{where} augment"
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where} is {entry!r}: write e.g. {{ crop_padding = 4, flip = true }}")
+        raise UserError(f"{where} is {_shown(entry)}: write e.g. {{ crop_padding = 4, flip = true }}")
     _check_keys(entry, _AUGMENT_KEYS, where)
-    padding = _integer(entry, "crop_padding", 0, where)
-    if padding < 0:
-        raise UserError(f"{where}: crop_padding is {padding}: write 0 or a number of pixels")
+    padding = _integer(entry, "crop_padding", 0, where, bounds=_PADDINGS)
     return Augmentation(crop_padding=padding, flip=_boolean(entry, "flip", where))
 
 
 def _choice(entry: Mapping, key: str, known: Sequence[str], where: str, *, default: str | None = None) -> str:
     value = entry.get(key, default or known[0])
     if value not in known:
-        raise UserError(f"{where}: {key} is {value!r}: choose from {', '.join(known)}")
+        raise UserError(f"{where}: {key} is {_shown(value)}: choose from {', '.join(known)}")
     return value
 
 
-def _integer(entry: Mapping, key: str, default: int, where: str) -> int:
+def _integer(
+    entry: Mapping, key: str, default: int, where: str, *, bounds: tuple[int, int] | None = None
+) -> int:
     value = entry.get(key, default)
     if type(value) is not int:
-        raise UserError(f"{where}: {key} is {value!r}: write a whole number")
+        raise UserError(f"{where}: {key} is {_shown(value)}: write a whole number")
+    if bounds is not None and not bounds[0] <= value <= bounds[1]:
+        raise UserError(f"{where}: {key} is {_shown(value)}: write a number from {bounds[0]} to {bounds[1]}")
     return value
 
 
 def _boolean(entry: Mapping, key: str, where: str) -> bool:
     value = entry.get(key, False)
     if type(value) is not bool:
-        raise UserError(f"{where}: {key} is {value!r}: write true or false")
+        raise UserError(f"{where}: {key} is {_shown(value)}: write true or false")
     return value

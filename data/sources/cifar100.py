@@ -1,25 +1,35 @@
 """CIFAR-100: the published PNG tree, or the authors' pickled batches, which are downloaded if necessary."""
 
+import io
 import logging
 import tarfile
 import urllib.error
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy
 import torch
 
 from data import cache, safe_pickle
-from data.raw_files import RawImages, RawTable
+from data.archives import DAMAGED
+from data.raw_files import RawImages, RawTable, reason
 from data.sources import folders
 from data.tables import Table, Task
 from utils.errors import UserError
 
 # The folder, or the archive, of the pickled batches.
 FOLDER = "cifar-100-python"
+
+_CLASSES = 100
+_AGAIN = "download it again"
+
+# The largest of the files has 154 MB. A compressed archive can hold far more than its own size.
+_MAX_BYTES = 1 << 30
+
+# Returns the content of one of the three files, by its name.
+_Read = Callable[[str], bytes]
 
 
 def raw_tables(table: Table, source: Path | None, data_root: Path) -> Iterator[RawTable]:
@@ -66,18 +76,11 @@ def _from_batches(table: Table, source: Path) -> RawTable:
     """Read the pickled batches, in an extracted folder or in the archive itself."""
     logging.info("reading %s", source)
     with ExitStack() as stack:
-        open_file = _folder_opener(source) if source.is_dir() else _tar_opener(source, stack)
-        class_names = _batch(open_file, "meta", ["fine_label_names"])["fine_label_names"]
-        batches = {
-            split: _batch(open_file, split, ["data", "fine_labels", "filenames"]) for split in cache.SPLITS
-        }
-    labels_of = {name.decode(): label for label, name in enumerate(class_names)}
-    for split, batch in batches.items():
-        count = len(batch["fine_labels"])
-        data = batch["data"]
-        shape = getattr(data, "shape", None)
-        if shape != (count, 3072) or data.dtype != numpy.uint8 or len(batch["filenames"]) != count:
-            raise UserError(f"{source}/{split} does not hold {count} images of 3×32×32: download it again")
+        read = _folder_reader(source) if source.is_dir() else _tar_reader(source, stack)
+        meta = _content(read, "meta", source)
+        batches = {split: _batch(read, split, source) for split in cache.SPLITS}
+    class_names = _names(meta, "fine_label_names", where=f"{source}/meta")
+    labels_of = {name: label for label, name in enumerate(class_names)}
     if (table.channels, table.size) != (3, 32):
         raise UserError(
             f"{source} holds images of 3×32×32, but table {table.name} needs "
@@ -101,36 +104,69 @@ def _from_batches(table: Table, source: Path) -> RawTable:
     return RawTable(table, split_of)
 
 
-def _batch(open_file: Callable[[str], BinaryIO], name: str, keys: Sequence[str]) -> dict[str, Any]:
-    with closing(open_file(name)) as stream:
-        where = getattr(stream, "name", name)
-        content = safe_pickle.load(stream, name=where)
-    if not isinstance(content, dict) or not all(key.encode() in content for key in keys):
-        raise UserError(f"{where} lacks {', '.join(keys)}: it is not CIFAR-100's, download it again")
-    return {key: content[key.encode()] for key in keys}
+def _batch(read: _Read, name: str, source: Path) -> dict[str, Any]:
+    """The checked pixels uint8 (N, 3072), labels and file names of one split."""
+    content = _content(read, name, source)
+    data, labels = content.get("data"), content.get("fine_labels")
+    where = f"{source}/{name}"
+    files = _names(content, "filenames", where=where)
+    if isinstance(labels, numpy.ndarray):
+        labels = labels.tolist()
+    if not isinstance(labels, list) or not all(isinstance(label, int | numpy.integer) for label in labels):
+        raise UserError(f"{where} has no list of numbers fine_labels: it is not CIFAR-100's, {_AGAIN}")
+    if not all(0 <= label < _CLASSES for label in labels):
+        raise UserError(f"{where} has a label outside 0 to {_CLASSES - 1}: {_AGAIN}")
+    count = len(labels)
+    shape = (data.shape, data.dtype) if isinstance(data, numpy.ndarray) else None
+    if shape != ((count, 3072), numpy.uint8) or len(files) != count:
+        raise UserError(f"{where} does not hold {count} images of 3×32×32 with their names: {_AGAIN}")
+    return {"data": data, "fine_labels": labels, "filenames": files}
 
 
-def _folder_opener(folder: Path) -> Callable[[str], BinaryIO]:
-    def open_file(name: str) -> BinaryIO:
+def _names(content: dict[str, Any], key: str, *, where: str) -> list[str]:
+    values = content.get(key)
+    if not isinstance(values, list) or not all(isinstance(value, bytes | str) for value in values):
+        raise UserError(f"{where} has no list of names {key}: it is not CIFAR-100's, {_AGAIN}")
+    return [value.decode("latin-1") if isinstance(value, bytes) else value for value in values]
+
+
+def _content(read: _Read, name: str, source: Path) -> dict[str, Any]:
+    content = safe_pickle.load(io.BytesIO(read(name)), name=f"{source}/{name}")
+    if not isinstance(content, dict):
+        raise UserError(f"{source}/{name} holds no dictionary: it is not CIFAR-100's, {_AGAIN}")
+    return {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+
+
+def _folder_reader(folder: Path) -> _Read:
+    def read(name: str) -> bytes:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} not found: extract {FOLDER}.tar.gz again")
-        return (folder / name).open("rb")
+        return (folder / name).read_bytes()
 
-    return open_file
+    return read
 
 
-def _tar_opener(archive: Path, stack: ExitStack) -> Callable[[str], BinaryIO]:
-    remedy = "delete it and download it again"
+def _tar_reader(archive: Path, stack: ExitStack) -> _Read:
+    remedy = f"delete it and {_AGAIN}"
     try:
         opened = stack.enter_context(tarfile.open(archive))  # noqa: SIM115 - the stack closes it
-        members = {Path(member.name).name: member for member in opened if member.isfile()}
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive} is truncated or not a tar archive ({error}): {remedy}") from error
+        members = {Path(member.name).name: member for member in opened if member.isreg()}
+    except PermissionError:
+        raise
+    except (tarfile.TarError, *DAMAGED) as error:
+        raise UserError(f"{archive} is truncated or not a tar archive ({reason(error)}): {remedy}") from error
 
-    def open_file(name: str) -> BinaryIO:
-        stream = opened.extractfile(members[name]) if name in members else None
-        if stream is None:
+    def read(name: str) -> bytes:
+        if name not in members:
             raise UserError(f"{archive}/{FOLDER}/{name} not found: {remedy}")
-        return stream
+        if members[name].size > _MAX_BYTES:
+            raise UserError(f"{archive}/{FOLDER}/{name} has {members[name].size} bytes: {remedy}")
+        try:
+            with opened.extractfile(members[name]) as stream:
+                return stream.read()
+        except (tarfile.TarError, *DAMAGED) as error:
+            raise UserError(
+                f"{archive}/{FOLDER}/{name} cannot be read ({reason(error)}): {remedy}"
+            ) from error
 
-    return open_file
+    return read

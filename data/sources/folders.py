@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.archives import open_zip, zipped_file
 from data.images import raw_images
-from data.raw_files import RawFile, RawSplit, RawTable
+from data.raw_files import RawFile, RawSplit, RawTable, encoded, raw_file
 from data.tables import Table, Task
 from data.text import raw_texts
 from utils.errors import UserError
@@ -78,8 +78,8 @@ def from_tree(root: Path, table: Table, task: Task, split: str) -> RawSplit:
             raise UserError(f"{folder / name} holds no {task.modality}s: {remedy}")
         for entry in sorted(found, key=lambda entry: entry.name):
             status = entry.stat()
-            digest.update(f"{name}/{entry.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-            files.append(RawFile(entry.path, label, Path(entry.path).read_bytes))
+            digest.update(encoded(f"{name}/{entry.name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+            files.append(raw_file(Path(entry.path), label))
     return _raw_split(files, table, task, signature=digest.hexdigest())
 
 
@@ -168,6 +168,6 @@ def _split_of_zip(
             where = root_of(table, task.modality, Path(archive.filename)) / split / task.folder / class_name
             raise UserError(f"{where} not found: give a complete archive of {table.name}")
         for member in sorted(found, key=lambda member: member.filename):
-            digest.update(f"{member.filename}\0{member.file_size}\0{member.CRC}\n".encode())
+            digest.update(encoded(f"{member.filename}\0{member.file_size}\0{member.CRC}\n"))
             files.append(zipped_file(archive, member, label))
     return _raw_split(files, table, task, signature=digest.hexdigest())

@@ -6,22 +6,24 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
 from data import cache, safe_pickle
-from data.raw_files import RawImages, RawTable, required_folder, signature_of, with_tasks
-from data.tables import Table, Task
+from data.raw_files import RawImages, RawTable, read_listing, required_folder, signature_of, with_tasks
+from data.tables import Table, Task, subfolders
 from utils.errors import UserError
-from utils.files import read_json, write_atomically
+from utils.files import write_atomically
 
 _ORIGIN = (
     "the extracted downsampled ImageNet (32×32, train/ and test/) of https://image-net.org/download-images"
 )
 # A place below the data folder that is accepted beside the table's root.
 _OTHER_ROOT = "imagenet32"
+_NUMBERS = (int, float, numpy.integer, numpy.floating)
 _BATCHES = {
     "train": tuple(f"train/train_data_batch_{number}" for number in range(1, 11)),
     "test": ("test/val_data",),
@@ -44,7 +46,7 @@ def raw_tables(table: Table, source: Path | None, data_root: Path) -> Iterator[R
             raise UserError(f"{path} not found: put {_ORIGIN} at {root}, or give its folder as --source")
     signature = signature_of(paths, root)
     stamp = cache.folder_of(data_root, table.name) / "prepared.json"
-    if stamp.exists() and read_json(stamp, remedy="delete it").get("signature") == signature:
+    if _is_current(stamp, signature):
         logging.info("%s is up to date", stamp.parent)
         return
     stamp.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,17 @@ def raw_tables(table: Table, source: Path | None, data_root: Path) -> Iterator[R
 
         yield RawTable(with_tasks(table, {name: (name,) for name in labels}), split_of)
     write_atomically(stamp, json.dumps({"signature": signature}) + "\n")
+
+
+def _is_current(stamp: Path, signature: str) -> bool:
+    """Whether the cache beside `stamp` was made from these raw files and is complete and undamaged."""
+    if not stamp.exists() or read_listing(stamp, remedy="delete it").get("signature") != signature:
+        return False
+    return all(
+        cache.is_intact(stamp.parent / name / f"{split}.pt")
+        for name in subfolders(stamp.parent)
+        for split in cache.SPLITS
+    )
 
 
 def _find_root(table: Table, data_root: Path) -> Path:
@@ -99,18 +112,26 @@ def _batch(path: Path, table: Table) -> tuple[numpy.ndarray, numpy.ndarray]:
     remedy = f"download it again ({_ORIGIN})"
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no dictionary: {remedy}")
-    content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
+    content = {
+        key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in content.items()
+    }
     data, labels = content.get("data"), content.get("labels")
     width = table.channels * table.size**2
     if not isinstance(data, numpy.ndarray) or data.dtype != numpy.uint8 or data.shape[1:] != (width,):
         found = f"{data.dtype} {data.shape}" if isinstance(data, numpy.ndarray) else type(data).__name__
         raise UserError(f"{path}: data is {found}, not uint8 (N, {width}): {remedy}")
-    try:
-        labels = numpy.asarray(labels, dtype=numpy.int64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: labels are not integers ({error}): {remedy}") from error
     if not len(data):
         raise UserError(f"{path} holds no images: {remedy}")
-    if labels.shape != (len(data),) or not 1 <= labels.min() <= labels.max() <= 1000:
-        raise UserError(f"{path}: labels are not {len(data)} numbers from 1 to 1000: {remedy}")
-    return data, labels
+    labels = _whole_numbers(labels)
+    if labels is None or labels.shape != (len(data),) or not 1 <= labels.min() <= labels.max() <= 1000:
+        raise UserError(f"{path}: labels are not {len(data)} whole numbers from 1 to 1000: {remedy}")
+    return data, labels.astype(numpy.int64)
+
+
+def _whole_numbers(labels: Any) -> numpy.ndarray | None:
+    """Labels as an array of whole numbers of any type; None if they are something else."""
+    if isinstance(labels, list) and all(isinstance(label, _NUMBERS) for label in labels):
+        labels = numpy.asarray(labels)
+    if not isinstance(labels, numpy.ndarray) or labels.dtype.kind not in "iuf":
+        return None
+    return labels if (labels == numpy.floor(labels)).all() else None

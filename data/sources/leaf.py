@@ -12,10 +12,17 @@ from torch import Tensor
 
 from data import cache
 from data.images import raw_images_at
-from data.raw_files import RawImages, RawTable, required_folder, signature_of, with_tasks
+from data.raw_files import (
+    RawImages,
+    RawTable,
+    printable,
+    read_listing,
+    required_folder,
+    signature_of,
+    with_tasks,
+)
 from data.tables import Table, Task
 from utils.errors import UserError
-from utils.files import read_json
 
 _LEAF = (
     "the output of https://github.com/TalwalkarLab/leaf "
@@ -26,6 +33,8 @@ _FEMNIST = _LEAF.format(name="femnist", more="-k 0 ")
 
 # As many users of CelebA are prepared as the longest sequence has tasks.
 _CELEBA_USERS = 20
+# In characters; file systems allow 255 bytes.
+_MAX_NAME_LENGTH = 200
 
 
 def fceleba(table: Table, source: Path | None, data_root: Path) -> Iterator[RawTable]:
@@ -40,19 +49,26 @@ def fceleba(table: Table, source: Path | None, data_root: Path) -> Iterator[RawT
     users = list(contents["train"])[:_CELEBA_USERS]
     for user in users:
         if user not in contents["test"]:
-            raise UserError(f"{listings['test']} lacks user {user}, who is in train: run LEAF's script again")
+            raise UserError(
+                f"{listings['test']} lacks user {_shown(user)}, who is in train: run LEAF's script again"
+            )
     width = len(str(_CELEBA_USERS))
     user_of = {f"user_{number:0{width}}": user for number, user in enumerate(users, start=1)}
 
     def split_of(task: Task, split: str) -> RawImages:
         names, labels = contents[split][user_of[task.name]]
-        where = f"{listings[split]}: user {user_of[task.name]}"
+        where = f"{listings[split]}: user {_shown(user_of[task.name])}"
         if not set(labels) <= {0, 1}:
             raise UserError(f"{where} has a label other than 0 and 1: run LEAF's script again")
-        paths = [images / str(name) for name in names]
+        if not all(isinstance(name, str) and 0 < len(name) <= _MAX_NAME_LENGTH for name in names):
+            raise UserError(f"{where} lists something other than file names: run LEAF's script again")
+        paths = [images / name for name in names]
         for path in paths:
             if not path.is_file():
-                raise UserError(f"{path} not found, but {where} lists it: extract img_align_celeba.zip there")
+                raise UserError(
+                    f"{printable(str(path))} not found, but {where} lists it: "
+                    "extract img_align_celeba.zip there"
+                )
         return raw_images_at(paths, labels, table=table)
 
     yield RawTable(with_tasks(table, dict.fromkeys(user_of, ("0", "1"))), split_of)
@@ -96,10 +112,11 @@ def _femnist_images(path: Path, table: Table, *, remedy: str) -> tuple[Tensor, T
     if len(users) != 1:
         raise UserError(f"{path} has {len(users)} users instead of one: {again}")
     ((user, (rows, labels)),) = users.items()
+    user = _shown(user)
     try:
         pixels = numpy.asarray(rows, dtype=numpy.float32)
         answers = numpy.asarray(labels, dtype=numpy.int64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: user {user} has samples that are not numbers ({error}): {again}") from error
     if pixels.shape != (len(labels), table.size**2):
         raise UserError(f"{path}: user {user} has images that are not {table.size}×{table.size}: {again}")
@@ -117,22 +134,31 @@ def _users(path: Path, *, remedy: str) -> dict[str, tuple[list, list]]:
     Raises:
         UserError: if the file is missing or truncated, or a user has no samples or not one label for each.
     """
-    content = read_json(path, remedy=remedy)
+    content = read_listing(path, remedy=remedy)
     users, data = content.get("users"), content.get("user_data")
     if not isinstance(users, list) or not users or not isinstance(data, dict):
         raise UserError(f"{path} has no users and user_data: {remedy}")
     samples: dict[str, tuple[list, list]] = {}
     for user in users:
-        entry: Any = data.get(user)
+        entry: Any = data.get(user) if isinstance(user, str) else None
         x, y = (entry.get("x"), entry.get("y")) if isinstance(entry, dict) else (None, None)
         if not isinstance(x, list) or not isinstance(y, list) or not x or len(x) != len(y):
             raise UserError(
-                f"{path}: user {user} has no samples, or not a label for each: run LEAF's script again"
+                f"{path}: user {_shown(user)} has no samples, or not a label for each: "
+                "run LEAF's script again"
             )
-        try:
-            samples[user] = (x, [int(label) for label in y])
-        except (TypeError, ValueError) as error:
+        if not all(_is_whole(label) for label in y):
             raise UserError(
-                f"{path}: user {user} has a label that is not a number ({error}): run LEAF's script again"
-            ) from error
+                f"{path}: user {_shown(user)} has a label that is not a whole number: run LEAF's script again"
+            )
+        samples[user] = (x, [int(label) for label in y])
     return samples
+
+
+def _is_whole(label: object) -> bool:
+    return type(label) is int or (type(label) is float and label.is_integer())
+
+
+def _shown(user: object) -> str:
+    """A user's name for messages; damaged files hold anything instead."""
+    return printable(user[:80]) if isinstance(user, str) else f"of type {type(user).__name__}"

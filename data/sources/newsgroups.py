@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data import cache
 from data.archives import open_zip, zipped_file
-from data.raw_files import RawFile, RawTable, RawTexts, Text, in_test
+from data.raw_files import RawFile, RawTable, RawTexts, Text, encoded, in_test, raw_file
 from data.sources import cifar100
 from data.tables import Table, Task
 from utils.errors import UserError
@@ -103,7 +103,7 @@ def _archive_split(posts_of: _Posts, task: Task, split: str) -> RawTexts:
     files = []
     for label, group in enumerate(task.classes):
         for name, stamp, file in posts_of(group, label):
-            digest.update(f"{name}\0{stamp}\n".encode())
+            digest.update(encoded(f"{name}\0{stamp}\n"))
             if in_test(name) == (split == "test"):
                 files.append(file)
     signature = f"20 newsgroups, version {_VERSION}, {digest.hexdigest()}"
@@ -124,7 +124,7 @@ def _extracted(folder: Path, group: str, label: int) -> list[tuple[str, str, Raw
     for path in sorted(path for path in where.iterdir() if not path.name.startswith(".")):
         status = path.stat()
         stamp = f"{status.st_size} {status.st_mtime_ns}"
-        posts.append((f"{group}/{path.name}", stamp, RawFile(str(path), label, path.read_bytes)))
+        posts.append((f"{group}/{path.name}", stamp, raw_file(path, label)))
     return posts
 
 

@@ -42,7 +42,7 @@ def _validation_images(val: Path, names: Sequence[str], *, root: Path) -> dict[s
     if not listing.is_file():
         raise UserError(f"{listing} not found: put {_ORIGIN} at {root}")
     found: dict[str, list[Path]] = {name: [] for name in names}
-    for number, line in enumerate(listing.read_text().splitlines(), start=1):
+    for number, line in enumerate(listing.read_text(errors="replace").splitlines(), start=1):
         file, wnid, *_ = (*line.split("\t"), "", "")
         if wnid not in found:
             raise UserError(

@@ -1,6 +1,6 @@
 import pytest
 
-from data.tables import Augmentation, known_tables, load_table
+from data.tables import RESERVED, Augmentation, known_tables, load_table
 from utils.errors import UserError
 
 PICTURES = '[pictures]\nroot = "pictures"\nsize = 8\n'
@@ -118,6 +118,22 @@ def test_tasks_without_mean_and_std_use_the_tables(tmp_path, make_table):
             "has images, but the source docstrings has texts",
         ),
         ("augment = { flip = 1 }", "true or false"),
+        ("size = 100000", "size is 100000: write a number from 1 to 1024"),
+        ("size = 0", "size is 0: write a number from 1 to 1024"),
+        ("size = 0x1" + "0" * 5000, "size is a number of thousands of digits"),
+        ("channels = 0x1" + "0" * 5000, "channels is a number of thousands of digits"),
+        ("augment = { crop_padding = 100000 }", "crop_padding is 100000: write a number from 0 to 64"),
+        ("augment = { crop_padding = -1 }", "crop_padding is -1: write a number from 0 to 64"),
+        ("mean = [0, 0, 0]\nstd = [1, 1, inf]", "std is .*write numbers from"),
+        ("mean = [0, 0, 0]\nstd = [1, 1, nan]", "std is .*above 0"),
+        ("mean = [0, 0, 0]\nstd = [1, 1, 1e-300]", "std is .*write numbers from"),
+        ("mean = [0, 0, nan]\nstd = [1, 1, 1]", "mean is .*write numbers from"),
+        ("mean = [0, 0, -inf]\nstd = [1, 1, 1]", "mean is .*write numbers from"),
+        ("mean = [0, 0, 0x1" + "0" * 5000 + "]\nstd = [1, 1, 1]", "mean is a number of thousands of digits"),
+        ("size = " + "9" * 5000, "not valid TOML"),
+        ("size = " + "[" * 5000 + "]" * 5000, "nests too deep"),
+        (f'tasks = [{{ name = "{"a" * 201}", classes = ["x"] }}]', "at most 200 bytes"),
+        ('tasks = [{ name = "1-2", classes = ["x"] }]', "reads as an id or a range"),
         ("size = ", "not valid TOML"),
     ],
 )
@@ -126,6 +142,32 @@ def test_an_invalid_entry_is_refused_by_name(tmp_path, make_table, entry, messag
     with pytest.raises(UserError, match=message) as caught:
         load_table(str(path), data_root=tmp_path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*RESERVED, "-x", "--help", "-"])
+def test_task_names_of_the_command_line_are_refused(tmp_path, make_table, name):
+    path = make_table(PICTURES + f'tasks = [{{ name = "{name}", classes = ["x"] }}]')
+    with pytest.raises(
+        UserError, match=rf"task 1: the task name '{name}' .* command line: rename it"
+    ) as caught:
+        load_table(str(path), data_root=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_with_such_names_are_refused(make_tree, make_table):
+    root = make_tree({"same": ["cat"]})
+    with pytest.raises(UserError, match="the task name 'same' has a meaning"):
+        load_table(str(make_table(PICTURES)), data_root=root)
+    (root / "pictures/train/same").rename(root / "pictures/train/caf\udce9")
+    with pytest.raises(UserError, match=r"'caf\\udce9' cannot be the name of a task.*UTF-8"):
+        load_table(str(make_table(PICTURES)), data_root=root)
+
+
+def test_a_long_id_is_refused_in_a_short_line(cifar):
+    for spec in ("9" * 5000, "1-" + "9" * 5000):
+        with pytest.raises(UserError, match="has no task '9") as caught:
+            cifar.select(spec)
+        assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_imagenet32_refused(imagenet):
     with pytest.raises(UserError, match="train_data_batch_3 holds no images: download it again"):
         prepare(["imagenet32", "--data_root", str(root)])
     imagenet_batch(folder / "train" / "train_data_batch_3", [0, 2], seed=0)
-    with pytest.raises(UserError, match="not 2 numbers from 1 to 1000"):
+    with pytest.raises(UserError, match="not 2 whole numbers from 1 to 1000"):
         prepare(["imagenet32", "--data_root", str(root)])
 
     class Harmful:
@@ -121,3 +121,18 @@ def test_imagenet32_missing(imagenet, place):
         UserError, match=rf"{root}/{place}/test/val_data not found: put .* at {root}/{place},"
     ):
         prepare(["imagenet32", "--data_root", str(root)])
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_imagenet32_prepares_again_what_is_damaged(imagenet, monkeypatch, damage):
+    root, batches, _ = imagenet
+    prepare(["imagenet32", "--data_root", str(root)])
+    path = root / "cache" / "imagenet32" / "class_0001" / "train.pt"
+    whole = path.read_bytes()
+    pixels = batches[0][0].tobytes()
+    path.unlink()
+    if damage == "flipped":
+        path.write_bytes(whole.replace(pixels, bytes([pixels[0] ^ 1]) + pixels[1:]))
+        monkeypatch.setattr("data.cache._verified", set())
+    prepare(["imagenet32", "--data_root", str(root)])
+    assert first_pixels(root) == pixels

@@ -103,7 +103,7 @@ def test_femnist(femnist):
         (lambda user: user["x"].pop(), "not a label for each"),
         (lambda user: user["x"][0].pop(), "samples that are not numbers|not 28×28"),
         (lambda user: user["y"].__setitem__(0, 62), "a label outside 0 to 61"),
-        (lambda user: user["y"].__setitem__(0, "cat"), "a label that is not a number"),
+        (lambda user: user["y"].__setitem__(0, "cat"), "a label that is not a whole number"),
         (lambda user: user["x"][0].__setitem__(0, 2.5), "pixels outside 0 to 1"),
         (lambda user: user.clear(), "has no samples"),
     ],
