@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Stage 3-2 across modalities: train the target on a backbone that holds the target's own K/V projection."""
 
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
+
 import argparse
 from collections.abc import Sequence
 
 from pipeline import flags, multimodal
-from utils import errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:

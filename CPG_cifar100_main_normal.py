@@ -4,11 +4,15 @@
 With --total_num_tasks, learn all tasks in sequence in one network instead.
 """
 
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
+
 import argparse
 from collections.abc import Sequence
 
 from pipeline import cpg, cpg_sequence, flags
-from utils import errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:

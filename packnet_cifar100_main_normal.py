@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Stage 1: train every task's scratch network, with PackNet's layers and masks."""
 
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
+
 import argparse
 from collections.abc import Sequence
 
 from pipeline import flags, scratch
-from utils import errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,11 +4,15 @@
 Compares image tasks, and tasks of any modality with an architecture that reads several.
 """
 
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
+
 import argparse
 from collections.abc import Sequence
 
 from pipeline import flags, search
-from utils import errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:

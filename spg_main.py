@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """Learn a sequence of tasks in one network with soft-masked gradients (SPG) or another approach."""
 
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
+
 import argparse
 import re
 import sys
 from collections.abc import Sequence
 
 from pipeline import flags, spg, tuning
-from utils import errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:

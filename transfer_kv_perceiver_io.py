@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Stage 3-1b: copy every target's own K/V projection to its backbone's network."""
 
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
+
 import argparse
 from collections.abc import Sequence
 
 from pipeline import flags, kv_transfer
-from utils import errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:

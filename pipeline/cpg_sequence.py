@@ -13,6 +13,7 @@ from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, SHARABLE
 from pipeline.cpg import grow, log_choice, on_top_of, prune_gradually, widths_text
 from pipeline.fleet import paths_of, selected_tasks, test_accuracy
+from pipeline.named_files import check_named_files
 from pipeline.recipe import InSequenceRecipe, PruningSchedule, SequenceTaskRecipe, text_entries
 from pipeline.train_task import TaskRun
 from training.checkpoints import fingerprint, save_checkpoint
@@ -20,6 +21,7 @@ from training.outputs import require_same
 from utils import logs
 from utils.errors import UserError
 from utils.files import csv_text, json_text, write_atomically, write_changed
+from utils.folders import alone_in
 from utils.paths import (
     Paths,
     checkpoint_in,
@@ -51,8 +53,10 @@ def run(args: argparse.Namespace) -> None:
     if len(tasks) > args.total_num_tasks:
         raise UserError(f"--total_num_tasks {args.total_num_tasks}: --dataset names {len(tasks)} tasks")
     paths = paths_of(args)
+    check_named_files(args)
     log = args.log_path / args.logfile if args.log_path else paths.stage_log(table.name, "cpg_sequence")
-    with logs.to_file(log, shared=bool(args.log_path)):
+    folder = paths.in_sequence(table.name, 1, tasks[0].name).parent
+    with alone_in(folder), logs.to_file(log, shared=bool(args.log_path)):
         runs = [TaskRun(args, table=table, task=task, layers=SHARABLE) for task in tasks]
         first = runs[0]
         logs.configuration(vars(args) | first.build.sizes | {"clip_grad_norm": first.recipe.clip_grad_norm})

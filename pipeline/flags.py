@@ -4,14 +4,16 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from struct import pack, unpack
 from typing import Any
 
 from utils.errors import UserError
-from utils.paths import check_run, default_root
+from utils.paths import LOCK_NAME, check_run, default_root
 from utils.precisions import PRECISIONS
 
 FROM_TARGET = "from_target"
 FROM_CSV = "from_csv"
+LOG_NAME = "train.log"
 MUTATIONS = 100
 # Defaults of the multimodal scripts.
 MULTIMODAL = {"arch": "perceiver_io", "dataset_config": "digits_docs"}
@@ -35,49 +37,99 @@ class _HelpFormatter(argparse.HelpFormatter):
 # Types
 
 
-def positive_int(text: str) -> int:
-    """An integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return value
+# The bounds are far from what is useful, and near enough that no library overflows.
 
 
-def non_negative_int(text: str) -> int:
-    """An integer of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
-    return value
+@dataclass(frozen=True)
+class Whole:
+    """The type of a flag: a whole number from `low` to `high`."""
+
+    low: int
+    high: int
+
+    def __call__(self, text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be a whole number, not {_shortened(text)}") from error
+        if not self.low <= value <= self.high:
+            raise argparse.ArgumentTypeError(
+                f"must be from {self.low} to {self.high}, not {_shortened(text)}"
+            )
+        return value
 
 
-def positive_float(text: str) -> float:
-    """A number greater than 0."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be greater than 0, not {text}")
-    return value
+@dataclass(frozen=True)
+class Real:
+    """The type of a flag: a number from `low` to `high`.
+
+    Attributes:
+        above: exclude `low`.
+        below: exclude `high`, and what rounds to it in single precision.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be a number, not {_shortened(text)}") from error
+        if not self._includes(value):
+            low = f"greater than {self.low:g}" if self.above else f"at least {self.low:g}"
+            high = f"less than {self.high:g}" if self.below else f"at most {self.high:g}"
+            raise argparse.ArgumentTypeError(f"must be {low} and {high}, not {_shortened(text)}")
+        return value
+
+    def _includes(self, value: float) -> bool:
+        if not self.low <= value <= self.high or (self.above and value == self.low):
+            return False
+        return not self.below or unpack("f", pack("f", value))[0] < self.high
 
 
-def non_negative_float(text: str) -> float:
-    """A number of at least 0."""
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
-    return value
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 24 else f"{text[:24]}…")
 
 
-def sparsity(text: str) -> float:
-    """A share of at least 0 and less than 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1, not {text}")
-    return value
+positive_int = Whole(1, 1_000_000)
+non_negative_int = Whole(0, 1_000_000)
+positive_float = Real(0, 1e30, above=True)
+non_negative_float = Real(0, 1e30)
+sparsity = Real(0, 1, below=True)
+LEARNING_RATE = Real(0, 1e6, above=True)
+DECAY = Real(0, 1e6)
+ACCURACY_LOSS = Real(0, 1)
+THREADS = Whole(0, 1024)
+SEED = Whole(0, 2**63 - 1)
+TRIALS = Whole(1, 10_000)
+NUMBER_OF_TASKS = Whole(1, 255)
+NUMBER_OF_CLASSES = Whole(-1, 1_000_000)
+WIDTH = Real(0, 100, above=True)
+SIZE = Whole(1, 65_536)
+LAYERS = Whole(1, 1_024)
+FREQUENCY = Real(0, 65_536, above=True)
 
 
 def width_multiplier(text: str) -> float | str:
-    """A number greater than 0, or `from_target`."""
-    return FROM_TARGET if text == FROM_TARGET else positive_float(text)
+    """The width of a network, or `from_target`."""
+    return FROM_TARGET if text == FROM_TARGET else WIDTH(text)
+
+
+def log_name(text: str) -> str:
+    """The name of a log file, which is none of a run's other files."""
+    name = Path(text).name
+    if not name or name in _OTHER_FILES or name.endswith(_OTHER_SUFFIXES):
+        raise argparse.ArgumentTypeError(
+            f"must be the name of a log, such as train.log, not {_shortened(text)}"
+        )
+    return text
+
+
+_OTHER_FILES = ("..", LOCK_NAME, "record.txt")
+_OTHER_SUFFIXES = (".tar", ".pt", ".csv", ".json", ".toml")
 
 
 def run_name(text: str) -> str:
@@ -159,19 +211,19 @@ def add_tasks(group: argparse._ActionsContainer) -> None:
 
 
 _SIZES: dict[str, tuple[Callable, str]] = {
-    "num_latents": (positive_int, "Number of latent vectors."),
-    "latent_dim": (positive_int, "Width of a latent vector."),
-    "depth": (positive_int, "Layers of the trunk."),
-    "self_per_cross_attn": (positive_int, "Latent self-attention blocks after each cross-attention."),
-    "latent_heads": (positive_int, "Heads of the latent self-attention."),
-    "latent_dim_head": (positive_int, "Width of a head of the latent self-attention."),
-    "cross_heads": (positive_int, "Heads of the cross-attention."),
-    "cross_dim_head": (positive_int, "Width of a head of the cross-attention."),
-    "num_freq_bands": (positive_int, "Frequency bands of the position encoding per axis."),
-    "max_freq": (positive_float, "Sampling rate of the position encoding: twice its highest frequency."),
-    "max_text_length": (positive_int, "Maximum number of tokens in a text."),
-    "feature_width": (positive_int, "Width of the features that a head receives."),
-    "queries_dim": (positive_int, "Width of the decoder's output queries."),
+    "num_latents": (SIZE, "Number of latent vectors."),
+    "latent_dim": (SIZE, "Width of a latent vector."),
+    "depth": (LAYERS, "Layers of the trunk."),
+    "self_per_cross_attn": (LAYERS, "Latent self-attention blocks after each cross-attention."),
+    "latent_heads": (LAYERS, "Heads of the latent self-attention."),
+    "latent_dim_head": (SIZE, "Width of a head of the latent self-attention."),
+    "cross_heads": (LAYERS, "Heads of the cross-attention."),
+    "cross_dim_head": (SIZE, "Width of a head of the cross-attention."),
+    "num_freq_bands": (LAYERS, "Frequency bands of the position encoding per axis."),
+    "max_freq": (FREQUENCY, "Sampling rate of the position encoding: twice its highest frequency."),
+    "max_text_length": (SIZE, "Maximum number of tokens in a text."),
+    "feature_width": (SIZE, "Width of the features that a head receives."),
+    "queries_dim": (SIZE, "Width of the decoder's output queries."),
 }
 
 
@@ -208,7 +260,7 @@ def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
 
 
 def _add_seed(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--seed", type=non_negative_int, default=1, help="Random seed.")
+    group.add_argument("--seed", type=SEED, default=1, help="Random seed.")
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +274,17 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
     """Device, precision and threads."""
     group = parser.add_argument_group("computing")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<i>.")
+    _add_precision(group)
+    group.add_argument(
+        "--nondeterministic",
+        action="store_true",
+        help="On CUDA, let cuDNN autotune and use nondeterministic algorithms, for speed (default: "
+        "deterministic algorithms, no autotuning).",
+    )
+    group.add_argument("--threads", type=THREADS, default=0, help="CPU threads; 0 keeps torch's choice.")
+
+
+def _add_precision(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -229,20 +292,9 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
         help="Number format: fp32 everywhere; TF32 in matrix products and convolutions on CUDA; or bfloat16 "
         "autocast in forward passes.",
     )
-    group.add_argument(
-        "--nondeterministic",
-        action="store_true",
-        help="On CUDA, let cuDNN autotune and use nondeterministic algorithms, for speed (default: "
-        "deterministic algorithms, no autotuning).",
-    )
-    group.add_argument(
-        "--threads", type=non_negative_int, default=0, help="CPU threads; 0 keeps torch's choice."
-    )
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """The flags of the scripts that train tasks of a table."""
-    group = parser.add_argument_group("training")
+def _add_schedule(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--epochs",
         type=positive_int,
@@ -251,15 +303,41 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "(published: after epochs 50 and 80).",
     )
     group.add_argument("--batch_size", type=positive_int, default=32, help="Samples per training step.")
+    group.add_argument("--lr", type=LEARNING_RATE, default=1e-2, help="Initial learning rate of the weights.")
+
+
+def _add_prune_epochs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--prune_epochs", type=positive_int, default=20, help="Epochs at each pruning ratio.")
+
+
+def _add_widest(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max_allowed_network_width_multiplier",
+        type=WIDTH,
+        default=2.0,
+        help="Maximum width multiplier on a backbone or in sequence; the network grows in steps of 0.5.",
+    )
+
+
+def add_stage_values(parser: argparse.ArgumentParser) -> None:
+    """The flags that take the values of variables in `run_pickaback/config.sh`."""
+    group = parser.add_argument_group("values of a stage's variables, which are only checked")
+    _add_precision(group)
+    _add_schedule(group)
+    _add_prune_epochs(group)
+    _add_widest(group)
+    add_sparsities(group)
+    add_allowed_loss(group)
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The flags of the scripts that train tasks of a table."""
+    group = parser.add_argument_group("training")
+    _add_schedule(group)
     group.add_argument(
         "--val_batch_size", type=positive_int, default=500, help="Samples per batch in evaluation."
     )
-    group.add_argument(
-        "--lr", type=positive_float, default=1e-2, help="Initial learning rate of the weights."
-    )
-    group.add_argument(
-        "--weight_decay", type=non_negative_float, default=4e-5, help="Weight decay on owned weights."
-    )
+    group.add_argument("--weight_decay", type=DECAY, default=4e-5, help="Weight decay on owned weights.")
     group.add_argument(
         "--clip_grad_norm",
         type=non_negative_float,
@@ -268,7 +346,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--num_classes",
-        type=int,
+        type=NUMBER_OF_CLASSES,
         default=-1,
         help="Number of classes of the task; -1 uses the table's; any other number must match it.",
     )
@@ -289,7 +367,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "weights).",
     )
     group.add_argument("--log_path", type=Path, help="Folder of the log file (default: the save folder).")
-    group.add_argument("--logfile", default="train.log", help="Name of the log file.")
+    group.add_argument("--logfile", type=log_name, default=LOG_NAME, help="Name of the log file.")
     group.add_argument(
         "--list_unfinished",
         action="store_true",
@@ -385,11 +463,20 @@ def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) ->
     )
 
 
+def check_sparsities(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, *, initial: float = 0.0
+) -> None:
+    """Reject pruning ratios that do not increase, from above `initial`."""
+    ratios = args.target_sparsity
+    if ratios != sorted(set(ratios)) or ratios[0] <= initial:
+        parser.error("--target_sparsity must increase strictly, from above --initial_sparsity")
+
+
 def add_allowed_loss(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The flag for the accuracy that pruning may cost."""
     parser.add_argument(
         "--allow_acc_loss",
-        type=non_negative_float,
+        type=ACCURACY_LOSS,
         default=0.001,
         help="Accuracy that a pruned network may lose relative to the scratch baseline.",
     )
@@ -450,14 +537,9 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
         "chose (default: train from scratch).",
     )
     add_chosen_pairs(group)
-    group.add_argument("--lr_mask", type=positive_float, default=1e-4, help="Learning rate of piggymasks.")
+    group.add_argument("--lr_mask", type=LEARNING_RATE, default=1e-4, help="Learning rate of piggymasks.")
     add_width(group)
-    group.add_argument(
-        "--max_allowed_network_width_multiplier",
-        type=positive_float,
-        default=2.0,
-        help="Maximum width multiplier on a backbone or in sequence; the network grows in steps of 0.5.",
-    )
+    _add_widest(group)
     group = parser.add_argument_group("gradual pruning")
     add_sparsities(group)
     group.add_argument(
@@ -466,8 +548,8 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="Sparsity to start from; above 0, pruning starts from the network pruned to it.",
     )
-    group.add_argument("--prune_epochs", type=positive_int, default=20, help="Epochs at each pruning ratio.")
-    group.add_argument("--prune_lr", type=positive_float, default=1e-3, help="Learning rate while pruning.")
+    _add_prune_epochs(group)
+    group.add_argument("--prune_lr", type=LEARNING_RATE, default=1e-3, help="Learning rate while pruning.")
     group.add_argument(
         "--pruning_interval",
         type=positive_int,
@@ -482,10 +564,7 @@ def check_cpg(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
     """Reject combinations of flags that contradict each other."""
     check_report(parser, args)
     _check_listing(parser, args)
-    if args.target_sparsity != sorted(set(args.target_sparsity)) or (
-        args.target_sparsity[0] <= args.initial_sparsity
-    ):
-        parser.error("--target_sparsity must increase strictly, from above --initial_sparsity")
+    check_sparsities(parser, args, initial=args.initial_sparsity)
     if "inference" in args.mode and len(args.mode) > 1:
         parser.error("--mode inference cannot be combined with another mode")
     if args.backbone and "prune" in args.mode:
@@ -501,7 +580,7 @@ def add_in_sequence(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tasks in sequence")
     group.add_argument(
         "--total_num_tasks",
-        type=positive_int,
+        type=NUMBER_OF_TASKS,
         help="Learn the tasks of --dataset in sequence in one network that will hold this many. Each is "
         "trained and pruned, and its ratio chosen, before the next. Requires --mode finetune prune (default: "
         "a network per task).",
@@ -677,13 +756,13 @@ def add_trials(parser: argparse.ArgumentParser) -> None:
     """The flags for several runs of one command."""
     group = parser.add_argument_group("several runs")
     group.add_argument(
-        "--trials", type=positive_int, default=1, help="Number of runs, with consecutive seeds from --seed."
+        "--trials", type=TRIALS, default=1, help="Number of runs, with consecutive seeds from --seed."
     )
     group.add_argument(
         "--tune", action="store_true", help="Tune the dropouts on validation accuracy, with Optuna."
     )
     group.add_argument(
-        "--tune_trials", type=positive_int, default=20, help="Number of dropout pairs that --tune tries."
+        "--tune_trials", type=TRIALS, default=20, help="Number of dropout pairs that --tune tries."
     )
 
 

@@ -15,6 +15,7 @@ from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, requested_architecture, resolved_mutations
 from pipeline.flags import add_search
 from pipeline.fleet import check_text_encoder, named_backbone, pairs_file, paths_of, selected_tasks
+from pipeline.named_files import check_search_files
 from pipeline.recipe import ProbesRecipe, SearchRecipe
 from training.checkpoints import fingerprint, load_checkpoint
 from training.loop import Compute
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     table = load_table(args.dataset_config, data_root=args.data_root)
     search = Search(args, table=table)
+    check_search_files(args, paths=search.paths, config=table.name)
     targets = selected_tasks(args, table, spec=args.target_id)
     if args.list_unfinished:
         for target in targets:

@@ -26,6 +26,7 @@ from training.outputs import Output, remove_output, require_same
 from utils import logs, metrics
 from utils.errors import UserError
 from utils.files import csv_text, read_json, write_atomically
+from utils.folders import alone_in
 from utils.paths import Paths, checkpoints_in
 from utils.runtime import resolve_device, set_up_process, synchronised_clock
 from utils.tables import aligned, plus_minus
@@ -246,6 +247,10 @@ class ContinualRun:
 
     def run(self) -> dict:
         """Learn the unfinished tasks; return the content of `metrics.json`."""
+        with alone_in(self.paths.continual_checkpoints()):
+            return self._run()
+
+    def _run(self) -> dict:
         if self.args.overwrite:
             self.clear()
         with logs.to_file(self.paths.continual_log()):

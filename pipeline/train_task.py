@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from data.loading import Batches, TaskData, load_task
 from data.tables import Table, Task, load_table
 from methods import footprint
 from methods.ownership import SharedNetwork, Shares
+from pipeline import flags
 from pipeline.architectures import Builder, requested_architecture
 from pipeline.fleet import (
     check_num_classes,
@@ -27,6 +28,7 @@ from pipeline.fleet import (
     read_baseline,
     selected_tasks,
 )
+from pipeline.named_files import check_log, check_named_files
 from pipeline.pretrained import start_of
 from pipeline.recipe import ContinualStageRecipe, RunRecipe, SamplesRecipe, StageRecipe, text_entries
 from training.checkpoints import load_checkpoint
@@ -35,6 +37,7 @@ from training.outputs import Output, Unfinished
 from utils import logs
 from utils.errors import UserError
 from utils.files import json_text, write_atomically
+from utils.folders import alone_in
 from utils.paths import Paths, checkpoint_in
 from utils.runtime import resolve_device, set_up_process
 
@@ -53,6 +56,7 @@ class TaskRun:
     Attributes:
         recipe: settings common to all its training runs.
         log_folder: folder whose log file is already open.
+        locked: folder that this process already holds.
     """
 
     def __init__(self, args: argparse.Namespace, *, table: Table, task: Task, layers: str) -> None:
@@ -67,6 +71,7 @@ class TaskRun:
         self.compute = Compute(device=resolve_device(args.device), precision=self.recipe.precision)
         self.start = start_of(args)
         self.log_folder: Path | None = None
+        self.locked: Path | None = None
         check_num_classes(args.num_classes, task=task)
 
     @property
@@ -174,7 +179,7 @@ class TaskRun:
             overwrite=self.args.overwrite,
             listing=self.args.list_unfinished,
         )
-        with self.log_into(folder):
+        with self.hold(folder), self.log_into(folder):
             return train_into(
                 output,
                 recipe=recipe,
@@ -203,6 +208,12 @@ class TaskRun:
             "mean": self.data.mean.tolist(),
             "std": self.data.std.tolist(),
         }
+
+    def hold(self, folder: Path) -> AbstractContextManager:
+        """Hold an output folder, unless this process already does, or only lists."""
+        if self.args.list_unfinished or folder == self.locked:
+            return nullcontext()
+        return alone_in(folder)
 
     def log_into(self, folder: Path) -> AbstractContextManager:
         """Open a log file in an output folder, unless the run's own log is already there."""
@@ -275,6 +286,7 @@ def run_tasks(
     """
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     table = load_table(args.dataset_config, data_root=args.data_root)
+    check_named_files(args)
     for task in selected_tasks(args, table, modality=modality):
         if args.list_unfinished:
             if has_work_left(lambda task=task: stage(TaskRun(args, table=table, task=task, layers=layers))):
@@ -283,11 +295,17 @@ def run_tasks(
         run = TaskRun(args, table=table, task=task, layers=layers)
         work = stage(run)
         # Evaluation must not write to the checkpoint's folder.
-        run.log_folder = args.log_path or (None if "inference" in args.mode else work.folder)
-        log = nullcontext()
-        if run.log_folder:
-            log = logs.to_file(run.log_folder / args.logfile, shared=bool(args.log_path))
-        with log:
+        training = "inference" not in args.mode
+        run.log_folder = args.log_path or (work.folder if training else None)
+        with ExitStack() as held:
+            if training:
+                held.enter_context(run.hold(work.folder))
+                run.locked = work.folder
+            if run.log_folder:
+                log = run.log_folder / args.logfile
+                if args.logfile != flags.LOG_NAME:
+                    check_log(log)
+                held.enter_context(logs.to_file(log, shared=bool(args.log_path)))
             logs.configuration(vars(args) | run.build.sizes | {"clip_grad_norm": run.recipe.clip_grad_norm})
             logs.protocol(args.protocol)
             work.work()

@@ -15,8 +15,15 @@ trap 'stop 1' HUP
 trap 'stop 2' INT
 trap 'stop 15' TERM
 
+# A SIGKILL of this script runs no trap. On Linux, the kernel then stops the children (setpriv is part of
+# util-linux); elsewhere they run to their end.
+WITH_PARENT=()
+if setpriv --pdeathsig TERM true 2>/dev/null; then
+    WITH_PARENT=(setpriv --pdeathsig TERM)
+fi
+
 run_one() { # COMMAND…: run it and wait
-    "$@" &
+    ${WITH_PARENT[@]+"${WITH_PARENT[@]}"} "$@" &
     wait $!
 }
 
@@ -63,7 +70,8 @@ fan_out() {
         ((${#gpus[@]} == 0)) || device=cuda:${gpus[slot % ${#gpus[@]}]}
         begun=$((begun + 1))
         echo "-- $begun of ${#todo[@]}: $task on $device"
-        OMP_NUM_THREADS=$THREADS "$@" --dataset "$task" --device "$device" --threads "$THREADS" &
+        OMP_NUM_THREADS=$THREADS ${WITH_PARENT[@]+"${WITH_PARENT[@]}"} "$@" --dataset "$task" \
+            --device "$device" --threads "$THREADS" &
         running[slot]=$!
         task_of[$slot]=$task
     done

@@ -181,6 +181,7 @@ check_switches() {
     for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC; do
         [[ ${!name} == [01] ]] || die "$name=${!name} must be 0 or 1"
     done
+    [[ $DEVICE =~ ^(auto|cpu|cuda(:[0-9]{1,4})?)$ ]] || die "DEVICE=$DEVICE must be auto, cpu, cuda or cuda:<i>"
 }
 
 check_machine() { # check GPUS, and settle JOBS and THREADS
@@ -188,7 +189,7 @@ check_machine() { # check GPUS, and settle JOBS and THREADS
     words "$GPUS"
     if ((${#WORDS[@]})); then
         for index in "${WORDS[@]}"; do
-            [[ $index =~ ^[0-9]+$ ]] || die "GPUS=\"$GPUS\" is not a list of GPU indices such as \"0 1 2 3\""
+            [[ $index =~ ^(0|[1-9][0-9]{0,3})$ ]] || die "GPUS=\"$GPUS\" is not a list of GPU indices such as \"0 1 2 3\""
         done
         [[ $DEVICE == auto || $DEVICE == cuda ]] || die "GPUS=\"$GPUS\" and DEVICE=$DEVICE contradict: set one of them"
     fi
@@ -202,10 +203,11 @@ check_machine() { # check GPUS, and settle JOBS and THREADS
             JOBS=1
         fi
     fi
-    [[ $JOBS =~ ^[1-9][0-9]*$ ]] || die "JOBS=$JOBS must be a positive number"
+    [[ $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || die "JOBS=$JOBS must be a whole number from 1 to 9999"
     # Derived from JOBS, not from the number of tasks: a task's bytes do not depend on what runs beside it.
     [[ -n $THREADS ]] || THREADS=$((cores / JOBS > 0 ? cores / JOBS : 1))
-    [[ $THREADS =~ ^[1-9][0-9]*$ ]] || die "THREADS=$THREADS must be a positive number"
+    [[ $THREADS =~ ^[1-9][0-9]{0,3}$ ]] && ((THREADS <= 1024)) ||
+        die "THREADS=$THREADS must be a whole number from 1 to 1024"
 }
 
 gpu_in_use() {
@@ -288,10 +290,13 @@ end_stage() {
     echo "== ${STAGE%%,*} $outcome after $((SECONDS / 60)) min $((SECONDS % 60)) s"
 }
 
-expand_tasks() { # set TASK_NAMES to the tasks that TASKS means; refuses what a later stage would refuse
+expand_tasks() { # set TASK_NAMES to the tasks that TASKS means; refuse the values that a later stage would refuse
     local names
+    words "$SPARSITIES"
     names=$("$PYTHON_BIN" -m tools.list_tasks "${FILE_ARGS[@]}" ${SEARCH_ARGS[@]+"${SEARCH_ARGS[@]}"} \
-        ${REFUSALS[@]+"${REFUSALS[@]}"} --dataset "$TASKS")
+        ${REFUSALS[@]+"${REFUSALS[@]}"} --dataset "$TASKS" --precision "$PRECISION" --epochs "$EPOCHS" \
+        --prune_epochs "$PRUNE_EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR" --allow_acc_loss "$ALLOW_ACC_LOSS" \
+        --max_allowed_network_width_multiplier "$MAX_WIDTH" --target_sparsity ${WORDS[@]+"${WORDS[@]}"})
     mapfile -t TASK_NAMES <<<"$names"
 }
 

@@ -1,5 +1,10 @@
 """Export one task of a checkpoint as a plain dense network: a state dict (.pt) or ONNX (.onnx)."""
 
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
+
 import argparse
 import importlib.util
 import io
@@ -17,9 +22,10 @@ from models.network import Network
 from pipeline import flags
 from pipeline.architectures import PLAIN, SHARABLE, architecture
 from training.checkpoints import read_checkpoint
-from utils import errors, logs
+from utils import logs
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.folders import require_different
 from utils.paths import checkpoint_in, default_root
 from utils.tensor_files import read_tensors
 
@@ -79,6 +85,7 @@ def dense_network(args: argparse.Namespace) -> tuple[Network, dict]:
     path = args.checkpoint
     if path.is_dir():
         path = checkpoint_in(path, remedy="give a checkpoint or its folder")
+    require_different({"the checkpoint": path, "--to": args.to})
     payload = read_checkpoint(path)
     if "sequence" in payload:
         raise UserError(f"{path} was written by spg_main.py: give a checkpoint of a Pick-a-back stage")

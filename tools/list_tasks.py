@@ -1,20 +1,26 @@
 """Print the tasks that a specification such as `4`, `1-20`, `fish,14` or `all` selects, one name per line.
 
-Stages run this before they start a job per task. So it also rejects an architecture that is unknown or that
-a later stage would reject.
+Stages run this before they start a job per task. So it also rejects what a later stage would reject: an
+architecture, or the value of a variable such as EPOCHS or LR.
 """
+
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
 
 import argparse
 from collections.abc import Sequence
 
 from data.tables import Table, load_table
 from pipeline import architectures, flags
-from utils import errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.parser(__doc__)
+    parser.usage = "python -m tools.list_tasks [flags]"  # all of them would bury an error in a stage
     flags.add_files(parser)
+    flags.add_stage_values(parser)
     parser.add_argument(
         "--candidates",
         type=flags.candidates,
@@ -29,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "no: reject one that has them, as unimodal stage 3-2 does (default: accept both).",
     )
     args = parser.parse_args(argv)
+    flags.check_sparsities(parser, args)
 
     table = load_table(args.dataset_config, data_root=args.data_root)
     # The default architecture needs no check, which would load PyTorch and take seconds.

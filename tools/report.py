@@ -1,5 +1,10 @@
 """Report each task's accuracy: trained from scratch, pruned, and on its backbone."""
 
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +14,6 @@ from pipeline import flags
 from pipeline.architectures import PLAIN, SHARABLE
 from pipeline.fleet import chosen_backbone, pairs_file, paths_of, read_widths, test_accuracy
 from training.checkpoints import load_checkpoint
-from utils import errors
 from utils.errors import UserError
 from utils.files import csv_text, read_csv, write_atomically
 from utils.paths import Paths, checkpoint_in, widths_file

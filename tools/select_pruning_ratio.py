@@ -1,5 +1,10 @@
 """Stage 2-2: choose each task's pruning ratio and copy the checkpoint pruned to it."""
 
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
+
 import argparse
 import logging
 from collections.abc import Callable, Sequence
@@ -14,7 +19,7 @@ from pipeline.cpg import log_choice
 from pipeline.fleet import paths_of, read_baseline, selected_tasks
 from training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from training.outputs import require_same
-from utils import errors, logs
+from utils import logs
 from utils.errors import UserError
 from utils.files import read_json
 from utils.paths import Paths, checkpoint_in, checkpoints_in, record_file, sparsity_folder

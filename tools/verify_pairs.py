@@ -7,6 +7,11 @@ an image's features are concatenated with those of its mirror image. The report 
 fold's threshold fitted to the other folds, and the true accept rate at a given false accept rate.
 """
 
+from utils import errors
+
+if __name__ == "__main__":
+    errors.end_on_interrupt()
+
 import argparse
 import json
 import logging
@@ -24,9 +29,9 @@ from data.loading import Normaliser
 from models.network import Network
 from pipeline import flags
 from tools.export_task import read_exported
-from utils import errors
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.folders import is_json_with, require_different, require_kind
 from utils.runtime import autocast, resolve_device, set_up_process
 from utils.verification import fold_accuracies, true_accept_rate
 
@@ -41,6 +46,8 @@ class Pair(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    require_different({"the network": args.network, "--pairs": args.pairs, "--to": args.to})
+    require_kind(args.to, flag="--to", what="a report", fits=is_json_with("accuracy", "far"))
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     folds, pairs = read_pairs(args.pairs)
     network, card = read_exported(args.network)

@@ -1,6 +1,8 @@
 """Errors that a user can fix, and how a script reports them."""
 
 import errno
+import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -8,6 +10,9 @@ from collections.abc import Callable, Sequence
 class UserError(Exception):
     """A problem outside the program. The message says what, where, and what to do."""
 
+
+# PyTorch raises a RuntimeError for memory, on the CPU and on CUDA.
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 
 _REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again; nothing finished is lost",
@@ -21,12 +26,24 @@ _REMEDIES = {
 }
 
 
+def end_on_interrupt() -> None:
+    """Let Ctrl-C end the process at once, without a traceback, unless it is ignored.
+
+    Called before a script imports PyTorch, which takes seconds. In `run`, Ctrl-C raises KeyboardInterrupt.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(main: Callable[[Sequence[str] | None], None]) -> None:
     """Run a script's `main` and end the process.
 
     The exit status is 0 on success, 1 with one line on standard error after a `UserError` or a failed file
     operation, and 130 after Ctrl-C. (argparse exits with 2 on a usage error.)
     """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(None)
     except UserError as error:
@@ -37,5 +54,11 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
         where = error.filename or "writing output"
         remedy = _REMEDIES.get(error.errno, "check the path and run the same command again")
         sys.exit(f"error: {where}: {error.strerror}: {remedy}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        sys.exit("error: out of memory: lower the batch sizes or the sizes of the network")
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, before)
