@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # Kinds of layers: torch's own, and CPG's with piggymasks.
 PLAIN, SHARABLE = "plain", "sharable"
 
+# More than fit in the memory of any machine that this is meant for.
+MAX_TRUNK_WEIGHTS = 10**10
+
 
 @dataclass(frozen=True)
 class Builder:
@@ -87,13 +90,26 @@ def resolved_sizes(name: str, *, layers: str, given: Mapping[str, Any]) -> dict[
     """All sizes of architecture `name`: its defaults, overridden by the preset, overridden by `given`.
 
     Raises:
-        UserError: for an unknown architecture, or for sizes that it does not have.
+        UserError: for an unknown architecture, or for sizes that it does not have or that no memory holds.
     """
     sizes = {flag: value for flag, value in given.items() if flag != "size"}
     try:
-        return _known(name, layers=layers).resolved_sizes(sizes, preset=given.get("size"))
+        resolved = _known(name, layers=layers).resolved_sizes(sizes, preset=given.get("size"))
     except ValueError as error:
         raise UserError(f"--arch {error}") from error
+    if _trunk_weights(resolved) > MAX_TRUNK_WEIGHTS:
+        raise UserError(f"--arch {name} has more than {MAX_TRUNK_WEIGHTS:.0e} weights: lower the sizes")
+    return resolved
+
+
+def _trunk_weights(sizes: Mapping[str, Any]) -> int:
+    """Approximate number of weights of a Perceiver's trunk: four attention projections and a GEGLU per block.
+
+    0 for an architecture without sizes.
+    """
+    width, blocks = sizes.get("latent_dim", 0), sizes.get("depth", 1) * sizes.get("self_per_cross_attn", 1)
+    attention = 4 * width * sizes.get("latent_heads", 1) * sizes.get("latent_dim_head", 1)
+    return blocks * (attention + 12 * width**2) + width * sizes.get("num_latents", 0)
 
 
 def _known(name: str, *, layers: str) -> "Architecture":

@@ -7,7 +7,8 @@
 #   tasks      names, ids or ranges: 4  1-20  fish,14  all (default)
 #   --control  also train each target without a backbone, at its final width
 #
-# Finished work is skipped, so the same command resumes a stopped run. The variables in
+# Finished work is skipped, so the same command resumes a stopped run. Where two runs need the same output,
+# the second waits for the first, then skips it. The variables in
 # run_pickaback/config.sh can also be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

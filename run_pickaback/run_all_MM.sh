@@ -8,7 +8,8 @@
 #   --control  also train each target on the best backbone of its own modality, on the best one of the
 #              other modality, and on the latter without the K/V transfer
 #
-# Finished work is skipped, so the same command resumes a stopped run. The variables in
+# Finished work is skipped, so the same command resumes a stopped run. Where two runs need the same output,
+# the second waits for the first, then skips it. The variables in
 # run_pickaback/config.sh can also be set in the environment; ARCH defaults to perceiver_io here.
 : "${CONFIG:=digits_docs}" "${ARCH:=perceiver_io}"
 export ARCH

@@ -14,6 +14,7 @@ import pickaback_perceiverIO as search_script
 import spg_main as spg_script
 import transfer_kv_perceiver_io as transfer_script
 from pipeline import flags
+from tests.helpers import refusal
 from tests.run_pickaback.test_stages_bash import Bash
 from tools import list_tasks, report, select_pruning_ratio, verify_pairs
 from utils import errors
@@ -124,6 +125,16 @@ def test_a_lack_of_memory_is_reported_in_one_line(error: Exception) -> None:
         errors.run(main)
 
 
+def test_a_path_with_a_line_break_is_reported_in_one_line() -> None:
+    for error in (errors.UserError("a\nb: correct it"), PermissionError(13, "denied", "a\nb")):
+
+        def main(_: object, error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(SystemExit, match=r"^error: a\\nb: [^\n]*$"):
+            errors.run(main)
+
+
 # The same, by way of the stages.
 
 
@@ -193,3 +204,18 @@ def test_a_device_is_checked_before_any_job(tmp_path: Path, script: str) -> None
         result = bash.run(script, DEVICE=device)
         assert result.returncode == 1 and result.stderr.startswith(f"error: DEVICE={device} must be ")
     assert not bash.lines()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ("--latent_dim", "65536"),
+        ("--latent_heads", "1024", "--latent_dim_head", "65536"),
+        ("--depth", "1024"),
+    ],
+)
+def test_a_perceiver_that_no_memory_holds_is_refused_before_it_is_built(sizes: tuple[str, ...]) -> None:
+    argv = ["--arch", "perceiver_io", "--latent_dim", "4096", *sizes]
+    message = refusal(list_tasks.main, argv)
+    assert message == "error: --arch perceiver_io has more than 1e+10 weights: lower the sizes"
+    list_tasks.main(["--arch", "perceiver_io", "--latent_dim", "4096", "--depth", "16"])

@@ -6,10 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import CPG_cifar100_main_normal as cpg_script
+import packnet_cifar100_main_normal as packnet_script
+import spg_main as spg_script
+from pipeline import cpg_sequence, spg, train_task
 from tests.helpers import EPOCHS, Fleet, command
 from tests.run_pickaback.test_stages_bash import Bash
 from utils.folders import alone_in
@@ -35,7 +40,7 @@ def children(process: int) -> list[int]:
     return [int(child) for child in listed]
 
 
-def wait_until(condition: object, *, seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 20) -> None:
     for _ in range(int(seconds / 0.02)):
         if condition():
             return
@@ -101,6 +106,40 @@ def test_a_second_start_waits_then_finds_the_work_finished(fresh: Fleet) -> None
     epochs = re.findall(r"Train Ep\. #(\d+) ", (folder / "train.log").read_text())
     assert epochs == [str(number) for number in range(1, 13)]
     assert EPOCHS < 12
+
+
+class Held(Exception):
+    """Raised instead of holding a folder."""
+
+
+def stop_at_lock(folder: Path) -> None:
+    raise Held(folder)
+
+
+def held_by(main: Callable, argv: list[str]) -> Path:
+    """The first folder that a script holds; nothing may be in it yet."""
+    with pytest.raises(Held) as stopped:
+        main(argv)
+    (folder,) = stopped.value.args
+    assert not folder.exists()
+    return folder
+
+
+def test_each_training_script_holds_its_folder_before_it_writes(
+    fresh: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (train_task, cpg_sequence, spg):
+        monkeypatch.setattr(module, "alone_in", stop_at_lock)
+    paths = fresh.paths
+    assert held_by(packnet_script.main, fresh.baseline_flags("1")) == paths.baselines("digits") / "zero_one"
+    assert held_by(cpg_script.main, fresh.own_flags("1")) == paths.single_scratch("digits", "zero_one")
+    named = fresh.root / "named"
+    assert held_by(packnet_script.main, fresh.baseline_flags("1", "--save_folder", named)) == named
+    sequence = fresh.own_flags("1", "--total_num_tasks", "1")
+    assert held_by(cpg_script.main, sequence) == paths.in_sequence("digits", 1, "zero_one").parent
+    continual = held_by(spg_script.main, fresh.flags("--seq", "digits_5", "--run", "mine"))
+    assert continual == fresh.checkpoints / "mine"
+    packnet_script.main(fresh.baseline_flags("1", "--list_unfinished"))
 
 
 @LINUX
