@@ -56,14 +56,14 @@ def run(args: argparse.Namespace) -> None:
     check_named_files(args)
     log = args.log_path / args.logfile if args.log_path else paths.stage_log(table.name, "cpg_sequence")
     folder = paths.in_sequence(table.name, 1, tasks[0].name).parent
+    runs = [TaskRun(args, table=table, task=task, layers=SHARABLE) for task in tasks]
+    steps = [TaskInSequence(run, number=number) for number, run in enumerate(runs, 1)]
+    for step in steps:
+        _ = step.baseline  # report a missing one before any training
     with alone_in(folder), logs.to_file(log, shared=bool(args.log_path)):
-        runs = [TaskRun(args, table=table, task=task, layers=SHARABLE) for task in tasks]
         first = runs[0]
         logs.configuration(vars(args) | first.build.sizes | {"clip_grad_norm": first.recipe.clip_grad_norm})
         logs.protocol(args.protocol)
-        steps = [TaskInSequence(run, number=number) for number, run in enumerate(runs, 1)]
-        for step in steps:
-            _ = step.baseline  # report a missing one before any training
         payload = None
         for step in steps:
             payload = step.learn(payload)

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 RESUME_NAME = "resume.pth.tar"
 TRAIN_CSV = "train.csv"
-LOCK_NAME = ".lock"
+LOCK_NAME = ".output.lock"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 
 

@@ -135,7 +135,10 @@ def test_each_training_script_holds_its_folder_before_it_writes(
     assert held_by(cpg_script.main, fresh.own_flags("1")) == paths.single_scratch("digits", "zero_one")
     named = fresh.root / "named"
     assert held_by(packnet_script.main, fresh.baseline_flags("1", "--save_folder", named)) == named
-    sequence = fresh.own_flags("1", "--total_num_tasks", "1")
+    baselines = fresh.root / "baselines.txt"
+    baselines.parent.mkdir(parents=True)
+    baselines.write_text('{"zero_one": "0.5"}')
+    sequence = fresh.own_flags("1", "--total_num_tasks", "1", "--jsonfile", baselines)
     assert held_by(cpg_script.main, sequence) == paths.in_sequence("digits", 1, "zero_one").parent
     continual = held_by(spg_script.main, fresh.flags("--seq", "digits_5", "--run", "mine"))
     assert continual == fresh.checkpoints / "mine"
