@@ -37,7 +37,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 # Types
 
 
-# The bounds are far from what is useful, and near enough that no library overflows.
+# The bounds lie far beyond useful values, and below those at which a library overflows or crashes.
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,6 @@ non_negative_int = Whole(0, 1_000_000)
 positive_float = Real(0, 1e30, above=True)
 non_negative_float = Real(0, 1e30)
 sparsity = Real(0, 1, below=True)
-LEARNING_RATE = Real(0, 1e30, above=True)
 DECAY = Real(0, 1e6)
 ACCURACY_LOSS = Real(0, 1)
 THREADS = Whole(0, 1024)
@@ -118,6 +117,11 @@ def width_multiplier(text: str) -> float | str:
     return FROM_TARGET if text == FROM_TARGET else WIDTH(text)
 
 
+# Names of the files that a run writes beside its log.
+_OTHER_FILES = ("..", LOCK_NAME, "record.txt")
+_OTHER_SUFFIXES = (".tar", ".pt", ".csv", ".json", ".toml")
+
+
 def log_name(text: str) -> str:
     """The name of a log file, which is none of a run's other files."""
     name = Path(text).name
@@ -126,10 +130,6 @@ def log_name(text: str) -> str:
             f"must be the name of a log, such as train.log, not {_shortened(text)}"
         )
     return text
-
-
-_OTHER_FILES = ("..", LOCK_NAME, "record.txt")
-_OTHER_SUFFIXES = (".tar", ".pt", ".csv", ".json", ".toml")
 
 
 def run_name(text: str) -> str:
@@ -303,7 +303,9 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
         "(published: after epochs 50 and 80).",
     )
     group.add_argument("--batch_size", type=positive_int, default=32, help="Samples per training step.")
-    group.add_argument("--lr", type=LEARNING_RATE, default=1e-2, help="Initial learning rate of the weights.")
+    group.add_argument(
+        "--lr", type=positive_float, default=1e-2, help="Initial learning rate of the weights."
+    )
 
 
 def _add_prune_epochs(group: argparse._ArgumentGroup) -> None:
@@ -537,7 +539,7 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
         "chose (default: train from scratch).",
     )
     add_chosen_pairs(group)
-    group.add_argument("--lr_mask", type=LEARNING_RATE, default=1e-4, help="Learning rate of piggymasks.")
+    group.add_argument("--lr_mask", type=positive_float, default=1e-4, help="Learning rate of piggymasks.")
     add_width(group)
     _add_widest(group)
     group = parser.add_argument_group("gradual pruning")
@@ -549,7 +551,7 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
         help="Sparsity to start from; above 0, pruning starts from the network pruned to it.",
     )
     _add_prune_epochs(group)
-    group.add_argument("--prune_lr", type=LEARNING_RATE, default=1e-3, help="Learning rate while pruning.")
+    group.add_argument("--prune_lr", type=positive_float, default=1e-3, help="Learning rate while pruning.")
     group.add_argument(
         "--pruning_interval",
         type=positive_int,

@@ -43,13 +43,13 @@ def _line(message: str) -> str:
 def run(main: Callable[[Sequence[str] | None], None]) -> None:
     """Run a script's `main` and end the process.
 
-    The exit status is 0 on success, 1 with one line on standard error after a `UserError` or a failed file
-    operation, and 130 after Ctrl-C. (argparse exits with 2 on a usage error.)
+    The exit status is 0 on success, 1 with one line on standard error after a `UserError`, a failed file
+    operation or a lack of memory, and 130 after Ctrl-C. (argparse exits with 2 on a usage error.)
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    ending = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # see end_on_interrupt
     try:
+        if ending:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main(None)
     except UserError as error:
         sys.exit(_line(f"error: {error}"))
@@ -66,4 +66,5 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        signal.signal(signal.SIGINT, before)
+        if ending:  # also while the interpreter shuts down
+            signal.signal(signal.SIGINT, signal.SIG_DFL)

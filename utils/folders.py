@@ -1,4 +1,4 @@
-"""Folders and files that a process must not share: locks, and outputs that are inputs."""
+"""Locks on output folders, and checks that no output replaces an input or another kind of file."""
 
 import logging
 import os
