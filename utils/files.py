@@ -95,8 +95,8 @@ def read_json(path: Path, *, remedy: str) -> dict:
     if not path.is_file():
         raise UserError(f"{path} not found: {remedy}")
     try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # huge numbers; deep nesting
         raise UserError(f"{path} is not valid JSON ({error}): {remedy}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object: {remedy}")
