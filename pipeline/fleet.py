@@ -183,14 +183,11 @@ def read_reference(path: Path, *, tasks: int, remedy: str) -> tuple[dict, list[f
     arguments, matrix = found.get("arguments"), found.get("accuracy_matrix")
     if not isinstance(arguments, dict):
         raise UserError(f"{path} does not record its arguments: {remedy}")
-    if (
-        not isinstance(matrix, list)
-        or len(matrix) != tasks
-        or not all(isinstance(row, list) for row in matrix)
-    ):
+    rows = matrix if isinstance(matrix, list) else []
+    if len(rows) != tasks or not all(isinstance(row, list) for row in rows):
         raise UserError(f"{path}: accuracy_matrix does not have {tasks} rows: {remedy}")
     own = []
-    for number, row in enumerate(matrix, 1):
+    for number, row in enumerate(rows, 1):
         entry = f"{path}: row {number} of accuracy_matrix"
         if len(row) != number:
             raise UserError(f"{entry} has {len(row)} accuracies, not {number}: {remedy}")

@@ -18,8 +18,8 @@ from methods.approaches.base import Approach, Settings
 from models import CONVOLUTIONAL
 from models.network import Network
 from pipeline.architectures import PLAIN, registry_of
-from pipeline.fleet import read_reference
 from pipeline.flags import add_settings, settings_from
+from pipeline.fleet import read_reference
 from pipeline.recipe import ContinualRecipe, ContinualStageRecipe
 from pipeline.train_task import EpochLog, train_into, train_line, validation_line
 from training.loop import Compute, evaluate

@@ -73,16 +73,13 @@ def read_checkpoint(path: Path) -> dict:
     path = Path(path)
     remedy = f"{redo_command(path)}, or correct the path"
     payload = read_tensors(path, what="a checkpoint", remedy=remedy)
+    foreign = f"{path} is not a checkpoint of this project"
     missing = [key for key in _PUBLISHED_KEYS if not isinstance(payload, dict) or key not in payload]
     if missing:
-        raise Damaged(
-            f"{path} is not a checkpoint of this project: it lacks {', '.join(missing)}", remedy=remedy
-        )
+        raise Damaged(f"{foreign}: it lacks {', '.join(missing)}", remedy=remedy)
     odd = [key for key, kind in _PUBLISHED_KEYS.items() if not isinstance(payload[key], kind)]
     if odd:
-        raise Damaged(
-            f"{path} is not a checkpoint of this project: wrong types: {', '.join(odd)}", remedy=remedy
-        )
+        raise Damaged(f"{foreign}: wrong types: {', '.join(odd)}", remedy=remedy)
     version = payload.get("format_version", 0)
     if isinstance(version, int) and FORMAT_VERSION < version < 1000:
         raise UserError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}: update")

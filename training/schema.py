@@ -202,12 +202,11 @@ def _check_importance(payload: Mapping[str, Any]) -> None:
         if odd:
             raise Invalid(f"{field} does not fit the network's parameters: {_brief(odd[0])}")
         for name, value in tensors.items():
-            if value.shape != shapes[name]:
-                raise Invalid(
-                    f"{field}[{_brief(name)}] has the shape {tuple(value.shape)}, expected {tuple(shapes[name])}"
-                )
+            where, shape = f"{field}[{_brief(name)}]", tuple(shapes[name])
+            if value.shape != shape:
+                raise Invalid(f"{where} has the shape {tuple(value.shape)}, expected {shape}")
             if value.numel() and not (value.min() >= least and value.max() <= most):
-                raise Invalid(f"{field}[{_brief(name)}] has values outside {least:g} to {most:g}")
+                raise Invalid(f"{where} has values outside {least:g} to {most:g}")
 
 
 def _progress(value: Any, field: str) -> None:
