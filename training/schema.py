@@ -45,6 +45,11 @@ def check_payload(payload: Mapping[str, Any]) -> None:
         if name in payload:
             check(payload[name], name)
     _check_importance(payload)
+    approach = payload.get("arguments", {}).get("appr")
+    required = () if approach is None else ("sequence", *_STATE_OF.get(str(approach), ()))
+    for name in required:
+        if name not in payload:
+            raise Invalid(f"{name} is missing")
     if "progress" in payload:
         _progress(payload["progress"], "progress")
         if payload.get("epoch") != payload["progress"]["epoch"]:
@@ -65,12 +70,13 @@ def _check_network(payload: Mapping[str, Any]) -> None:
     _tensors(state, "model_state_dict")
     _tensors(payload["masks"], "masks", dtypes=(*_WHOLE, *_FLOATS))
     information = payload["shared_layer_info"]
+    grouped = bool(payload["masks"]) or "sequence" not in payload
     for number, name in enumerate(history):
         for part in ("dataset2num_classes", "shared_layer_info"):
             if name not in payload[part]:
                 raise Invalid(f"dataset_history lists task {name}, but the file lacks its entry in {part}")
         _count(counts[name], f"dataset2num_classes[{_brief(name)}]", least=1)
-        _task_information(information[name], f"shared_layer_info[{_brief(name)}]")
+        _task_information(information[name], f"shared_layer_info[{_brief(name)}]", grouped=grouped)
         head = state.get(f"classifiers.{number}.weight")
         if head is None:
             raise Invalid(f"no head for task {name} (classifiers.{number}.weight)")
@@ -83,8 +89,11 @@ def _check_network(payload: Mapping[str, Any]) -> None:
             )
 
 
-def _task_information(value: Any, field: str) -> None:
-    """One task's private tensors: by group and layer, or (SPG's) by state name."""
+def _task_information(value: Any, field: str, *, grouped: bool) -> None:
+    """One task's private tensors: by group and layer if tasks own weights, else by state name."""
+    if not grouped:
+        _tensors(value, field)
+        return
     for name, entry in _dict(value, field).items():
         where = f"{field}[{_brief(name)}]"
         if name == "network_width_multiplier":
@@ -92,8 +101,6 @@ def _task_information(value: Any, field: str) -> None:
                 raise Invalid(f"{where} is {_brief(entry)}, expected more than 0 and at most {_MAX_WIDTH:g}")
         elif name == "modality":
             _choice(entry, where, MODALITIES)
-        elif isinstance(entry, Tensor):
-            _tensor(entry, where)
         else:
             _tensors(entry, where)
 
@@ -225,29 +232,48 @@ def _progress(value: Any, field: str) -> None:
         odd = [name for name, entry in row.items() if not (entry is None or _is_number(entry))]
         if missing or odd:
             raise Invalid(f"{where} lacks a finite number: {', '.join(sorted(map(str, [*missing, *odd])))}")
-    for name, state in _dict(value["optimizers"], f"{field}['optimizers']").items():
-        where = f"{field}['optimizers'][{_brief(name)}]"
-        if not {"state", "param_groups"} <= _dict(state, where).keys():
-            raise Invalid(f"{where} lacks state or param_groups")
-        _dict(state["state"], f"{where}['state']", keys=int)
-        if not isinstance(state["param_groups"], list):
-            raise Invalid(f"{where}['param_groups'] is {_brief(state['param_groups'])}, expected a list")
-        for group in state["param_groups"]:
-            if not isinstance(_dict(group, f"{where}['param_groups']").get("params"), list):
-                raise Invalid(f"{where}['param_groups'] lacks params")
+    _optimizers(value["optimizers"], f"{field}['optimizers']")
     _generator(value["generator"], f"{field}['generator']")
     random = _dict(value["random"], f"{field}['random']")
     for name in {"cpu", *random}:
         _generator(random.get(name), f"{field}['random'][{_brief(name)}]")
     _dict(value.get("method", {}), f"{field}['method']")
     for name, state in _dict(value.get("schedules", {}), f"{field}['schedules']").items():
-        _plain(_dict(state, f"{field}['schedules'][{_brief(name)}]"), f"{field}['schedules'][{_brief(name)}]")
+        where = f"{field}['schedules'][{_brief(name)}]"
+        if name not in value["optimizers"]:
+            raise Invalid(f"{where} belongs to no optimizer")
+        for key, entry in _dict(state, where).items():
+            if not (_is_number(entry) or isinstance(entry, bool) or _is_infinite(entry)):
+                raise Invalid(f"{where}[{_brief(key)}] is {_brief(entry)}, expected a number")
     if value.get("best") is not None:
         _tensors(value["best"], f"{field}['best']")
     best = value.get("best_figure", math.inf)
-    if not (_is_number(best) or best == math.inf):
+    if not (_is_number(best) or _is_infinite(best)):
         raise Invalid(f"{field}['best_figure'] is {_brief(best)}, expected a number")
     _count(value.get("best_epoch", 0), f"{field}['best_epoch']")
+
+
+def _optimizers(value: Any, field: str) -> None:
+    if "weights" not in _dict(value, field):
+        raise Invalid(f"{field}['weights'] is missing")
+    for name, state in value.items():
+        where = f"{field}[{_brief(name)}]"
+        if not {"state", "param_groups"} <= _dict(state, where).keys():
+            raise Invalid(f"{where} lacks state or param_groups")
+        for number, entries in _dict(state["state"], f"{where}['state']", keys=int).items():
+            for key, entry in _dict(entries, f"{where}['state'][{_brief(number)}]").items():
+                if isinstance(entry, Tensor):
+                    # Not checked for NaN: the next epoch shows a diverged loss.
+                    _dense(entry, f"{where}['state'][{_brief(number)}][{_brief(key)}]")
+                elif not (entry is None or _is_number(entry)):
+                    raise Invalid(f"{where}['state'][{_brief(number)}][{_brief(key)}] is {_brief(entry)}")
+        groups = state["param_groups"]
+        if not isinstance(groups, list):
+            raise Invalid(f"{where}['param_groups'] is {_brief(groups)}, expected a list")
+        for group in groups:
+            _plain(_dict(group, f"{where}['param_groups']"), f"{where}['param_groups']")
+            if not isinstance(group.get("params"), list):
+                raise Invalid(f"{where}['param_groups'] lacks params")
 
 
 def _generator(value: Any, field: str) -> None:
@@ -267,7 +293,7 @@ def _tensors(value: Any, field: str, *, dtypes: Iterable[torch.dtype] | None = N
         _tensor(tensor, where, dtypes=dtypes)
 
 
-def _tensor(value: Tensor, field: str, *, dtypes: Iterable[torch.dtype] | None = None) -> None:
+def _dense(value: Tensor, field: str, *, dtypes: Iterable[torch.dtype] | None = None) -> None:
     allowed = (*_FLOATS, *_WHOLE, torch.bool) if dtypes is None else dtypes
     # Sparse, quantized, meta and nested tensors load without an error, and fail wherever they are used.
     if (
@@ -281,6 +307,10 @@ def _tensor(value: Tensor, field: str, *, dtypes: Iterable[torch.dtype] | None =
         raise Invalid(f"{field} has the type {value.dtype}")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise Invalid(f"{field} has the shape {tuple(value.shape)}, but fewer values")
+
+
+def _tensor(value: Tensor, field: str, *, dtypes: Iterable[torch.dtype] | None = None) -> None:
+    _dense(value, field, dtypes=dtypes)
     if value.dtype in _FLOATS and value.numel():
         # One pass without a temporary tensor; NaN propagates to both.
         bounds = torch.stack(torch.aminmax(value.detach()))
@@ -345,6 +375,10 @@ def _is_number(value: Any) -> bool:
     return abs(value) <= 2**64 if isinstance(value, int) else math.isfinite(value)
 
 
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and value == math.inf
+
+
 def _brief(value: Any) -> str:
     """A value for a message, on one line and of bounded length."""
     if isinstance(value, bool | float | None):
@@ -362,6 +396,9 @@ _PER_PARAMETER = {
     "fisher": (0.0, math.inf),
     "anchors": (-math.inf, math.inf),
 }
+
+# What these approaches to a sequence of tasks keep besides the network.
+_STATE_OF = {"spg": ("importance",), "ewc": ("fisher", "anchors")}
 
 # Sections of our own checkpoints; published ones have none of them.
 _SECTIONS: dict[str, Callable[[Any, str], None]] = {

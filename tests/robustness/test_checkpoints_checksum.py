@@ -12,7 +12,6 @@ import torch
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
-from pipeline import train_task
 from tests.helpers import Fleet, assert_same_checkpoint, load, refusal
 from tools import select_pruning_ratio as select_script
 from training.checkpoints import read_checkpoint, save_checkpoint
@@ -168,33 +167,6 @@ def test_a_stage_refuses_a_damaged_input(reader: str, fleet: Fleet) -> None:
     assert f"{path} is damaged: {MATCH}" in message
     assert f"OVERWRITE=1 bash run_pickaback/{remedy}" in message
     assert "other arguments" not in message
-
-
-class Killed(BaseException):
-    """Stands in for a kill."""
-
-
-@pytest.fixture
-def unfinished(fresh: Fleet, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
-    """Kill stage 1 of task 1 after its second epoch; return the resume file."""
-
-    def make() -> Path:
-        save, saved = Output.save_unfinished, []
-
-        def dying(self: Output, payload: dict, progress: Progress) -> None:
-            save(self, payload, progress)
-            saved.append(self.resume)
-            if len(saved) == 2:
-                raise Killed
-
-        with monkeypatch.context() as patch:
-            patch.setattr(train_task, "SAVING_SHARE", 1e9)
-            patch.setattr(Output, "save_unfinished", dying)
-            with pytest.raises(Killed):
-                fresh.baseline("1")
-        return saved[-1]
-
-    return make
 
 
 def cut(path: Path) -> None:
