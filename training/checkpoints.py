@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.schema import Invalid, check_payload
+from training.schema import MAX_COUNT, Invalid, check_payload
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.paths import redo_command
@@ -81,7 +81,7 @@ def read_checkpoint(path: Path) -> dict:
     if odd:
         raise Damaged(f"{foreign}: wrong types: {', '.join(odd)}", remedy=remedy)
     version = payload.get("format_version", 0)
-    if isinstance(version, int) and FORMAT_VERSION < version < 1000:
+    if isinstance(version, int) and FORMAT_VERSION < version <= MAX_COUNT:  # not a damaged one
         raise UserError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}: update")
     try:
         check_payload(payload)

@@ -17,7 +17,7 @@ LAYERS = ("plain", "sharable")
 
 _FLOATS = (torch.float16, torch.float32, torch.float64)
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_MAX_COUNT = 10**9
+MAX_COUNT = 10**9
 _MAX_WIDTH = 100.0
 _MAX_DEPTH = 8
 _MAX_NAME = 255
@@ -76,7 +76,8 @@ def _check_network(payload: Mapping[str, Any]) -> None:
             if name not in payload[part]:
                 raise Invalid(f"dataset_history lists task {name}, but the file lacks its entry in {part}")
         _count(counts[name], f"dataset2num_classes[{_brief(name)}]", least=1)
-        _task_information(information[name], f"shared_layer_info[{_brief(name)}]", grouped=grouped)
+        where = f"shared_layer_info[{_brief(name)}]"
+        _task_information(information[name], where, state=state, grouped=grouped)
         head = state.get(f"classifiers.{number}.weight")
         if head is None:
             raise Invalid(f"no head for task {name} (classifiers.{number}.weight)")
@@ -89,10 +90,14 @@ def _check_network(payload: Mapping[str, Any]) -> None:
             )
 
 
-def _task_information(value: Any, field: str, *, grouped: bool) -> None:
-    """One task's private tensors: by group and layer if tasks own weights, else by state name."""
+def _task_information(value: Any, field: str, *, state: Mapping[str, Tensor], grouped: bool) -> None:
+    """One task's private tensors: by group and layer if tasks own weights, else by name, as in `state`."""
     if not grouped:
         _tensors(value, field)
+        for name, tensor in value.items():
+            expected = state.get(f"features.{name}")
+            if expected is None or expected.shape != tensor.shape:
+                raise Invalid(f"{field}[{_brief(name)}] does not fit the network")
         return
     for name, entry in _dict(value, field).items():
         where = f"{field}[{_brief(name)}]"
@@ -111,9 +116,7 @@ def _architecture(value: Any, field: str) -> None:
     _choice(value.get("layers"), f"{field}['layers']", LAYERS)
     sizes = _dict(value.get("sizes", {}), f"{field}['sizes']")
     for name, size in sizes.items():
-        if not (
-            size is None or isinstance(size, bool | str) or (_is_number(size) and abs(size) < _MAX_COUNT)
-        ):
+        if not (size is None or isinstance(size, bool | str) or (_is_number(size) and abs(size) < MAX_COUNT)):
             raise Invalid(f"{field}['sizes'][{_brief(name)}] is {_brief(size)}, expected a number or a name")
 
 
@@ -360,8 +363,8 @@ def _choice(value: Any, field: str, known: tuple[str, ...]) -> None:
 
 
 def _count(value: Any, field: str, *, least: int = 0) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MAX_COUNT:
-        raise Invalid(f"{field} is {_brief(value)}, expected a whole number from {least} to {_MAX_COUNT}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MAX_COUNT:
+        raise Invalid(f"{field} is {_brief(value)}, expected a whole number from {least} to {MAX_COUNT}")
 
 
 def _share(value: Any, field: str) -> None:

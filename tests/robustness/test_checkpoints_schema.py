@@ -21,6 +21,7 @@ from training import schema
 from training.checkpoints import load_checkpoint, read_checkpoint
 from training.loop import Progress
 from utils.errors import UserError
+from utils.tensor_files import Damaged
 
 DIGITS = {"in_channels": 1, "size": 16}
 
@@ -277,6 +278,18 @@ def test_a_wrong_field_is_named(
     assert f"{path} is damaged: " in str(caught.value) and named in str(caught.value)
 
 
+@pytest.mark.parametrize("version", [2, 5000, 10**9])
+def test_a_newer_format_is_refused_but_not_called_damaged(
+    version: int, trained_fleet: Fleet, tmp_path: Path
+) -> None:
+    payload = load(trained_fleet.target_folder() / "checkpoint-4.pth.tar")
+    path = tmp_path / "checkpoint-4.pth.tar"
+    torch.save(payload | {"format_version": version, "dataset_history": ["other"]}, path)
+    with pytest.raises(UserError, match=f"has format {version}; .*: update") as caught:
+        read_checkpoint(path)
+    assert not isinstance(caught.value, Damaged)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["model_state_dict", "private"])
 def test_weights_that_are_not_finite_are_named(
@@ -301,6 +314,7 @@ def test_weights_that_are_not_finite_are_named(
         ("spg", ("importance",), {}, "importance does not fit"),
         ("spg", ("importance", "0.weight"), torch.zeros(3), "has the shape (3,)"),
         ("spg", ("sequence",), {}, "sequence['past']"),
+        ("spg", ("shared_layer_info", "zero_one", "0.weight"), torch.zeros(3), "does not fit the network"),
         ("spg", ("sequence", "past", 0, "accuracies"), [0.5, 0.5], "expected a list of 1"),
         ("spg", ("sequence", "seconds"), float("nan"), "sequence['seconds'] is nan"),
         ("ewc", ("fisher", "0.weight"), torch.full((6, 1, 5, 5), -1.0), "outside 0 to inf"),
@@ -315,6 +329,24 @@ def test_a_wrong_field_of_a_run_on_a_sequence_is_named(
     with pytest.raises(UserError) as caught:
         read_checkpoint(file)
     assert str(file) in str(caught.value) and named in str(caught.value)
+
+
+def test_a_piggymask_of_another_shape_is_named(trained_fleet: Fleet, tmp_path: Path) -> None:
+    """An earlier task's piggymasks are used only when the network is evaluated as that task."""
+    payload = load(trained_fleet.target_folder() / "checkpoint-4.pth.tar")
+    entry = payload["task_table"]
+    build = architecture("lenet5", layers=SHARABLE, in_channels=entry["channels"], size=entry["size"])
+    path = tmp_path / "checkpoint-4.pth.tar"
+    shared = SharedNetwork.from_payload(payload, build=build, source=path)
+    shared.begin_task("six_seven", num_classes=2)
+    grown = shared.payload()
+    assert len(SharedNetwork.from_payload(grown, build=build, source=path).tasks) == 3
+    masks = grown["shared_layer_info"]["four_five"]["piggymask"]
+    for hostile in ({"features.0": torch.ones(2, dtype=torch.bool)}, {"features.99": torch.ones(2)}):
+        changed = replaced(grown, ("shared_layer_info", "four_five", "piggymask"), masks | hostile)
+        with pytest.raises(UserError, match=r"the piggymask features\..* of task four_five") as caught:
+            SharedNetwork.from_payload(changed, build=build, source=path)
+        assert str(path) in str(caught.value)
 
 
 def test_the_known_modalities_are_those_of_the_tables() -> None:
