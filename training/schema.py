@@ -122,13 +122,13 @@ def _architecture(value: Any, field: str) -> None:
 
 def _metrics(value: Any, field: str) -> None:
     _dict(value, field)
-    for name in {*_ACCURACIES, *value}:
+    for name in sorted({*_ACCURACIES, *value}):
         _share(value.get(name), f"{field}[{_brief(name)}]")
 
 
 def _selection(value: Any, field: str) -> None:
     _plain(_dict(value, field), field)
-    for name in {"ratio", "accuracy", "baseline", "test_accuracy"} & value.keys():
+    for name in sorted({"ratio", "accuracy", "baseline", "test_accuracy"} & value.keys()):
         _share(value[name], f"{field}[{_brief(name)}]")
     if "recipe" in value:
         _dict(value["recipe"], f"{field}['recipe']")
@@ -140,11 +140,11 @@ def _selection(value: Any, field: str) -> None:
 
 def _task_table(value: Any, field: str) -> None:
     _plain(_dict(value, field), field)
-    for name in {"config", "name", "text_encoder"} & value.keys():
+    for name in sorted({"config", "name", "text_encoder"} & value.keys()):
         _text(value[name], f"{field}[{_brief(name)}]")
-    for name in {"size", "channels", "max_tokens"} & value.keys():
+    for name in sorted({"size", "channels", "max_tokens"} & value.keys()):
         _count(value[name], f"{field}[{_brief(name)}]", least=1)
-    for name in {"mean", "std"} & value.keys():
+    for name in sorted({"mean", "std"} & value.keys()):
         numbers = value[name]
         if not (isinstance(numbers, list) and all(map(_is_number, numbers))):
             raise Invalid(f"{field}[{_brief(name)}] is {_brief(numbers)}, expected finite numbers")
@@ -238,7 +238,7 @@ def _progress(value: Any, field: str) -> None:
     _optimizers(value["optimizers"], f"{field}['optimizers']")
     _generator(value["generator"], f"{field}['generator']")
     random = _dict(value["random"], f"{field}['random']")
-    for name in {"cpu", *random}:
+    for name in sorted({"cpu", *random}):
         _generator(random.get(name), f"{field}['random'][{_brief(name)}]")
     _dict(value.get("method", {}), f"{field}['method']")
     for name, state in _dict(value.get("schedules", {}), f"{field}['schedules']").items():
