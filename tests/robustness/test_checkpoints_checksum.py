@@ -12,6 +12,7 @@ import torch
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
+import spg_main
 from tests.helpers import Fleet, assert_same_checkpoint, load, refusal
 from tools import select_pruning_ratio as select_script
 from training.checkpoints import read_checkpoint, save_checkpoint
@@ -167,6 +168,26 @@ def test_a_stage_refuses_a_damaged_input(reader: str, fleet: Fleet) -> None:
     assert f"{path} is damaged: {MATCH}" in message
     assert f"OVERWRITE=1 bash run_pickaback/{remedy}" in message
     assert "other arguments" not in message
+
+
+def test_a_damaged_checkpoint_of_a_run_on_a_sequence_is_named_and_overwrite_redoes_it(
+    tmp_path: Path, digits_root: Path
+) -> None:
+    argv = [
+        *("--logs_root", str(tmp_path / "logs"), "--checkpoints_root", str(tmp_path / "checkpoints")),
+        *("--data_root", str(digits_root), "--epochs", "1", "--lr", "0.1", "--threads", "1"),
+        *("--device", "cpu", "--appr", "ncl"),
+    ]
+    spg_main.main(argv)
+    (path,) = tmp_path.glob("checkpoints/spg/digits_5/ncl/seed1/*/train/checkpoint-*.pth.tar")
+    whole = path.read_bytes()
+    flip_a_weight(path)
+    message = refusal(spg_main.main, argv)
+    assert f"{path} is damaged: {MATCH}" in message
+    assert "OVERWRITE=1 bash run_pickaback/spg.sh" in message
+    spg_main.main([*argv, "--overwrite"])
+    assert len(path.read_bytes()) == len(whole)
+    read_checkpoint(path)
 
 
 def cut(path: Path) -> None:
