@@ -490,7 +490,8 @@ def _blueprint(build: Callable[..., Network], width: float) -> Network:
 
 
 def _check_private(record: TaskRecord, *, build: Callable[..., Network], source: Path) -> None:
-    expected = _private_state(_blueprint(build, record.width))
+    blueprint = _blueprint(build, record.width)
+    expected = _private_state(blueprint)
     counters = {name for name in expected if name.endswith(".num_batches_tracked")}
     missing = expected.keys() - record.private.keys() - counters  # published checkpoints lack the counters
     unknown = record.private.keys() - expected.keys()
@@ -499,6 +500,13 @@ def _check_private(record: TaskRecord, *, build: Callable[..., Network], source:
             f"{source} was made with another architecture: task {record.name}: "
             f"{_names('tensors', missing, unknown)}"
         )
+    layers = _owned_layers(blueprint)
+    for name, mask in record.piggymasks.items():
+        if name not in layers or mask.shape != layers[name].weight.shape:
+            raise UserError(
+                f"{source} was made with another architecture or width: the piggymask {name} of task "
+                f"{record.name} has the shape {tuple(mask.shape)}"
+            )
     for name, value in record.private.items():
         if value.shape != expected[name].shape:
             raise UserError(

@@ -1,7 +1,10 @@
 """A table's tasks and pairs, as selected by flags, and the results that earlier stages wrote for them."""
 
 import argparse
+import math
+import reprlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from data.tables import Table, Task
@@ -9,7 +12,10 @@ from pipeline.flags import FROM_CSV
 from training.checkpoints import load_checkpoint
 from utils.errors import UserError
 from utils.files import read_csv, read_json
-from utils.paths import Paths, checkpoints_in, widths_file
+from utils.paths import Paths, checkpoints_in, redo_command, widths_file
+
+# Largest width multiplier that a result file may name.
+WIDEST = 10_000.0
 
 # Flags that name a folder or file of a single task.
 _OF_ONE_TASK = ("load_folder", "save_folder", "pruning_ratio_to_acc_record_file", "report_file")
@@ -77,36 +83,116 @@ def read_baseline(path: Path, *, task: str) -> float:
     """The scratch accuracy of `task` in a baseline file.
 
     Raises:
-        UserError: if the file or the entry is missing or not a number.
+        UserError: if the file or the entry is missing, or not a number from 0 to 1.
     """
     remedy = "run run_pickaback/baseline.sh first, or give the file with --jsonfile"
     entries = read_json(path, remedy=remedy)
     if task not in entries:
         raise UserError(f"{path} has no entry for task {task}: {remedy}")
-    try:
-        return float(entries[task])
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: the entry of task {task} is not a number ({entries[task]!r}): {remedy}"
-        ) from error
+    return accuracy(entries[task], entry=f"{path}: the entry of task {task}", remedy=remedy)
+
+
+def accuracy(value: object, *, entry: str, remedy: str) -> float:
+    """An accuracy as a result file records it, as a number or (in baseline files) as text.
+
+    Args:
+        entry: the file and the entry, which begin the message.
+
+    Raises:
+        UserError: unless it is a number from 0 to 1; `remedy` ends the message.
+    """
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            number = float(value)
+    if not 0 <= number <= 1:
+        raise UserError(f"{entry} is not a number from 0 to 1 ({reprlib.repr(value)}): {remedy}")
+    return number
 
 
 def test_accuracy(folder: Path, *, arch: str, layers: str) -> float | None:
-    """Test accuracy of the finished network in `folder`; None if there is none."""
+    """Test accuracy of the finished network in `folder`; None if there is none.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or does not record its accuracy.
+    """
     found = checkpoints_in(folder)
     if not found:
         return None
-    return load_checkpoint(found[max(found)], architecture=arch, layers=layers)["metrics"]["test_accuracy"]
+    path = found[max(found)]
+    payload = load_checkpoint(path, architecture=arch, layers=layers)
+    if "metrics" not in payload:
+        raise UserError(f"{path} does not record its accuracy: {redo_command(path)}")
+    return payload["metrics"]["test_accuracy"]
 
 
 def read_widths(folder: Path) -> dict[float, dict]:
     """Width multiplier → metrics of a target on its backbone, narrowest first.
 
     Raises:
-        UserError: if the target has not been trained.
+        UserError: if the target has not been trained, or if an entry is not what stage 3-2 writes.
     """
-    entries = read_json(widths_file(folder), remedy="run run_pickaback/w_backbone.sh first")
-    return {float(width): entries[width] for width in sorted(entries, key=float)}
+    path, remedy = widths_file(folder), "run run_pickaback/w_backbone.sh first"
+    entries = read_json(path, remedy=remedy)
+    again = f"delete it, and {remedy.removesuffix(' first')}"
+    widths: dict[float, dict] = {}
+    for name, metrics in entries.items():
+        try:
+            width = float(name)
+        except ValueError:
+            width = math.nan
+        if not 0 < width <= WIDEST or not isinstance(metrics, dict):
+            raise UserError(f"{path}: the entry {reprlib.repr(name)} does not belong there: {again}")
+        for key in ("train_accuracy", "validation_accuracy", "test_accuracy"):
+            accuracy(metrics.get(key), entry=f"{path}: {key} at width {width}", remedy=again)
+        widths[width] = metrics
+    if not widths:
+        raise UserError(f"{path} holds no width: {again}")
+    return {width: widths[width] for width in sorted(widths)}
+
+
+def read_arguments(path: Path, entry: str) -> dict:
+    """The arguments that made an entry of a shared file; {} if the file does not record them.
+
+    Args:
+        path: the file of arguments beside it.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    if not path.exists():
+        return {}
+    remedy = "delete it, and redo the choice with --overwrite"
+    found = read_json(path, remedy=remedy).get(entry, {})
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: the entry {entry} holds no JSON object: {remedy}")
+    return found
+
+
+def read_reference(path: Path, *, tasks: int, remedy: str) -> tuple[dict, list[float]]:
+    """The arguments of a finished run on a sequence, and its accuracy on each task after learning it.
+
+    Args:
+        path: the run's metrics.json.
+        tasks: number of tasks in the sequence.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    found = read_json(path, remedy=remedy)
+    arguments, matrix = found.get("arguments"), found.get("accuracy_matrix")
+    if not isinstance(arguments, dict):
+        raise UserError(f"{path} does not record its arguments: {remedy}")
+    rows = matrix if isinstance(matrix, list) else []
+    if len(rows) != tasks or not all(isinstance(row, list) for row in rows):
+        raise UserError(f"{path}: accuracy_matrix does not have {tasks} rows: {remedy}")
+    own = []
+    for number, row in enumerate(rows, 1):
+        entry = f"{path}: row {number} of accuracy_matrix"
+        if len(row) != number:
+            raise UserError(f"{entry} has {len(row)} accuracies, not {number}: {remedy}")
+        own.append(accuracy(row[-1], entry=entry, remedy=remedy))
+    return arguments, own
 
 
 def chosen_backbone(path: Path, *, table: Table, target: Task) -> Task:

@@ -14,7 +14,14 @@ from methods.modeldiff import RULES, Distance, Model, choose, compare
 from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, requested_architecture, resolved_mutations
 from pipeline.flags import add_search
-from pipeline.fleet import check_text_encoder, named_backbone, pairs_file, paths_of, selected_tasks
+from pipeline.fleet import (
+    check_text_encoder,
+    named_backbone,
+    pairs_file,
+    paths_of,
+    read_arguments,
+    selected_tasks,
+)
 from pipeline.named_files import check_search_files
 from pipeline.recipe import ProbesRecipe, SearchRecipe
 from training.checkpoints import fingerprint, load_checkpoint
@@ -22,7 +29,7 @@ from training.loop import Compute
 from training.outputs import Unfinished, require_same
 from utils import logs
 from utils.errors import UserError
-from utils.files import read_csv, read_json, update_csv, update_json
+from utils.files import read_csv, update_csv, update_json
 from utils.paths import arguments_file, checkpoint_in
 from utils.runtime import resolve_device, set_up_process
 from utils.seeds import derive_seed
@@ -149,9 +156,7 @@ class Search:
         rows = [row for row in rows if row["target_id"] == str(target.id)]
         if not rows:
             return False
-        made_with = {}
-        if arguments_file(self.result).exists():
-            made_with = read_json(arguments_file(self.result), remedy="delete it").get(str(target.id), {})
+        made_with = read_arguments(arguments_file(self.result), str(target.id))
         require_same(made_with, recipe.stamp(), where=self.result)
         logging.info("The backbone of target %d is chosen: skipped (--overwrite redoes it)", target.id)
         logging.info("Selected backbone for target %d = (as before) %s", target.id, rows[0]["task_id"])

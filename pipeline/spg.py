@@ -19,13 +19,14 @@ from models import CONVOLUTIONAL
 from models.network import Network
 from pipeline.architectures import PLAIN, registry_of
 from pipeline.flags import add_settings, settings_from
+from pipeline.fleet import read_reference
 from pipeline.recipe import ContinualRecipe, ContinualStageRecipe
 from pipeline.train_task import EpochLog, train_into, train_line, validation_line
 from training.loop import Compute, evaluate
 from training.outputs import Output, remove_output, require_same
 from utils import logs, metrics
 from utils.errors import UserError
-from utils.files import csv_text, read_json, write_atomically
+from utils.files import csv_text, write_atomically
 from utils.folders import alone_in
 from utils.paths import Paths, checkpoints_in
 from utils.runtime import resolve_device, set_up_process, synchronised_clock
@@ -443,15 +444,17 @@ class ContinualRun:
         if not path.exists():
             logging.info("No forward transfer: the reference run is missing: run `%s`", command)
             return None
-        found = read_json(path, remedy=f"run `{command} --overwrite`")
+        made_with, accuracies = read_reference(
+            path, tasks=len(self.names), remedy=f"run `{command} --overwrite`"
+        )
         alone = ContinualRun(self.args, seed=self.recipe.seed, approach="one").recipe
         asked = alone.stamp() | {"data": self.data_until(len(self.names))}
         try:
-            require_same(found["arguments"], asked, where=path)
+            require_same(made_with, asked, where=path)
         except UserError as error:
             logging.info("No forward transfer: %s", error)
             return None
-        return [row[-1] for row in found["accuracy_matrix"]]
+        return accuracies
 
 
 def table(results: Sequence[Mapping]) -> str:

@@ -16,7 +16,7 @@ from methods.cpg import choose_ratio
 from pipeline import flags
 from pipeline.architectures import SHARABLE, resolved_sizes
 from pipeline.cpg import log_choice
-from pipeline.fleet import paths_of, read_baseline, selected_tasks
+from pipeline.fleet import accuracy, paths_of, read_baseline, selected_tasks
 from training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from training.outputs import require_same
 from utils import logs
@@ -124,17 +124,17 @@ def read_record(path: Path, *, ratios: Sequence[float]) -> dict[float, float]:
     """Read the accuracy at sparsity 0.0 and at each of `ratios`.
 
     Raises:
-        UserError: if the file or an accuracy is missing, or an accuracy is not a number.
+        UserError: if the file or an accuracy is missing, or an accuracy is not a number from 0 to 1.
     """
     remedy = "run run_pickaback/wo_backbone.sh for this task again"
     entries = read_json(path, remedy=remedy)
     missing = [str(ratio) for ratio in (0.0, *ratios) if str(ratio) not in entries]
     if missing:
         raise UserError(f"{path} lacks the sparsity {', '.join(missing)}: {remedy}")
-    try:
-        return {ratio: float(entries[str(ratio)]) for ratio in (0.0, *ratios)}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} holds an accuracy that is not a number ({error}): {remedy}") from error
+    return {
+        ratio: accuracy(entries[str(ratio)], entry=f"{path}: the entry of sparsity {ratio}", remedy=remedy)
+        for ratio in (0.0, *ratios)
+    }
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Write, read and validate checkpoint files."""
 
 import hashlib
-import io
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
+from training.schema import MAX_COUNT, Invalid, check_payload
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.tensor_files import read_tensors
+from utils.paths import redo_command
+from utils.tensor_files import Damaged, read_tensors, tensor_bytes
 
 FORMAT_VERSION = 1
 _PUBLISHED_KEYS = {
@@ -21,16 +21,13 @@ _PUBLISHED_KEYS = {
 }
 
 
-def save_checkpoint(path: Path, payload: dict, *, durable: bool = True) -> None:
-    """Write `payload` to `path` atomically: a reader sees the old file or the new one, never half of it.
+def save_checkpoint(path: Path, payload: dict) -> None:
+    """Write `payload` and its checksum to `path` atomically and durably.
 
-    Args:
-        durable: see `write_atomically`.
+    A reader sees the old file or the new one, never half of it.
     """
     # Serialise in memory first: on a full disk, torch would raise its own error, without the path.
-    buffer = io.BytesIO()
-    torch.save({"format_version": FORMAT_VERSION, **payload}, buffer)
-    write_atomically(path, buffer.getbuffer(), durable=durable)
+    write_atomically(path, tensor_bytes({"format_version": FORMAT_VERSION, **payload}))
 
 
 def load_checkpoint(
@@ -44,8 +41,8 @@ def load_checkpoint(
         sizes: the architecture's sizes, which must match; None accepts any.
 
     Raises:
-        UserError: if it is missing, truncated, not a checkpoint, in a newer format, or holds another
-            architecture.
+        UserError: if it is missing, in a newer format, or holds another architecture.
+        Damaged: if it is truncated, changed, or not a checkpoint.
     """
     payload = read_checkpoint(path)
     found = payload.get("architecture")
@@ -70,30 +67,38 @@ def read_checkpoint(path: Path) -> dict:
     """Read a checkpoint of any architecture, ours or a published one, onto the CPU.
 
     Raises:
-        UserError: if it is missing, truncated, not a checkpoint, or in a newer format.
+        UserError: if it is missing, or in a newer format.
+        Damaged: if it is truncated, changed, or not a checkpoint.
     """
-    payload = read_tensors(
-        path,
-        what="a checkpoint",
-        remedy="run its stage again with --overwrite, or correct the path",
-    )
+    path = Path(path)
+    remedy = f"{redo_command(path)}, or correct the path"
+    payload = read_tensors(path, what="a checkpoint", remedy=remedy)
+    foreign = f"{path} is not a checkpoint of this project"
     missing = [key for key in _PUBLISHED_KEYS if not isinstance(payload, dict) or key not in payload]
     if missing:
-        raise UserError(f"{path} is not a checkpoint of this project: it lacks {', '.join(missing)}")
+        raise Damaged(f"{foreign}: it lacks {', '.join(missing)}", remedy=remedy)
     odd = [key for key, kind in _PUBLISHED_KEYS.items() if not isinstance(payload[key], kind)]
-    odd += [
-        f"{part}[{name!r}]"
-        for part in ("model_state_dict", "masks")
-        if part not in odd
-        for name, value in payload[part].items()
-        if not isinstance(value, torch.Tensor)
-    ]
     if odd:
-        raise UserError(f"{path} is not a checkpoint of this project: wrong types: {', '.join(odd)}")
+        raise Damaged(f"{foreign}: wrong types: {', '.join(odd)}", remedy=remedy)
     version = payload.get("format_version", 0)
-    if version > FORMAT_VERSION:
+    if isinstance(version, int) and FORMAT_VERSION < version <= MAX_COUNT:  # not a damaged one
         raise UserError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}: update")
+    try:
+        check_payload(payload)
+    except Invalid as error:
+        raise Damaged(f"{path} is damaged: {error}", remedy=remedy) from error
     return payload
+
+
+def set_aside(path: Path, *, reason: Damaged, consequence: str) -> None:
+    """Rename a damaged file to `<name>.damaged`, which nothing reads, and warn.
+
+    Args:
+        consequence: what happens without it, for the warning.
+    """
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    logging.warning("%s: set aside as %s; %s", reason.problem, aside.name, consequence)
 
 
 def fingerprint(payload: dict) -> str:

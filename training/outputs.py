@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
+from training.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint, set_aside
 from training.loop import Progress
 from utils.errors import UserError
 from utils.files import csv_text, write_atomically
-from utils.paths import RESUME_NAME, TRAIN_CSV, checkpoint_name, checkpoints_in
+from utils.paths import RESUME_NAME, TRAIN_CSV, checkpoint_name, checkpoints_in, redo_command
+from utils.tensor_files import Damaged
 
 
 class Unfinished(Exception):
@@ -47,8 +48,16 @@ def _brief(value: object) -> str:
     return str(value)
 
 
+def is_made_by(payload: Mapping, made_by: Mapping) -> bool:
+    """Whether a checkpoint records these entries of the recipe that made it."""
+    found = payload.get("arguments", {})
+    return all(name in found and found[name] == value for name, value in made_by.items())
+
+
 def remove_output(folder: Path, *, root: Path, made_by: Mapping) -> None:
     """Delete what training runs left in an output folder, and the folder if nothing else is in it.
+
+    Damaged files, which do not show what made them, are set aside.
 
     Args:
         root: the folder must lie inside it.
@@ -60,11 +69,19 @@ def remove_output(folder: Path, *, root: Path, made_by: Mapping) -> None:
     """
     if not folder.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{folder} is not inside {root}: nothing is deleted")
-    ours = [path for path in (*checkpoints_in(folder).values(), folder / RESUME_NAME) if path.is_file()]
-    for path in ours:
-        found = read_checkpoint(path).get("arguments", {})
-        if any(found.get(name) != value for name, value in made_by.items()):
-            raise UserError(f"{path} belongs to another run: choose another --run")
+    ours: list[Path] = []
+    damaged: dict[Path, Damaged] = {}
+    for path in (*checkpoints_in(folder).values(), folder / RESUME_NAME):
+        try:
+            if not path.is_file():
+                continue
+            if not is_made_by(read_checkpoint(path), made_by):
+                raise UserError(f"{path} belongs to another run: choose another --run")
+            ours.append(path)
+        except Damaged as error:
+            damaged[path] = error
+    for path, error in damaged.items():
+        set_aside(path, reason=error, consequence="delete it once you do not need it")
     for path in (*ours, folder / TRAIN_CSV):
         path.unlink(missing_ok=True)
     for empty in (folder, *folder.parents):
@@ -110,6 +127,7 @@ class Output:
 
         Raises:
             UserError: if another recipe made it.
+            Damaged: if it is not what a training run wrote.
         """
         found = checkpoints_in(self.folder)
         if self.overwrite or not found:
@@ -117,10 +135,14 @@ class Output:
         path = found[max(found)]
         payload = self._load(path)
         require_same(payload.get("arguments", {}), self.stamp, where=path)
+        if "metrics" not in payload:
+            raise Damaged(f"{path} does not record its accuracy", remedy=redo_command(path))
         return payload
 
     def unfinished(self) -> dict | None:
         """The payload to resume from; None if there is none.
+
+        A damaged resume file is set aside: the run starts from scratch.
 
         Raises:
             UserError: if another recipe made it and `overwrite` is off.
@@ -130,7 +152,13 @@ class Output:
             raise Unfinished
         if not self.resume.exists():
             return None
-        payload = self._load(self.resume)
+        try:
+            payload = self._load(self.resume)
+            if "progress" not in payload:
+                raise Damaged(f"{self.resume} is damaged: progress is missing", remedy="delete it")
+        except Damaged as error:
+            set_aside(self.resume, reason=error, consequence="training starts from scratch")
+            return None
         if self.overwrite and payload["arguments"] != self.stamp:
             return None
         require_same(payload["arguments"], self.stamp, where=self.resume)
@@ -138,9 +166,9 @@ class Output:
         return payload
 
     def save_unfinished(self, payload: dict, progress: Progress) -> None:
-        """Write the resume file, without waiting for the disk."""
+        """Write the resume file."""
         complete = self._complete(payload, progress) | {"progress": dict(vars(progress))}
-        save_checkpoint(self.resume, complete, durable=False)
+        save_checkpoint(self.resume, complete)
 
     def finish(self, payload: dict, progress: Progress, *, metrics: dict) -> dict:
         """Write the finished checkpoint and `train.csv`, remove the resume file, and return the payload.
@@ -150,12 +178,32 @@ class Output:
         complete = self._complete(payload, progress) | {"metrics": metrics}
         if progress.history:
             write_atomically(self.folder / TRAIN_CSV, csv_text(progress.history, list(progress.history[0])))
-        stale = [path for path in checkpoints_in(self.folder).values() if path != self.checkpoint]
         save_checkpoint(self.checkpoint, complete)
-        for path in stale:
-            path.unlink()
+        self._remove_stale()
         self.resume.unlink(missing_ok=True)
         return complete
+
+    def _remove_stale(self) -> None:
+        """Remove the checkpoints that runs of this stage of this task left with other numbers of epochs.
+
+        Otherwise a reader would take the one with the most epochs.
+        """
+        names = ("appr", "seq", "config", "task", "stage")
+        made_by = {name: self.stamp[name] for name in names if name in self.stamp}
+        for path in checkpoints_in(self.folder).values():
+            if path == self.checkpoint:
+                continue
+            try:
+                ours = is_made_by(read_checkpoint(path), made_by)
+            except Damaged as error:
+                set_aside(path, reason=error, consequence=f"{self.checkpoint.name} replaces it")
+                continue
+            except UserError:  # in a newer format, or a folder
+                ours = False
+            if ours:
+                path.unlink()
+            else:
+                logging.warning("%s is not from this stage of this task: left in place", path)
 
     def discard(self) -> None:
         """Remove the resume file: a resumed run would only diverge again."""

@@ -19,13 +19,11 @@ from utils.errors import UserError
 _STALE = 3600
 
 
-def write_atomically(path: Path, content: bytes | memoryview | str, *, durable: bool = True) -> None:
-    """Write `content` to a temporary file beside `path`, then rename it to `path`.
+def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
+    """Write `content` to a temporary file beside `path`, wait until it is on the disk, rename it to `path`.
 
-    Also remove temporary files of `path` that killed processes left behind more than an hour ago.
-
-    Args:
-        durable: wait until the content is on the disk, so that it survives a power failure.
+    After a kill or a power failure, `path` holds the old content or the new. Also remove temporary files of
+    `path` that killed processes left behind more than an hour ago.
 
     Raises:
         OSError: if writing fails, with `path` as its `filename`; `path` is then unchanged.
@@ -40,8 +38,7 @@ def write_atomically(path: Path, content: bytes | memoryview | str, *, durable: 
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            if durable:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o666 & ~_umask())
         Path(temporary).replace(path)
     except OSError as error:
@@ -95,8 +92,8 @@ def read_json(path: Path, *, remedy: str) -> dict:
     if not path.is_file():
         raise UserError(f"{path} not found: {remedy}")
     try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # huge numbers; deep nesting
         raise UserError(f"{path} is not valid JSON ({error}): {remedy}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object: {remedy}")

@@ -12,7 +12,8 @@ from utils.files import write_changed
 
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
-_EPOCH_OF_LINE = re.compile(r" Ep\. #(\d+) ")
+# In bytes: a log may hold some that are not UTF-8.
+_EPOCH_OF_LINE = re.compile(rb" Ep\. #(\d{1,9}) ")
 
 # Marks records that repeat what a progress bar shows on a terminal.
 _EPOCH = "epoch_line"
@@ -103,7 +104,7 @@ def forget_epochs(*, after: int) -> None:
         if not isinstance(handler, _FileHandler) or handler.shared:
             continue
         path = Path(handler.baseFilename)
-        kept = path.read_text().splitlines(keepends=True)
+        kept = path.read_bytes().splitlines(keepends=True)
         for index in reversed(range(len(kept))):
             found = _EPOCH_OF_LINE.search(kept[index])
             if found and int(found[1]) <= after:
@@ -111,7 +112,7 @@ def forget_epochs(*, after: int) -> None:
             if found:
                 del kept[index]
         handler.close()  # the next record reopens the file
-        write_changed(path, "".join(kept))
+        write_changed(path, b"".join(kept))
 
 
 def configuration(arguments: dict) -> None:

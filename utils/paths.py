@@ -228,6 +228,32 @@ def widths_file(folder: Path) -> Path:
     return folder / "widths.json"
 
 
+# The script that writes the checkpoints in a folder of the layout.
+_SCRIPTS = {
+    "baseline_scratch": "baseline.sh",
+    "CPG_single_scratch_woexp": "wo_backbone.sh",
+    "CPG_fromsingle_scratch_woexp_target": "w_backbone.sh or w_backbone_MM.sh",
+    "CPG_fromsingle_scratch_woexp_target_no_kv_transfer": "w_backbone_MM.sh",
+    "CPG_sequence": "cpg_sequence.sh",
+    "spg": "spg.sh",
+}
+
+
+def redo_command(checkpoint: Path) -> str:
+    """How to write a checkpoint again, for messages."""
+    checkpoint = Path(checkpoint)
+    scripts = [_SCRIPTS[part] for part in reversed(checkpoint.parts[:-1]) if part in _SCRIPTS]
+    if "_kv_transfer_" in checkpoint.name:
+        script = "transfer_kv.sh"
+    elif scripts[:1] == ["wo_backbone.sh"] and checkpoint.parent.name == "gradual_prune":
+        script = "select_pruning_ratio_of_backbone.sh"
+    else:
+        script = scripts[0] if scripts else ""
+    return "run its stage again with --overwrite" + (
+        f" (OVERWRITE=1 bash run_pickaback/{script})" if script else ""
+    )
+
+
 def _among(modality: str) -> str:
     return "" if modality == "all" else f"_{modality}"
 

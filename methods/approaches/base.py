@@ -237,8 +237,9 @@ class Approach:
         try:
             approach.network.load_state_dict(payload["model_state_dict"])
         except RuntimeError as error:
+            details = " ".join(str(error).split())  # torch's message has several lines
             raise UserError(
-                f"{source} holds another network ({error}): delete it, or pass the arguments that made it"
+                f"{source} holds another network ({details}): delete it, or pass the arguments that made it"
             ) from error
         # The network itself holds the newest task's statistics.
         approach.statistics = {

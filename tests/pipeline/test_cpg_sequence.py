@@ -24,7 +24,7 @@ from utils.paths import checkpoint_in, width_folder
 
 TASKS = ("zero_one", "two_three", "four_five")
 # The second task does not reach its baseline at any width.
-BASELINES = {"zero_one": "0.1", "two_three": "1.5", "four_five": "0.1"}
+BASELINES = {"zero_one": "0.1", "two_three": "1.0", "four_five": "0.1"}
 QUICK = ("--epochs", "2", "--prune_epochs", "1", "--pruning_frequency", "3")
 
 

@@ -142,7 +142,8 @@ def test_a_task_that_cannot_be_exported_is_reported_in_one_line(
     assert "not found" in message(tmp_path / "absent.pth.tar", "1", "x.pt")
 
     published = load(folder / "checkpoint-4.pth.tar")
-    torch.save(published | {"sequence": {}}, tmp_path / "spg.pth.tar")
+    sequence = {"past": [], "epochs": 1, "seconds": 1.0}
+    torch.save(published | {"sequence": sequence}, tmp_path / "spg.pth.tar")
     assert "was written by spg_main.py: give a checkpoint of" in message(
         tmp_path / "spg.pth.tar", "1", "x.pt"
     )

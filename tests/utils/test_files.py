@@ -191,13 +191,12 @@ def test_only_temporary_files_of_killed_writers_are_removed(tmp_path: Path) -> N
     assert sorted(tmp_path.iterdir()) == sorted([path, live, other])
 
 
-@pytest.mark.parametrize("durable", [True, False])
-def test_a_durable_write_is_on_the_disk_before_it_replaces_the_old_file(
-    durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_write_is_on_the_disk_before_it_replaces_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, seen = tmp_path / "record.txt", []
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(path.read_text()))
-    write_atomically(path, "new", durable=durable)
+    write_atomically(path, "new")
     assert path.read_text() == "new"
-    assert seen == (["old"] if durable else [])
+    assert seen == ["old"]
