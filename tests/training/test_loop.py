@@ -1,14 +1,17 @@
-"""The training loop: which state a run ends with, and what happens when its loss is not finite."""
+"""The training loop: means, final states, losses that are not finite, resuming and clipping."""
 
+import copy
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 
-from training.loop import Compute, Learner, Observer, fit
+from training.loop import Compute, Learner, Observer, evaluate, fit, train_epoch, train_step
 from training.method import Method
-from training.schedules import PlateauSchedule
+from training.schedules import PlateauSchedule, StepSchedule
 
 
 class BreaksDown(Method):
@@ -81,3 +84,133 @@ def test_a_nan_in_the_first_epoch_restores_the_initial_state():
     network, progress, states = run_fit(BreaksDown({1}), schedule, [math.nan])
     assert progress.epoch == 1
     assert network.weight.equal(states[0])
+
+
+# Means over batches of different sizes
+
+
+def unequal_batches():
+    """Seven samples in batches of five and two."""
+    generator = torch.Generator().manual_seed(2)
+    inputs = 3 * torch.randn(7, 4, generator=generator)
+    labels = torch.tensor([0, 1, 1, 0, 1, 1, 0])
+    return [(inputs[:5], labels[:5]), (inputs[5:], labels[5:])]
+
+
+def loop_evaluation(network):
+    """Mean loss and accuracy over samples, one at a time; and the mean of the batches' mean losses."""
+    losses, hits = [], []
+    for inputs, labels in unequal_batches():
+        losses.append([])
+        for values, label in zip(inputs, labels, strict=True):
+            logits = network(values).tolist()
+            losses[-1].append(math.log(sum(math.exp(logit) for logit in logits)) - logits[label])
+            hits.append(logits[label] == max(logits))
+    together = [loss for batch in losses for loss in batch]
+    by_batch = sum(sum(batch) / len(batch) for batch in losses) / len(losses)
+    return sum(together) / 7, sum(hits) / 7, by_batch
+
+
+def test_losses_and_accuracies_are_means_over_samples():
+    torch.manual_seed(0)
+    network = nn.Linear(4, 2)
+    loss, accuracy, by_batch = loop_evaluation(network)
+    assert abs(loss - by_batch) > 0.05, "the batches must differ"
+    learner = Learner(
+        method=Method(),
+        optimizers={"weights": torch.optim.SGD(network.parameters(), lr=0.0)},
+        schedules={"weights": StepSchedule(0.0)},
+        epochs=1,
+    )
+    compute = Compute(device=torch.device("cpu"))
+    trained = train_epoch(network, learner=learner, batches=unequal_batches(), compute=compute)
+    assert trained == pytest.approx((loss, accuracy), rel=1e-5)
+    found = evaluate(network, unequal_batches(), autocast=nullcontext())
+    assert (found.loss, found.accuracy, found.count) == pytest.approx((loss, accuracy, 7), rel=1e-5)
+
+
+# Resuming
+
+
+class Recorder(Observer):
+    """Sets the validation losses, and keeps the progress after every epoch as a resume file does."""
+
+    def __init__(self, losses, *, progress=None):
+        self.losses = losses
+        self.done = 0 if progress is None else progress.epoch
+        self.saved = []
+
+    def metrics(self):
+        self.done += 1
+        return {"val_loss": self.losses[self.done - 1]}
+
+    def after_epoch(self, progress):
+        self.saved.append(copy.deepcopy(progress))
+
+
+def fit_with(losses, *, progress=None):
+    """Train with a new network and schedule; return the final progress and those after each epoch."""
+    torch.manual_seed(0)
+    network = nn.Linear(4, 2)
+    learner = Learner(
+        method=Method(),
+        optimizers={"weights": torch.optim.SGD(network.parameters(), lr=0.0)},
+        schedules={"weights": PlateauSchedule(0.9, patience=1, floor=0.2, stop_after=2)},
+        epochs=len(losses),
+        monitor="val_loss",
+    )
+    recorder = Recorder(losses, progress=progress)
+    final = fit(
+        network,
+        learner=learner,
+        batches=SimpleNamespace(epoch=lambda _: iter(unequal_batches()), validation=unequal_batches),
+        compute=Compute(device=torch.device("cpu")),
+        seed=0,
+        progress=progress,
+        observer=recorder,
+    )
+    return final, recorder.saved
+
+
+def test_a_resumed_run_keeps_its_schedule():
+    losses = [3.0, 1.0, *[2.0] * 12]
+    straight, saved = fit_with(losses)
+    rates = [row["lr"] for row in straight.history]
+    assert rates == pytest.approx([0.9, 0.9, 0.9, 0.9, 0.3, 0.3, 0.2, 0.2])
+    for progress in saved:
+        resumed, _ = fit_with(losses, progress=copy.deepcopy(progress))
+        assert [row["lr"] for row in resumed.history] == rates, f"resumed after epoch {progress.epoch}"
+
+
+# Clipping
+
+
+class OneRow(Method):
+    """Removes the gradient of the weight's first row, as that of another task's weights."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def after_backward(self):
+        self.network.weight.grad[0] = 0.0
+
+
+def test_clipping_measures_the_gradients_that_the_method_leaves():
+    """Those of other tasks' weights must not shrink the step."""
+    torch.manual_seed(0)
+    network = nn.Linear(4, 2, bias=False)
+    for clip_grad_norm, expected in ((0.01, 0.01), (1e6, None)):
+        train_step(
+            network=network,
+            method=OneRow(network),
+            optimizers=[torch.optim.SGD(network.parameters(), lr=0.0)],
+            inputs=unequal_batches()[0][0],
+            labels=unequal_batches()[0][1],
+            autocast=nullcontext(),
+            clip_grad_norm=clip_grad_norm,
+        )
+        assert network.weight.grad[0].eq(0).all()
+        if expected is None:
+            assert network.weight.grad.norm() > 0.01, "a norm below the limit stays"
+        else:
+            assert network.weight.grad.norm().item() == pytest.approx(expected, rel=1e-3)
