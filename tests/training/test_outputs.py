@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from training.outputs import require_same
+import packnet_models
+from methods.ownership import SharedNetwork
+from training.checkpoints import save_checkpoint
+from training.outputs import Output, require_same
 from utils.errors import UserError
 
 WHERE = Path("checkpoint-1.pth.tar")
@@ -46,3 +49,47 @@ def test_what_old_outputs_imply_stands_in_for_missing_entries_only() -> None:
     assert "clip (1.0 recorded, 2.0 requested)" in difference({}, {"clip": 2.0}, implied=implied)
     assert "clip (2.0 recorded, 1.0 requested)" in difference({"clip": 2.0}, {"clip": 1.0}, implied=implied)
     assert "clip (1.0 recorded, none requested)" in difference({}, {}, implied=implied)
+
+
+def output(folder: Path, *, overwrite: bool = False, **stamp: object) -> Output:
+    return Output(
+        folder=folder,
+        epochs=2,
+        architecture={"name": "lenet5", "layers": "plain"},
+        stamp=stamp,
+        task_table={},
+        overwrite=overwrite,
+    )
+
+
+@pytest.fixture
+def payload() -> dict:
+    shared = SharedNetwork(build=packnet_models.ARCHITECTURES["lenet5"])
+    shared.begin_task("only", num_classes=2)
+    return shared.payload() | {"epoch": 1}
+
+
+def test_finished_work_is_reused_only_with_the_recipe_that_it_records(tmp_path: Path, payload: dict) -> None:
+    finished = output(tmp_path, lr=0.1)
+    assert finished.finished() is None
+    save_checkpoint(finished.checkpoint, payload | {"arguments": {"lr": 0.1}})
+    assert finished.finished()["arguments"] == {"lr": 0.1}
+    assert output(tmp_path, overwrite=True, lr=0.1).finished() is None
+    with pytest.raises(UserError, match=r"lr \(0.1 recorded, 0.2 requested\)"):
+        output(tmp_path, lr=0.2).finished()
+    save_checkpoint(finished.checkpoint, payload)
+    with pytest.raises(UserError, match=r"lr \(none recorded, 0.1 requested\)"):
+        finished.finished()
+
+
+def test_unfinished_work_is_continued_only_with_the_recipe_that_it_records(
+    tmp_path: Path, payload: dict
+) -> None:
+    mine, other = output(tmp_path, lr=0.1), output(tmp_path, lr=0.2)
+    assert mine.unfinished() is None
+    save_checkpoint(mine.resume, payload | {"arguments": {"lr": 0.1}})
+    assert mine.unfinished()["epoch"] == 1
+    with pytest.raises(UserError, match=r"lr \(0.1 recorded, 0.2 requested\)"):
+        other.unfinished()
+    assert output(tmp_path, overwrite=True, lr=0.1).unfinished()["epoch"] == 1, "resumes a redone stage"
+    assert output(tmp_path, overwrite=True, lr=0.2).unfinished() is None
