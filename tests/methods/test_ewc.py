@@ -105,8 +105,13 @@ def test_the_penalty_adds_its_gradient_to_that_of_the_loss(ewc: EWC) -> None:
         pull = value.grad.double() - loss_gradients[name]
         torch.testing.assert_close(pull, weights[name].grad, rtol=2e-3, atol=1e-5)
         assert pull.abs().max() > 1e-2, "too small to measure"
+        assert not value.grad.requires_grad
     for name, value in ewc.network.classifiers[-1].named_parameters():
         assert value.grad.double().equal(plain[name]), "the penalty must not reach the head"
+
+
+def test_the_default_weight_of_the_penalty_is_that_of_the_experiments() -> None:
+    assert EWCOptions().ewc_lambda == 5000.0
 
 
 def test_the_first_task_has_no_penalty(ewc: EWC) -> None:

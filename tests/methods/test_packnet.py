@@ -33,7 +33,7 @@ def freed_shares(approach: PackNet) -> list[dict[str, float]]:
     shares = []
     for number in range(1, TOTAL):
         approach.begin_task(f"task_{number}", 3)
-        assert approach.stages(remaining=TOTAL - number) == ("train", "prune")
+        assert PackNet.stages(remaining=TOTAL - number) == ("train", "prune")
         for layer in approach.shared.layers().values():  # freed weights are 0 until they are trained
             own = layer.owner == number
             layer.weight.data[own] = torch.randn(int(own.sum()))
@@ -55,7 +55,7 @@ def test_every_task_leaves_an_equal_part_for_each_task_to_come() -> None:
         for name, owner in approach.shared.owners().items():
             assert shares[name] == pytest.approx(expected, abs=4 / owner.numel() + 5e-3)
     approach.begin_task("last", 3)
-    assert approach.stages(remaining=0) == ("train",), "the last task keeps its weights"
+    assert PackNet.stages(remaining=0) == ("train",), "the last task keeps its weights"
     owners = torch.cat([owner.flatten() for owner in approach.shared.owners().values()])
     shares = owners.bincount(minlength=TOTAL + 1) / len(owners)
     assert shares.tolist() == pytest.approx([0.0, *[1 / TOTAL] * TOTAL], abs=0.01)
