@@ -89,6 +89,17 @@ def test_an_approach_continues_from_its_payload_as_if_never_saved(name: str) -> 
     assert not any(torch.equal(moved[key], value) for key, value in trained(payload, moved).items())
 
 
+@pytest.mark.parametrize("name", APPROACHES)
+def test_a_new_task_starts_with_no_cost(name: str) -> None:
+    approach = make(name)
+    approach.begin_task("first", 4)
+    approach.epochs, approach.seconds = 7, 3.5
+    assert approach.payload()["sequence"] == {"past": [], "epochs": 7, "seconds": 3.5}
+    approach.begin_task("second", 3)
+    assert (approach.epochs, approach.seconds) == (0, 0.0)
+    assert approach.tasks == approach.payload()["dataset2num_classes"] == {"first": 4, "second": 3}
+
+
 def trained(payload: dict, state: dict) -> dict:
     """The biases of a payload's backbone, which every approach trains (SPG while not all-important)."""
     saved = payload["model_state_dict"]

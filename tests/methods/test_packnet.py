@@ -67,6 +67,20 @@ def test_a_given_share_holds_for_every_task() -> None:
         assert shares["features.fc2"] == pytest.approx(0.3, abs=5e-3)
 
 
+def test_training_frees_nothing_and_does_not_decay_weights() -> None:
+    approach = packnet()
+    approach.begin_task("first", 3)
+    for stage in ("train", "prune"):
+        method = learner(approach, stage).method
+        method.before_task()
+        freed = sum((owner == 0).sum().item() for owner in approach.shared.owners().values())
+        assert (freed > 0) == (stage == "prune")
+        for value in approach.network.parameters():
+            value.grad = torch.zeros_like(value)
+        method.after_backward()
+        assert all((value.grad == 0).all() for value in approach.network.parameters())
+
+
 def test_retraining_starts_at_a_tenth_of_the_learning_rate() -> None:
     approach = packnet()
     approach.begin_task("first", 3)

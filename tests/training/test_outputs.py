@@ -7,7 +7,7 @@ import pytest
 import packnet_models
 from methods.ownership import SharedNetwork
 from training.checkpoints import save_checkpoint
-from training.outputs import Output, require_same
+from training.outputs import Output, remove_output, require_same
 from utils.errors import UserError
 
 WHERE = Path("checkpoint-1.pth.tar")
@@ -39,6 +39,7 @@ def test_every_entry_that_differs_is_named() -> None:
     message = difference({"a": 1, "b": 2, "c": [1, 2, 3, 4, 5]}, {"a": 2, "b": 2, "c": [1, 2, 3, 4, 6]})
     assert message.startswith(f"{WHERE} was made with other arguments: ")
     assert "a (1 recorded, 2 requested), c (5 of them recorded, 5 of them requested)" in message
+    assert "c ([1, 2, 3, 4] recorded" in difference({"c": [1, 2, 3, 4]}, {})
     assert "b (" not in message and "--overwrite" in message and "--run NAME" in message
 
 
@@ -93,3 +94,53 @@ def test_unfinished_work_is_continued_only_with_the_recipe_that_it_records(
         other.unfinished()
     assert output(tmp_path, overwrite=True, lr=0.1).unfinished()["epoch"] == 1, "resumes a redone stage"
     assert output(tmp_path, overwrite=True, lr=0.2).unfinished() is None
+
+
+# Deleting
+
+
+@pytest.fixture
+def left(tmp_path: Path, payload: dict) -> Path:
+    """What a finished and an unfinished run left in `<tmp_path>/root/run/task`."""
+    folder = tmp_path / "root" / "run" / "task"
+    save_checkpoint(folder / "checkpoint-2.pth.tar", payload | {"arguments": {"task": "a", "lr": 0.1}})
+    save_checkpoint(folder / "resume.pth.tar", payload | {"arguments": {"task": "a", "lr": 0.2}})
+    (folder / "train.csv").touch()
+    return folder
+
+
+def test_an_output_is_deleted_with_the_folders_that_it_leaves_empty(left: Path, tmp_path: Path) -> None:
+    remove_output(left, root=tmp_path / "root", made_by={"task": "a"})
+    assert [*tmp_path.rglob("*")] == [tmp_path / "root"]
+    remove_output(left, root=tmp_path / "root", made_by={"task": "a"})
+
+
+def test_files_of_others_stay_with_their_folders(left: Path, tmp_path: Path) -> None:
+    for mine in (left / "notes.txt", left.parent / "other"):
+        mine.touch()
+    remove_output(left, root=tmp_path / "root", made_by={"task": "a"})
+    assert [*left.iterdir()] == [left / "notes.txt"]
+    (left / "notes.txt").unlink()
+    remove_output(left, root=tmp_path / "root", made_by={"task": "a"})
+    assert [*left.parent.iterdir()] == [left.parent / "other"]
+
+
+@pytest.mark.parametrize("made_by", [{"task": "b"}, {"task": "a", "lr": 0.1}, {"seed": 1}])
+def test_nothing_is_deleted_if_any_checkpoint_is_another_runs(
+    made_by: dict, left: Path, tmp_path: Path
+) -> None:
+    before = sorted(left.iterdir())
+    with pytest.raises(UserError, match="another run"):
+        remove_output(left, root=tmp_path / "root", made_by=made_by)
+    assert sorted(left.iterdir()) == before
+
+
+@pytest.mark.parametrize("inside", ["other", "root/run/task/deeper", "root/../run"])
+def test_nothing_outside_the_root_is_deleted(inside: str, left: Path, tmp_path: Path) -> None:
+    before = sorted(left.iterdir())
+    with pytest.raises(UserError, match=r"is not inside .*: nothing is deleted"):
+        remove_output(left, root=tmp_path / inside, made_by={"task": "a"})
+    (tmp_path / "link").symlink_to(left)
+    with pytest.raises(UserError, match=r"is not inside .*: nothing is deleted"):
+        remove_output(tmp_path / "elsewhere" / ".." / "link", root=tmp_path / inside, made_by={"task": "a"})
+    assert sorted(left.iterdir()) == before
