@@ -1,16 +1,22 @@
 """Which outputs are reused: those with the same stamp."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import packnet_models
 from methods.ownership import SharedNetwork
+from tests.helpers import same
 from training.checkpoints import save_checkpoint
-from training.outputs import Output, remove_output, require_same
+from training.loop import Progress
+from training.outputs import Output, Unfinished, remove_output, require_same
 from utils.errors import UserError
+from utils.runtime import random_state
 
 WHERE = Path("checkpoint-1.pth.tar")
+METRICS = {"train_accuracy": 1.0, "validation_accuracy": 0.75, "test_accuracy": 0.5}
 
 
 def difference(found: dict, asked: dict, **more: dict) -> str:
@@ -63,6 +69,21 @@ def output(folder: Path, *, overwrite: bool = False, **stamp: object) -> Output:
     )
 
 
+def progress_after(epochs: int) -> Progress:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    return Progress(
+        epoch=epochs,
+        history=[
+            {"epoch": epoch, "loss": 0.5, "accuracy": 0.5, "lr": 0.1, "val_loss": 0.25, "val_accuracy": 0.75}
+            for epoch in range(1, epochs + 1)
+        ],
+        optimizers={"weights": optimizer.state_dict()},
+        generator=torch.Generator().get_state(),
+        random=random_state(torch.device("cpu")),
+        schedules={"weights": {}},
+    )
+
+
 @pytest.fixture
 def payload() -> dict:
     shared = SharedNetwork(build=packnet_models.ARCHITECTURES["lenet5"])
@@ -73,12 +94,13 @@ def payload() -> dict:
 def test_finished_work_is_reused_only_with_the_recipe_that_it_records(tmp_path: Path, payload: dict) -> None:
     finished = output(tmp_path, lr=0.1)
     assert finished.finished() is None
-    save_checkpoint(finished.checkpoint, payload | {"arguments": {"lr": 0.1}})
+    complete = finished.finish(payload, progress_after(2), metrics=METRICS)
     assert finished.finished()["arguments"] == {"lr": 0.1}
     assert output(tmp_path, overwrite=True, lr=0.1).finished() is None
     with pytest.raises(UserError, match=r"lr \(0.1 recorded, 0.2 requested\)"):
         output(tmp_path, lr=0.2).finished()
-    save_checkpoint(finished.checkpoint, payload)
+    del complete["arguments"]
+    save_checkpoint(finished.checkpoint, complete)
     with pytest.raises(UserError, match=r"lr \(none recorded, 0.1 requested\)"):
         finished.finished()
 
@@ -88,7 +110,7 @@ def test_unfinished_work_is_continued_only_with_the_recipe_that_it_records(
 ) -> None:
     mine, other = output(tmp_path, lr=0.1), output(tmp_path, lr=0.2)
     assert mine.unfinished() is None
-    save_checkpoint(mine.resume, payload | {"arguments": {"lr": 0.1}})
+    mine.save_unfinished(payload, progress_after(1))
     assert mine.unfinished()["epoch"] == 1
     with pytest.raises(UserError, match=r"lr \(0.1 recorded, 0.2 requested\)"):
         other.unfinished()
@@ -103,9 +125,9 @@ def test_unfinished_work_is_continued_only_with_the_recipe_that_it_records(
 def left(tmp_path: Path, payload: dict) -> Path:
     """What a finished and an unfinished run left in `<tmp_path>/root/run/task`."""
     folder = tmp_path / "root" / "run" / "task"
-    save_checkpoint(folder / "checkpoint-2.pth.tar", payload | {"arguments": {"task": "a", "lr": 0.1}})
-    save_checkpoint(folder / "resume.pth.tar", payload | {"arguments": {"task": "a", "lr": 0.2}})
-    (folder / "train.csv").touch()
+    output(folder, task="a", lr=0.1).finish(payload, progress_after(2), metrics=METRICS)
+    output(folder, task="a", lr=0.2).save_unfinished(payload, progress_after(1))
+    assert {"checkpoint-2.pth.tar", "train.csv"} < {path.name for path in folder.iterdir()}
     return folder
 
 
@@ -144,3 +166,46 @@ def test_nothing_outside_the_root_is_deleted(inside: str, left: Path, tmp_path: 
     with pytest.raises(UserError, match=r"is not inside .*: nothing is deleted"):
         remove_output(tmp_path / "elsewhere" / ".." / "link", root=tmp_path / inside, made_by={"task": "a"})
     assert sorted(left.iterdir()) == before
+
+
+# Writing
+
+
+def test_finishing_replaces_the_resume_file_and_checkpoints_of_other_lengths(
+    tmp_path: Path, payload: dict
+) -> None:
+    mine = output(tmp_path, lr=0.1)
+    progress = progress_after(2)
+    mine.save_unfinished(payload, progress)
+    assert mine.unfinished()["progress"]["history"] == progress.history
+    replace(mine, epochs=7).finish(payload, progress, metrics=METRICS)
+    complete = mine.finish(payload, progress, metrics=METRICS)
+    assert [*tmp_path.glob("*.pth.tar")] == [mine.checkpoint]
+    assert (tmp_path / "train.csv").read_text().split() == [
+        *("epoch,loss,accuracy,lr,val_loss,val_accuracy", "1,0.5,0.5,0.1,0.25,0.75"),
+        "2,0.5,0.5,0.1,0.25,0.75",
+    ]
+    found = mine.finished()
+    assert same({key: found[key] for key in complete}, complete)
+    assert found["metrics"] == METRICS and found["epoch"] == 2
+    assert found["arguments"] == {"lr": 0.1} and found["task_table"] == mine.task_table
+    assert found["architecture"] == mine.architecture and "progress" not in found
+
+
+def test_listing_reports_finished_work_and_stops_at_unfinished(tmp_path: Path, payload: dict) -> None:
+    mine = output(tmp_path, lr=0.1)
+    listing = replace(mine, listing=True)
+    mine.save_unfinished(payload, progress_after(1))
+    assert listing.finished() is None
+    with pytest.raises(Unfinished):
+        listing.unfinished()
+    mine.finish(payload, progress_after(2), metrics=METRICS)
+    assert listing.finished()["epoch"] == 2
+
+
+def test_a_discarded_run_starts_again(tmp_path: Path, payload: dict) -> None:
+    mine = output(tmp_path, lr=0.1)
+    mine.discard()
+    mine.save_unfinished(payload, progress_after(1))
+    mine.discard()
+    assert mine.unfinished() is None
