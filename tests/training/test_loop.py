@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from training.loop import Compute, Learner, Observer, evaluate, fit, train_epoch, train_step
+from training.loop import (
+    Compute,
+    Learner,
+    Observer,
+    evaluate,
+    evaluation_sums,
+    fit,
+    train_epoch,
+    train_step,
+)
 from training.method import Method
 from training.schedules import PlateauSchedule, StepSchedule
 
@@ -127,6 +136,40 @@ def test_losses_and_accuracies_are_means_over_samples():
     assert trained == pytest.approx((loss, accuracy), rel=1e-5)
     found = evaluate(network, unequal_batches(), autocast=nullcontext())
     assert (found.loss, found.accuracy, found.count) == pytest.approx((loss, accuracy, 7), rel=1e-5)
+
+
+def test_evaluation_builds_no_graph_and_restores_the_mode():
+    network = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.9))
+    for training in (True, False):
+        network.train(training)
+        first, again = (evaluation_sums(network, unequal_batches(), autocast=nullcontext()) for _ in range(2))
+        assert not first[0].requires_grad
+        assert torch.equal(first[0], again[0]), "dropout is off"
+        assert network.training == training
+
+
+def test_without_a_monitored_metric_the_last_state_is_kept():
+    torch.manual_seed(0)
+    network = nn.Linear(4, 2)
+    learner = Learner(
+        method=Method(),
+        optimizers={"weights": torch.optim.SGD(network.parameters(), lr=0.0)},
+        schedules={"weights": StepSchedule(0.1, drops={2: 0.5})},
+        epochs=4,
+    )
+    start = network.weight.detach().clone()
+    progress = fit(
+        network,
+        learner=learner,
+        batches=SimpleNamespace(epoch=lambda _: iter(unequal_batches()), validation=unequal_batches),
+        compute=Compute(device=torch.device("cpu")),
+        seed=0,
+    )
+    assert [row["lr"] for row in progress.history] == pytest.approx([0.1, 0.1, 0.05, 0.05])
+    assert (progress.epoch, progress.best, progress.best_epoch) == (4, None, 0)
+    found = evaluate(network, unequal_batches(), autocast=nullcontext())
+    assert found.loss == progress.history[-1]["val_loss"] < progress.history[0]["val_loss"]
+    assert not network.weight.equal(start)
 
 
 # Resuming
