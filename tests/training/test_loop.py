@@ -11,10 +11,13 @@ from torch import nn
 
 from training.loop import (
     Compute,
+    Diverged,
     Learner,
     Observer,
+    Progress,
     evaluate,
     evaluation_sums,
+    final_row,
     fit,
     train_epoch,
     train_step,
@@ -257,3 +260,45 @@ def test_clipping_measures_the_gradients_that_the_method_leaves():
             assert network.weight.grad.norm() > 0.01, "a norm below the limit stays"
         else:
             assert network.weight.grad.norm().item() == pytest.approx(expected, rel=1e-3)
+
+
+# The row that counts
+
+
+def test_the_final_row_is_the_best_finite_one_of_the_monitored_metric_or_the_last():
+    losses = (3.0, None, 1.0, 2.0, 1.0)
+    history = [{"epoch": epoch, "val_loss": loss} for epoch, loss in enumerate(losses, 1)]
+    how = {"title": "task", "remedy": "lower --lr"}
+    assert final_row(Progress(history=history), monitor="val_loss", **how)["epoch"] == 3
+    assert final_row(Progress(history=history), monitor=None, **how)["epoch"] == 5
+    with pytest.raises(Diverged, match=r"^task: the loss was not finite in any epoch: lower --lr$"):
+        final_row(Progress(history=history[1:2]), monitor="val_loss", **how)
+
+
+def test_of_equal_losses_the_first_epoch_is_the_best():
+    schedule = PlateauSchedule(0.1, patience=9)
+    network, progress, states = run_fit(Method(), schedule, [3.0, 1.0, 1.0], epochs=3)
+    assert (progress.best_epoch, progress.best_figure) == (2, 1.0)
+    assert network.weight.equal(states[2]) and not network.weight.equal(states[3])
+
+
+@pytest.mark.parametrize("broken", [1, 3])
+def test_a_loss_that_is_not_finite_ends_training_if_no_metric_is_monitored(broken):
+    torch.manual_seed(0)
+    network = nn.Linear(4, 2)
+    learner = Learner(
+        method=BreaksDown({broken}),
+        optimizers={"weights": torch.optim.SGD(network.parameters(), lr=0.0)},
+        schedules={"weights": StepSchedule(0.1)},
+        epochs=4,
+    )
+    with pytest.raises(Diverged, match=rf"^task: loss is nan in epoch {broken}: lower --lr$"):
+        fit(
+            network,
+            learner=learner,
+            batches=SimpleNamespace(epoch=lambda _: iter(unequal_batches()), validation=unequal_batches),
+            compute=Compute(device=torch.device("cpu")),
+            seed=0,
+            title="task",
+            remedy="lower --lr",
+        )
