@@ -169,7 +169,9 @@ def test_without_a_monitored_metric_the_last_state_is_kept():
         seed=0,
     )
     assert [row["lr"] for row in progress.history] == pytest.approx([0.1, 0.1, 0.05, 0.05])
-    assert (progress.epoch, progress.best, progress.best_epoch) == (4, None, 0)
+    assert (progress.epoch, progress.best, progress.best_epoch, progress.method) == (4, None, 0, {})
+    (columns,) = {tuple(row) for row in progress.history}
+    assert columns == ("epoch", "loss", "accuracy", "lr", "val_loss", "val_accuracy")
     found = evaluate(network, unequal_batches(), autocast=nullcontext())
     assert found.loss == progress.history[-1]["val_loss"] < progress.history[0]["val_loss"]
     assert not network.weight.equal(start)
