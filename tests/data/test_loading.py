@@ -55,6 +55,30 @@ def test_heldout_is_drawn_by_seed(load):
     assert not torch.equal(same[0], load(protocol="heldout", seed=2).validation.inputs)
 
 
+@pytest.mark.parametrize(("count", "tenth"), [(2, 1), (14, 1), (16, 2), (34, 3), (36, 4)])
+def test_the_heldout_tenth_is_rounded(make_tree, make_table, count, tenth):
+    root = make_tree({"pets": ["cat", "dog"]}, train=count, test=1)
+    table = load_table(str(make_table(ENTRY)), data_root=root)
+    data = load_task(table, table.tasks[0], data_root=root, protocol="heldout", seed=1, device="cpu")
+    assert data.validation.labels.bincount().tolist() == [tenth, tenth]
+    assert data.train.labels.bincount().tolist() == [count - tenth] * 2
+
+
+def test_two_tasks_of_equal_layout_hold_out_different_rows(make_tree, make_table):
+    root = make_tree({"birds": ["cat", "dog"], "pets": ["cat", "dog"]}, train=20)
+    table = load_table(str(make_table(ENTRY)), data_root=root)
+    drawn = []
+    for task in table.tasks:
+        how = {"data_root": root, "seed": 1, "device": "cpu"}
+        heldout, published = (
+            load_task(table, task, protocol=protocol, **how) for protocol in ("heldout", "published")
+        )
+        held = rows(heldout.validation.inputs)
+        drawn.append([tuple(image.flatten().tolist()) in held for image in published.train.inputs])
+        assert sum(drawn[-1]) == 4
+    assert drawn[0] != drawn[1]
+
+
 def test_an_unknown_protocol_is_refused(load):
     with pytest.raises(UserError, match="published, heldout"):
         load(protocol="best")
@@ -66,6 +90,26 @@ def test_the_fingerprint_follows_the_content_alone(load, tmp_path):
     removed = tmp_path / "data/pictures/test/pets/dog/dog_002.png"
     removed.unlink()
     assert load().fingerprint != first.fingerprint
+
+
+def test_the_fingerprint_follows_the_preprocessing(make_tree, make_table):
+    root = make_tree({"pets": ["cat", "dog"]})
+
+    def fingerprint(augment, extra=""):
+        text = f'[pictures]\nroot = "pictures"\nsize = 8\naugment = {{ {augment} }}\n{extra}'
+        table = load_table(str(make_table(text)), data_root=root)
+        how = {"data_root": root, "protocol": "published", "seed": 1, "device": "cpu"}
+        return load_task(table, table.tasks[0], **how).fingerprint
+
+    first = fingerprint("crop_padding = 2, flip = true")
+    assert fingerprint("crop_padding = 2, flip = true") == first
+    others = [
+        fingerprint("crop_padding = 1, flip = true"),
+        fingerprint("crop_padding = 2, flip = false"),
+        fingerprint("crop_padding = 2, flip = true", "mean = [0.1, 0.2, 0.3]\nstd = [0.4, 0.5, 0.6]\n"),
+        fingerprint("crop_padding = 2, flip = true", "mean = [0.1, 0.2, 0.3]\nstd = [0.4, 0.5, 0.7]\n"),
+    ]
+    assert len({first, *others}) == 5
 
 
 def test_mean_and_std_are_the_tables_or_those_of_the_training_images(load):

@@ -1,5 +1,7 @@
 """Sequences: splits, order, totals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,6 +61,46 @@ def test_digits_are_split_by_seed(digits_root):
     # No training image is a validation image.
     known = {image.numpy().tobytes() for image in data.train.inputs}
     assert not any(image.numpy().tobytes() in known for image in data.validation.inputs)
+
+
+def images(samples):
+    return {image.numpy().tobytes() for image in samples.inputs}
+
+
+def test_the_images_of_a_class_depend_on_the_seed_and_their_rows_are_in_the_fingerprint(digits_root):
+    first = load_sequence("digits_5", data_root=digits_root, seed=1)
+    reseeded = replace(first, seed=2)  # the same classes in the same tasks
+    one, other = (
+        load_task(sequence, 2, data_root=digits_root, device="cpu") for sequence in (first, reseeded)
+    )
+    assert one.task.classes == other.task.classes
+    for split in ("train", "validation"):
+        assert images(getattr(one, split)) != images(getattr(other, split))
+    assert one.fingerprint != other.fingerprint
+
+
+def test_the_order_of_the_drawn_rows_is_in_the_fingerprint(digits_root, monkeypatch):
+    """Samples are learned in this order. Training and test rows count each."""
+    sequence = load_sequence("digits_5", data_root=digits_root, seed=1)
+    found = {load_task(sequence, 1, data_root=digits_root, device="cpu").fingerprint}
+    for total in sequence.counts.values():
+
+        def reversed_rows(labels, count, *, generator, total=total):
+            drawn = stratified(labels, count, generator=generator)
+            return drawn.flip(0) if count == total else drawn
+
+        monkeypatch.setattr(sequences, "stratified", reversed_rows)
+        found.add(load_task(sequence, 1, data_root=digits_root, device="cpu").fingerprint)
+    assert len(found) == 4
+
+
+def test_two_tasks_of_equal_layout_draw_different_rows(digits_root):
+    sequence = load_sequence("digits_5", data_root=digits_root, seed=1)
+    members, tasks = sequence.members[:1] * 2, sequence.table.tasks[:1] * 2
+    twins = replace(sequence, members=members, table=replace(sequence.table, tasks=tasks))
+    one, other = (load_task(twins, number, data_root=digits_root, device="cpu") for number in (1, 2))
+    assert images(one.validation) != images(other.validation)
+    assert one.fingerprint != other.fingerprint
 
 
 def test_joint_task_counts_all_classes(digits_root):

@@ -310,3 +310,36 @@ def test_plain_and_sharable_layers_are_the_same_function_without_masks():
     assert isinstance(plain.features[0], nn.Conv2d)
     inputs, _ = batch(3)
     assert torch.equal(plain.features(inputs), sharable.features(inputs))
+
+
+@pytest.mark.parametrize("build", [CPG_LENET, PACKNET_LENET], ids=["cpg", "packnet"])
+def test_freed_weights_that_are_not_zero_stay_invisible(build, tmp_path):
+    """Published checkpoints keep the values of weights that their last cut freed."""
+    shared = first_task(build)
+    inputs, _ = batch(11)
+    expected = shared.as_task("first")(inputs)
+    payload = shared.payload()
+    free = 0
+    for name, owner in payload["masks"].items():
+        payload["model_state_dict"][f"{name}.weight"][owner == 0] = 3.0
+        free += (owner == 0).sum()
+    assert free > 1000
+    published = SharedNetwork.from_payload(payload, build=build, source=tmp_path)
+    assert torch.equal(published.as_task("first")(inputs), expected)
+    seen = published.as_task("first").state_dict()
+    for name, owner in published.owners().items():
+        assert (seen[f"{name}.weight"][owner == 0] == 0).all()
+
+
+def test_looking_at_a_task_does_not_move_the_generators():
+    """A run that evaluates earlier tasks must draw the same numbers as one that does not."""
+    shared = first_task(CPG_LENET)
+    shared.begin_task("second", num_classes=4, width=2.0**0.5)
+    before = torch.get_rng_state()
+    for task in ("first", "second"):
+        shared.as_task(task)
+        shared.owners_as(task)
+        shared.shares(task)
+    shared.payload()
+    shared.owned_shares()
+    assert torch.equal(torch.get_rng_state(), before)

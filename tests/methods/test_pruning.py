@@ -81,6 +81,22 @@ def test_sparsity_follows_the_schedule_and_pruned_weights_stay_zero():
             pruned[name] = free
 
 
+def test_a_resumed_pruning_continues_its_schedule():
+    settings = {"initial": 0.0, "final": 0.8, "interval": 3, "span": 10}
+    shared, optimizer, method = make(GradualPruning, **settings)
+    for number in range(1, 15):
+        if number == 6:  # between two cuts
+            state = method.state_dict()
+            method = GradualPruning(shared=shared, weight_decay=0.01, optimizer=optimizer, **settings)
+            method.load_state_dict(state)
+            method.before_task()
+        step(shared, optimizer, method, number)
+        done = min(number // 3 * 3 if number < 10 else 10, 10)
+        for owner in shared.owners().values():
+            expected = sparsity_at(done, initial=0.0, final=0.8, span=10)
+            assert (owner == 0).sum().item() == round(expected * owner.numel())
+
+
 def test_momentum_does_not_revive_a_pruned_weight():
     shared, optimizer, method = make(GradualPruning, initial=0.0, final=0.5, interval=1, span=1)
     for number in range(3):

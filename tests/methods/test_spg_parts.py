@@ -13,6 +13,7 @@ from methods.approaches.spg import SPG, SoftMaskedSGD, normalised_importance, so
 from models.alexnet import alexnet
 from models.dropout import ReluDropout, ReluDropoutMaxPool2d, drop_
 from models.layers import PLAIN
+from models.lenet5 import lenet5
 
 NO_CONTEXT = contextlib.nullcontext()
 
@@ -122,6 +123,51 @@ def test_importance_accumulates_as_the_maximum():
     spg.method(passes).after_task()
     for name, value in spg.importance.items():
         torch.testing.assert_close(value, newest[name].clamp(min=0.5))
+
+
+def test_importance_uses_the_learned_statistics_of_batch_norms():
+    """With batch statistics, many gradients would vanish, and the pass would move the statistics."""
+    torch.manual_seed(0)
+    spg = SPG(
+        build=lambda width: lenet5(layers=PLAIN, width=width, batch_norm=True), total=2, settings=Settings()
+    )
+    spg.begin_task("first", 4)
+    generator = torch.Generator().manual_seed(1)
+    inputs = 2 + torch.randn(48, 3, 32, 32, generator=generator)
+    labels = torch.randint(0, 4, (48,), generator=generator)
+    spg.network.train()
+    spg.network(inputs)  # learns statistics that are not those of a batch
+    buffers = {name: value.clone() for name, value in spg.network.named_buffers()}
+
+    expected = task_importance(
+        network=spg.network.eval(), batches=in_batches(inputs, labels, 512), autocast=NO_CONTEXT
+    )
+    spg.network.train()
+    passes = TaskPasses(batches=lambda size: in_batches(inputs, labels, size)(), autocast=NO_CONTEXT)
+    spg.method(passes).after_task()
+    for name, value in spg.importance.items():
+        torch.testing.assert_close(value, expected[name])
+    assert all(value.equal(buffers[name]) for name, value in spg.network.named_buffers())
+
+
+def test_importance_is_measured_with_dropout():
+    def importance(seed):
+        spg = SPG(
+            build=lambda width: alexnet(layers=PLAIN, width=width / 16, size=16, dropout=(0.3, 0.4)),
+            total=2,
+            settings=Settings(),
+        )
+        torch.manual_seed(0)
+        spg.network = small_network(heads=0, dropout=(0.3, 0.4))
+        spg.begin_task("first", 4)
+        spg.network.eval()
+        passes = TaskPasses(batches=lambda size: in_batches(*samples(), size)(), autocast=NO_CONTEXT)
+        torch.manual_seed(seed)
+        spg.method(passes).after_task()
+        return spg.importance["conv1.weight"]
+
+    assert importance(1).equal(importance(1))
+    assert not importance(1).equal(importance(2))
 
 
 # Soft masks

@@ -14,11 +14,13 @@ import torch
 import CPG_cifar100_main_normal as cpg_script
 import models
 import training.outputs
+from data.text_encoders import MAX_TOKENS
 from methods.cpg import ratio_for_room
 from methods.ownership import SharedNetwork
 from pipeline import cpg_sequence
 from pipeline.cpg_sequence import TaskInSequence
 from tests.helpers import REPOSITORY, Fleet, assert_same_checkpoint, load, refusal, same, snapshot
+from utils.errors import UserError
 from utils.files import read_csv
 from utils.paths import checkpoint_in, width_folder
 
@@ -258,6 +260,36 @@ def test_pruning_stops_early_only_on_request(
     assert list(record) == tried
     nothing = {"masks": {"features.0": torch.full((2,), 2, dtype=torch.uint8)}}
     assert list(step.prune(nothing, **how)) == [0.0]
+
+
+@pytest.mark.parametrize("identity", [None, "words 5"])
+def test_a_selection_of_an_earlier_version_implies_what_it_does_not_record(
+    identity: str | None, tmp_path: Path
+) -> None:
+    """The clipping that was its architecture's, and the text encoder that was the only one."""
+    step = TaskInSequence(Scripted(tmp_path), number=1)
+    step.args.overwrite = False
+    step.run.build = Namespace(clip_grad_norm=1.5)
+    step.run.data = Namespace(encoder=None if identity is None else Namespace(identity=identity))
+    recorded = {"lr": 0.1, "forced_ratio": None}
+    step.run.load = lambda _: {"selection": {"recipe": recorded}}
+    (tmp_path / "gradual_prune").mkdir()
+    (tmp_path / "gradual_prune" / "checkpoint-1.pth.tar").touch()
+    texts = {} if identity is None else {"text_encoder": identity, "max_tokens": MAX_TOKENS}
+
+    def finished(**more: object) -> dict | None:
+        stamp = {"lr": 0.1, "clip_grad_norm": 1.5} | texts | more
+        return step.finished(Namespace(stamp=lambda: stamp))
+
+    assert finished()["selection"]["recipe"] is recorded
+    with pytest.raises(UserError, match=r"clip_grad_norm \(1.5 recorded, 0.5 requested\)"):
+        finished(clip_grad_norm=0.5)
+    if identity is not None:
+        with pytest.raises(UserError, match=r"text_encoder \(words 5 recorded, words 6 requested\)"):
+            finished(text_encoder="words 6")
+    recorded["clip_grad_norm"] = 0.5
+    with pytest.raises(UserError, match=r"clip_grad_norm \(0.5 recorded, 1.5 requested\)"):
+        finished()
 
 
 def test_the_stage_trains_missing_baselines_and_ends_with_the_table(fresh: Fleet) -> None:

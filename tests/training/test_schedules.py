@@ -1,9 +1,11 @@
 """Learning rates by epoch."""
 
+import math
+
 import pytest
 import torch
 
-from training.schedules import PlateauSchedule
+from training.schedules import PlateauSchedule, StepSchedule
 
 
 def test_plateau_schedule():
@@ -45,3 +47,47 @@ def test_plateau_schedule_resumes_from_its_state():
         other.observe(2.0)
         assert (one.at(1), one.finished) == (other.at(1), other.finished)
     assert one.finished and one.at(1) == 1e-3
+
+
+def test_a_step_schedule_without_drops_is_constant_and_never_ends_training():
+    schedule = StepSchedule(0.01)
+    assert [schedule.at(epoch) for epoch in (1, 2, 100)] == [0.01] * 3
+    assert not schedule.finished
+
+
+def test_a_drop_applies_from_the_next_epoch_on_and_drops_multiply():
+    schedule = StepSchedule(1.0, drops={2: 0.1, 4: 0.5})
+    rates = [schedule.at(epoch) for epoch in range(1, 7)]
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.05, 0.05])
+
+
+def test_the_defaults_are_those_of_the_published_spg():
+    """Factor 1/3 after more than 4 epochs without improvement, down to 1e-3; 5 more end training."""
+    schedule = PlateauSchedule(0.25)
+    rates = []
+    while not schedule.finished:
+        rates.append(schedule.at(len(rates) + 1))
+        schedule.observe(1.0)
+    falling = [0.25 / 3**number for number in range(1, 6)]
+    # The first epoch improves on no loss at all.
+    expected = [0.25] * 6 + [rate for rate in falling for _ in range(5)] + [1e-3] * 5
+    assert rates == pytest.approx(expected)
+
+
+def test_a_rate_that_starts_below_the_floor_stays():
+    schedule = PlateauSchedule(1e-4, stop_after=2)
+    for metric in (1.0, 1.0, 1.0):
+        assert schedule.at(1) == 1e-4 and not schedule.finished
+        schedule.observe(metric)
+    assert schedule.finished
+
+
+def test_a_diverged_loss_lowers_the_rate_at_once_and_ends_training_at_the_floor():
+    schedule = PlateauSchedule(0.3, floor=0.05, patience=9)
+    rates = []
+    for _ in range(3):
+        assert not schedule.finished
+        schedule.observe(math.inf)
+        rates.append(schedule.at(1))
+    assert rates == pytest.approx([0.1, 0.05, 0.05])
+    assert schedule.finished
