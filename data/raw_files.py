@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from data.tables import Table, Task
 from utils.errors import UserError
-from utils.files import read_json
 
 # Size limit of one image or text. A larger file is something else and could fill the memory.
 MAX_BYTES = 1 << 28
@@ -63,18 +62,6 @@ def reason(error: BaseException) -> str:
 def encoded(name: str) -> bytes:
     """A file's name for hashes. It may stand for bytes that are not UTF-8."""
     return name.encode("utf-8", "surrogatepass")
-
-
-def read_listing(path: Path, *, remedy: str) -> dict:
-    """Read the JSON object that lists a collection's samples.
-
-    Raises:
-        UserError: if the file is missing or damaged, or nests too deep; `remedy` ends the message.
-    """
-    try:
-        return read_json(path, remedy=remedy)
-    except RecursionError as error:
-        raise UserError(f"{path} nests too deep: {remedy}") from error
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from data import cache, safe_pickle
-from data.raw_files import RawImages, RawTable, read_listing, required_folder, signature_of, with_tasks
+from data.raw_files import RawImages, RawTable, required_folder, signature_of, with_tasks
 from data.tables import Table, Task, subfolders
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import read_json, write_atomically
 
 _ORIGIN = (
     "the extracted downsampled ImageNet (32×32, train/ and test/) of https://image-net.org/download-images"
@@ -66,7 +66,7 @@ def raw_tables(table: Table, source: Path | None, data_root: Path) -> Iterator[R
 
 def _is_current(stamp: Path, signature: str) -> bool:
     """Whether the cache beside `stamp` was made from these raw files and is complete and undamaged."""
-    if not stamp.exists() or read_listing(stamp, remedy="delete it").get("signature") != signature:
+    if not stamp.exists() or read_json(stamp, remedy="delete it").get("signature") != signature:
         return False
     return all(
         cache.is_intact(stamp.parent / name / f"{split}.pt")

@@ -16,13 +16,13 @@ from data.raw_files import (
     RawImages,
     RawTable,
     printable,
-    read_listing,
     required_folder,
     signature_of,
     with_tasks,
 )
 from data.tables import Table, Task
 from utils.errors import UserError
+from utils.files import read_json
 
 _LEAF = (
     "the output of https://github.com/TalwalkarLab/leaf "
@@ -134,7 +134,7 @@ def _users(path: Path, *, remedy: str) -> dict[str, tuple[list, list]]:
     Raises:
         UserError: if the file is missing or truncated, or a user has no samples or not one label for each.
     """
-    content = read_listing(path, remedy=remedy)
+    content = read_json(path, remedy=remedy)
     users, data = content.get("users"), content.get("user_data")
     if not isinstance(users, list) or not users or not isinstance(data, dict):
         raise UserError(f"{path} has no users and user_data: {remedy}")

@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.raw_files import RawTable, read_listing
+from data.raw_files import RawTable
 from data.sources.captioned import CaptionedImage, split_of
 from data.tables import Table
 from utils.errors import UserError
+from utils.files import read_json
 
 _SPLITS = {"train": "train2017", "test": "val2017"}
 # Images are first resized to this, as in the published preparation.
@@ -57,7 +58,7 @@ def _images(root: Path, name: str) -> dict[str, list[CaptionedImage]]:
 def _annotations(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
     """The content of an annotation file. Errors in its entries are reported with its name."""
     remedy = "extract MS-COCO 2017 (train2017, val2017, annotations) there, or give its folder as --source"
-    content = read_listing(path, remedy=remedy)
+    content = read_json(path, remedy=remedy)
     lacking = [key for key in keys if not isinstance(content.get(key), list)]
     if lacking:
         raise UserError(f"{path} has no list {lacking[0]}: {remedy}")

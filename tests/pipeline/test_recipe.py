@@ -15,11 +15,12 @@ import pickaback_perceiverIO as search_script
 import spg_main
 from methods.approaches import APPROACHES
 from methods.approaches.base import Settings
-from pipeline import flags
+from pipeline import flags, train_task
 from pipeline.cpg_sequence import TaskInSequence
 from pipeline.recipe import Recipe, SequenceTaskRecipe
 from pipeline.train_task import TaskRun
 from tests.helpers import REPOSITORY, Fleet, load, refusal
+from training.outputs import Output
 
 # Flags of the training scripts that set where and how a run happens, or which outputs it makes. Every other
 # flag affects a result, and must change the recipe of some output.
@@ -247,10 +248,21 @@ def test_a_finished_checkpoint_holds_no_training_state(trained_fleet: Fleet) -> 
         }
 
 
-def test_finished_checkpoints_with_training_state_are_still_read(fleet: Fleet) -> None:
+def test_finished_checkpoints_with_training_state_are_still_read(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions left the states of optimizers and generators in finished checkpoints."""
     path = fleet.baseline_checkpoint("zero_one")
-    payload = load(path)
-    torch.save(payload | {"progress": {"epoch": 4, "optimizers": {"weights": {}}}}, path)
+    finished = load(path)
+    with monkeypatch.context() as patched:
+        states = []
+        patched.setattr(
+            Output, "save_unfinished", lambda self, payload, progress: states.append(vars(progress))
+        )
+        patched.setattr(train_task, "SAVING_SHARE", 1e9)
+        fleet.baseline("1", "--overwrite")
+    state = dict(states[-1])
+    torch.save(finished | {"progress": state, "epoch": state["epoch"]}, path)
     fleet.baseline("1")
     fleet.own("1")
     assert "progress" in load(path)

@@ -282,7 +282,7 @@ PIXELS = [[0.5] * 784]
         (user([[10**400] * 784], [1]), "samples that are not numbers"),
         (user([[float("nan")] * 784], [1]), "pixels outside 0 to 1"),
         (user([None], [1]), "not 28×28"),
-        ('{"users": ' + "[" * 100_000 + "]" * 100_000 + "}", "nests too deep"),
+        ('{"users": ' + "[" * 100_000 + "]" * 100_000 + "}", "not valid JSON"),
         ('{"users": ["u"], "user_data": {"u": {"x": [[0]], "y": [' + "9" * 5000 + "]}}}", "not valid JSON"),
         ("[]", "holds no JSON object"),
     ],
