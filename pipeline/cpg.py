@@ -14,13 +14,13 @@ from pipeline.fleet import backbone_of, final_width, read_widths
 from pipeline.recipe import OnBackboneRecipe, OwnNetworkRecipe, PruningSchedule
 from pipeline.train_task import TaskRun, run_tasks
 from training.checkpoints import fingerprint
+from training.outputs import remove_stale
 from utils.errors import UserError
 from utils.files import json_text, update_json, write_changed
 from utils.paths import (
     TRAIN_CSV,
     checkpoint_in,
     checkpoint_name,
-    checkpoints_in,
     record_file,
     sparsity_folder,
     width_folder,
@@ -251,9 +251,8 @@ class CPGTask:
         source = width_folder(self.folder, max(widths))
         write_changed(final, (source / name).read_bytes())
         write_changed(self.folder / TRAIN_CSV, (source / TRAIN_CSV).read_bytes())
-        for path in checkpoints_in(self.folder).values():
-            if path != final:
-                path.unlink()
+        names = {"config": self.config, "task": self.name, "backbone": self.backbone}
+        remove_stale(final, made_by=names)
         write_changed(widths_file(self.folder), widths_text(widths))
 
 

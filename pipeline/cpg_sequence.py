@@ -17,7 +17,7 @@ from pipeline.named_files import check_named_files
 from pipeline.recipe import InSequenceRecipe, PruningSchedule, SequenceTaskRecipe, text_entries
 from pipeline.train_task import TaskRun
 from training.checkpoints import fingerprint, save_checkpoint
-from training.outputs import require_same
+from training.outputs import remove_stale, require_same
 from utils import logs
 from utils.errors import UserError
 from utils.files import csv_text, json_text, write_atomically, write_changed
@@ -195,9 +195,7 @@ class TaskInSequence:
         }
         payload |= {"selection": selection}
         save_checkpoint(self.chosen, payload)
-        for stale in checkpoints_in(self.pruned).values():
-            if stale != self.chosen:
-                stale.unlink()
+        remove_stale(self.chosen, made_by={"config": self.run.table.name, "task": self.name})
         return payload
 
     def train(self, before: dict | None, *, recipe: SequenceTaskRecipe) -> tuple[float, dict]:

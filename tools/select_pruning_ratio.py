@@ -18,7 +18,7 @@ from pipeline.architectures import SHARABLE, resolved_sizes
 from pipeline.cpg import log_choice
 from pipeline.fleet import accuracy, paths_of, read_baseline, selected_tasks
 from training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
-from training.outputs import require_same
+from training.outputs import remove_stale, require_same
 from utils import logs
 from utils.errors import UserError
 from utils.files import read_json
@@ -83,17 +83,14 @@ def select(
         "network": fingerprint(payload),
     }
     chosen = folder / pruned.name
-    earlier = list(checkpoints_in(folder).values())
-    for path in earlier:
+    for path in checkpoints_in(folder).values():
         if not args.overwrite:
             existing = load(path)
             require_same(existing.get("selection", {}), selection, where=path)
             logging.info("%s is in place: skipped (--overwrite redoes it)", path)
             return
     save_checkpoint(chosen, payload | {"selection": selection})
-    for path in earlier:
-        if path != chosen:
-            path.unlink()
+    remove_stale(chosen, made_by={"config": table.name, "task": task.name})
 
 
 def read_chosen(folders: Sequence[Path], *, index: int, load: Callable[[Path], dict]) -> dict:

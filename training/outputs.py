@@ -90,6 +90,31 @@ def remove_output(folder: Path, *, root: Path, made_by: Mapping) -> None:
         empty.rmdir()
 
 
+def remove_stale(current: Path, *, made_by: Mapping) -> None:
+    """Remove the checkpoints that earlier runs of the same work left beside `current`.
+
+    Otherwise a reader would take the one with the most epochs. Checkpoints of other work stay, with a
+    warning; damaged ones, which do not show what made them, are set aside.
+
+    Args:
+        made_by: entries that the recipe of every checkpoint removed must have.
+    """
+    for path in checkpoints_in(current.parent).values():
+        if path == current:
+            continue
+        try:
+            ours = is_made_by(read_checkpoint(path), made_by)
+        except Damaged as error:
+            set_aside(path, reason=error, consequence=f"{current.name} replaces it")
+            continue
+        except UserError:  # in a newer format, or a folder
+            ours = False
+        if ours:
+            path.unlink()
+        else:
+            logging.warning("%s is not from this stage of this task: left in place", path)
+
+
 @dataclass(frozen=True)
 class Output:
     """The checkpoint folder of one training run.
@@ -179,31 +204,12 @@ class Output:
         if progress.history:
             write_atomically(self.folder / TRAIN_CSV, csv_text(progress.history, list(progress.history[0])))
         save_checkpoint(self.checkpoint, complete)
-        self._remove_stale()
+        names = ("appr", "seq", "config", "task", "stage")
+        remove_stale(
+            self.checkpoint, made_by={name: self.stamp[name] for name in names if name in self.stamp}
+        )
         self.resume.unlink(missing_ok=True)
         return complete
-
-    def _remove_stale(self) -> None:
-        """Remove the checkpoints that runs of this stage of this task left with other numbers of epochs.
-
-        Otherwise a reader would take the one with the most epochs.
-        """
-        names = ("appr", "seq", "config", "task", "stage")
-        made_by = {name: self.stamp[name] for name in names if name in self.stamp}
-        for path in checkpoints_in(self.folder).values():
-            if path == self.checkpoint:
-                continue
-            try:
-                ours = is_made_by(read_checkpoint(path), made_by)
-            except Damaged as error:
-                set_aside(path, reason=error, consequence=f"{self.checkpoint.name} replaces it")
-                continue
-            except UserError:  # in a newer format, or a folder
-                ours = False
-            if ours:
-                path.unlink()
-            else:
-                logging.warning("%s is not from this stage of this task: left in place", path)
 
     def discard(self) -> None:
         """Remove the resume file: a resumed run would only diverge again."""

@@ -13,7 +13,7 @@ import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 import spg_main
-from tests.helpers import Fleet, assert_same_checkpoint, load, refusal
+from tests.helpers import EPOCHS, Fleet, assert_same_checkpoint, load, refusal
 from tools import select_pruning_ratio as select_script
 from training.checkpoints import read_checkpoint, save_checkpoint
 from training.loop import Progress
@@ -314,3 +314,21 @@ def test_an_unrecorded_accuracy_is_refused(tmp_path: Path) -> None:
     again = Output(**{**vars(made), "overwrite": False})
     with pytest.raises(UserError, match="does not record its accuracy"):
         again.finished()
+
+
+def test_a_finished_target_removes_no_checkpoint_of_others_from_its_folder(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """A folder given by --save_folder may hold anything."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    published = folder / "checkpoint-3.pth.tar"
+    torch.save(small_payload(), published)
+    other = folder / "checkpoint-2.pth.tar"
+    other.write_bytes(fleet.scratch_checkpoint("two_three").read_bytes())
+    stale = folder / "checkpoint-1.pth.tar"
+    stale.write_bytes((fleet.target_folder() / f"checkpoint-{EPOCHS}.pth.tar").read_bytes())
+    before = {path: path.read_bytes() for path in (published, other)}
+    fleet.target("3", "--save_folder", folder, "--max_allowed_network_width_multiplier", "1.0")
+    assert {path: path.read_bytes() for path in before} == before
+    assert (folder / f"checkpoint-{EPOCHS}.pth.tar").is_file() and not stale.exists()
