@@ -74,6 +74,11 @@ class TaskData:
         """The transform from stored samples to network inputs."""
         return Normaliser(self.mean, self.std) if self.encoder is None else Embedder(self.encoder)
 
+    @property
+    def encoder_identity(self) -> str | None:
+        """Identity of the text encoder; None for images."""
+        return None if self.encoder is None else self.encoder.identity
+
     def only(self, split: str) -> "TaskData":
         """The same task with the samples of one split only: "train", "validation" or "test"."""
         others = {"train", "validation", "test"} - {split}

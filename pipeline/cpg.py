@@ -9,8 +9,7 @@ from pathlib import Path
 from methods.cpg import must_grow, width_multipliers
 from methods.ownership import SharedNetwork
 from pipeline.architectures import SHARABLE, check_transfers
-from pipeline.flags import FROM_TARGET
-from pipeline.fleet import backbone_of, final_width, read_widths
+from pipeline.fleet import backbone_of, read_widths
 from pipeline.recipe import OnBackboneRecipe, OwnNetworkRecipe, PruningSchedule
 from pipeline.train_task import TaskRun, run_tasks
 from training.checkpoints import fingerprint
@@ -86,11 +85,7 @@ class CPGTask:
             check_transfers(task.build, transfers=backbones.transfers)
             pair = {"table": task.table, "pairs": task.pairs_file}
             self.backbone = backbone_of(task.task, asked=self.args.backbone, **pair).name
-        self.multiplier: float = self.args.network_width_multiplier
-        if self.args.network_width_multiplier == FROM_TARGET:
-            self.multiplier = final_width(
-                task.paths, table=task.table, target=task.task, pairs=task.pairs_file
-            )
+        self.multiplier = task.width_multiplier
 
     @property
     def folder(self) -> Path:
@@ -138,11 +133,7 @@ class CPGTask:
             width_multiplier=self.multiplier,
             pretrained=self.task.origin,
         )
-        payload = self.task.train(
-            recipe,
-            folder=self.folder,
-            begin=lambda: self.task.new_network(width=recipe.width),
-        )
+        payload = self.task.train_new(recipe, folder=self.folder)
         accuracy = payload["metrics"]["validation_accuracy"]
         in_layout = self.folder == self.task.paths.single_scratch(self.config, self.name)
         if in_layout or self.args.pruning_ratio_to_acc_record_file:

@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> None:
     for step in steps:
         _ = step.baseline  # report a missing one before any training
     with alone_in(folder), logs.to_file(log, shared=bool(args.log_path)):
-        first = runs[0]
-        logs.configuration(vars(args) | first.build.sizes | {"clip_grad_norm": first.recipe.clip_grad_norm})
+        logs.configuration(runs[0].configuration)
         logs.protocol(args.protocol)
         payload = None
         for step in steps:

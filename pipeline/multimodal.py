@@ -55,8 +55,7 @@ class TransferredBackbones(cpg.Backbones):
             raise UserError(f"{transferred} not found: run run_pickaback/transfer_kv.sh first")
         payload = task.load(transferred)
         pair, arrived = payload.get("kv_transfer", {}), payload.get("arrived_from", {})
-        identity = None if task.data.encoder is None else task.data.encoder.identity
-        check_text_encoder(arrived, task=task.task, identity=identity, where=transferred)
+        check_text_encoder(arrived, task=task.task, identity=task.data.encoder_identity, where=transferred)
         made_from = {chosen: (pair.get("backbone"), task.load(chosen))}
         folder = task.paths.baselines(task.table.name) / task.task.name
         if arrived.get("in_layout") and checkpoints_in(folder):

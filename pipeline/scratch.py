@@ -6,8 +6,6 @@ from pathlib import Path
 
 from methods.cpg import BASELINE_DIGITS
 from pipeline.architectures import PLAIN
-from pipeline.flags import FROM_TARGET
-from pipeline.fleet import final_width
 from pipeline.recipe import PackNetPruningRecipe, ScratchRecipe
 from pipeline.train_task import TaskRun, run_tasks
 from training.checkpoints import fingerprint
@@ -33,11 +31,7 @@ class ScratchTask:
         self.task = task
         self.args = task.args
         self.name: str = task.task.name
-        self.multiplier: float = self.args.network_width_multiplier
-        if self.args.network_width_multiplier == FROM_TARGET:
-            self.multiplier = final_width(
-                task.paths, table=task.table, target=task.task, pairs=task.pairs_file
-            )
+        self.multiplier = task.width_multiplier
         self.layout: Path = (
             task.paths.baselines(task.table.name, width_multiplier=self.multiplier) / self.name
         )
@@ -63,11 +57,7 @@ class ScratchTask:
             width_multiplier=self.multiplier,
             pretrained=self.task.origin,
         )
-        payload = self.task.train(
-            recipe,
-            folder=self.folder,
-            begin=lambda: self.task.new_network(width=recipe.width),
-        )
+        payload = self.task.train_new(recipe, folder=self.folder)
         accuracy = payload["metrics"]["validation_accuracy"]
         logging.info("Scratch accuracy of %s: %.4f", self.name, accuracy)
         if self.folder == self.layout or self.args.jsonfile:

@@ -199,8 +199,7 @@ class Search:
             device=torch.device("cpu"),
             text_encoder=self.args.text_encoder,
         )
-        identity = None if data.encoder is None else data.encoder.identity
-        check_text_encoder(payload, task=task, identity=identity, where=path)
+        check_text_encoder(payload, task=task, identity=data.encoder_identity, where=path)
         count = self.probes.val_batch_size
         if len(data.validation) < count:
             logging.info(

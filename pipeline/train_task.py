@@ -23,6 +23,7 @@ from pipeline.architectures import Builder, requested_architecture
 from pipeline.fleet import (
     check_num_classes,
     check_text_encoder,
+    final_width,
     pairs_file,
     paths_of,
     read_baseline,
@@ -30,7 +31,14 @@ from pipeline.fleet import (
 )
 from pipeline.named_files import check_log, check_named_files
 from pipeline.pretrained import start_of
-from pipeline.recipe import ContinualStageRecipe, RunRecipe, SamplesRecipe, StageRecipe, text_entries
+from pipeline.recipe import (
+    ContinualStageRecipe,
+    RunRecipe,
+    SamplesRecipe,
+    StageRecipe,
+    TrainingRecipe,
+    text_entries,
+)
 from training.checkpoints import load_checkpoint
 from training.loop import Compute, Diverged, Evaluation, Observer, Progress, evaluate, final_row, fit
 from training.outputs import Output, Unfinished
@@ -121,6 +129,19 @@ class TaskRun:
         """The samples as recipes record them."""
         return SamplesRecipe.of(self.data)
 
+    @cached_property
+    def width_multiplier(self) -> float:
+        """The network's width multiplier: a number, or the one that the task reached in stage 3-2."""
+        requested = self.args.network_width_multiplier
+        if requested != flags.FROM_TARGET:
+            return requested
+        return final_width(self.paths, table=self.table, target=self.task, pairs=self.pairs_file)
+
+    @property
+    def configuration(self) -> dict:
+        """The flags, with the network's sizes and gradient clipping as resolved."""
+        return vars(self.args) | self.build.sizes | {"clip_grad_norm": self.recipe.clip_grad_norm}
+
     def baseline(self) -> float:
         """The accuracy of the task's scratch network, as stage 1 wrote it.
 
@@ -189,6 +210,10 @@ class TaskRun:
                 compute=self.compute,
             )
 
+    def train_new(self, recipe: TrainingRecipe, *, folder: Path) -> dict:
+        """Train a new network that has learned nothing before; see `train`."""
+        return self.train(recipe, folder=folder, begin=lambda: self.new_network(width=recipe.width))
+
     def task_table(self) -> dict:
         """The task's entry in its table, with the preprocessing in use."""
         entry = {
@@ -237,8 +262,7 @@ class TaskRun:
         """Evaluate the checkpoint in `folder` as this task; report its footprint if requested."""
         path = checkpoint_in(folder, remedy="give the folder of a checkpoint with --load_folder")
         payload = self.load(path)
-        identity = None if self.data.encoder is None else self.data.encoder.identity
-        check_text_encoder(payload, task=self.task, identity=identity, where=path)
+        check_text_encoder(payload, task=self.task, identity=self.data.encoder_identity, where=path)
         shared = self.restore(payload, path)
         try:
             found = shared.tasks[shared.index_of(self.task.name) - 1].num_classes
@@ -306,7 +330,7 @@ def run_tasks(
                 if args.logfile != flags.LOG_NAME:
                     check_log(log)
                 held.enter_context(logs.to_file(log, shared=bool(args.log_path)))
-            logs.configuration(vars(args) | run.build.sizes | {"clip_grad_norm": run.recipe.clip_grad_norm})
+            logs.configuration(run.configuration)
             logs.protocol(args.protocol)
             work.work()
 
