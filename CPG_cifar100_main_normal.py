@@ -12,13 +12,17 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Sequence
 
-from pipeline import cpg, cpg_sequence, flags
+from pipeline import controls, cpg, cpg_sequence, flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    stage = cpg if args.total_num_tasks is None else cpg_sequence
-    stage.run(args)
+    if args.total_num_tasks is not None:
+        cpg_sequence.run(args)
+    elif args.reuse in controls.STAGES:
+        controls.run(args)
+    else:
+        cpg.run(args)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

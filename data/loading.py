@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data.augmentation import Augmenter, Draws
+from data.cache import channel_statistics
 from data.splits import load_split
 from data.tables import Table, Task
 from data.text_encoders import HASH, MAX_TOKENS, TextEncoder, load_encoder
@@ -54,7 +55,9 @@ class TaskData:
         validation: the samples that decisions are based on; `test` itself under the published protocol.
         mean, std: float32 (C,), in [0, 1]; empty for texts.
         fingerprint: sha256 of the training and test samples, their labels, and what else determines the
-            network's inputs: mean, std and augmentation of images, encoder and maximum length of texts.
+            network's inputs: mean, std and augmentation of images, encoder and maximum length of texts, and
+            how many training samples were drawn per class.
+        train_per_class: training samples drawn per class, including those held out; None: all.
         encoder: the text encoder, on the device; None for images.
     """
 
@@ -68,6 +71,7 @@ class TaskData:
     fingerprint: str
     protocol: str
     encoder: TextEncoder | None = None
+    train_per_class: int | None = None
 
     @cached_property
     def to_inputs(self) -> "ToInputs":
@@ -100,10 +104,11 @@ def load_task(
     seed: int,
     device: torch.device | str,
     text_encoder: str = HASH,
+    train_per_class: int | None = None,
 ) -> TaskData:
     """Load a task from its cache, which is built first if necessary.
 
-    Mean and std are the table's. If it has none, they are computed from all training images, including
+    Mean and std are the table's. If it has none, they are computed from all drawn training images, including
     those held out.
 
     Args:
@@ -111,9 +116,11 @@ def load_task(
             samples, drawn by `seed` and removed from the training samples.
         device: device of the tensors. On the CPU they stay memory-mapped unless samples are held out.
         text_encoder: name of the encoder of text tasks (`text_encoders.load_encoder`).
+        train_per_class: draw this many training samples of each class by `seed`, before any are held out; a
+            smaller draw is part of a larger one. 0: all. None: as the table says.
 
     Raises:
-        UserError: for missing or unreadable files, or an unknown protocol.
+        UserError: for missing or unreadable files, an unknown protocol, or if nothing is left to hold out.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}")
@@ -123,22 +130,34 @@ def load_task(
         for split in ("train", "test")
     )
     contents = train_record["fingerprint"], test_record["fingerprint"]
+    train = _samples(train_record)
+    per_class = _effective(train_per_class, task, labels=train.labels)
+    if per_class is not None:
+        train = _drawn(train, per_class, seed=derive_seed(seed, table.name, task.name, "train_per_class"))
     if encoder is None:
-        mean = task.mean or train_record["mean"]
-        std = task.std or train_record["std"]
+        measured = train_record["mean"], train_record["std"]
+        if per_class is not None and task.mean is None:
+            measured = channel_statistics(train.inputs)
+        mean, std = task.mean or measured[0], task.std or measured[1]
         preprocessing = (list(mean), list(std), table.augment)
     else:
         if train_record["edition"]:
             logging.info("%s: %s", task.name, train_record["edition"])
         mean = std = ()
         preprocessing = (encoder.identity, MAX_TOKENS)
+    if per_class is not None:
+        preprocessing += (f"{per_class} per class",)
     fingerprint = hashlib.sha256(repr((*contents, *preprocessing)).encode())
 
-    train = _samples(train_record)
     test = _to(_samples(test_record), device)
     if protocol == "published":
         train, validation = _to(train, device), test
     else:
+        if per_class == 1:
+            raise UserError(
+                f"task {task.name}: 1 training sample per class leaves none to hold out: give "
+                "--train_per_class 2 or more, or --protocol published"
+            )
         drawn = _held_out(train.labels, task, seed=derive_seed(seed, table.name, task.name))
         validation = _to(Samples(train.inputs[drawn], train.labels[drawn]), device)
         train = _to(Samples(train.inputs[~drawn], train.labels[~drawn]), device)
@@ -153,6 +172,7 @@ def load_task(
         fingerprint=fingerprint.hexdigest(),
         protocol=protocol,
         encoder=encoder,
+        train_per_class=per_class,
     )
 
 
@@ -162,6 +182,33 @@ def _samples(record: dict[str, Any]) -> Samples:
 
 def _to(samples: Samples, device: torch.device | str) -> Samples:
     return Samples(samples.inputs.to(device), samples.labels.to(device))
+
+
+def _effective(requested: int | None, task: Task, *, labels: Tensor) -> int | None:
+    """How many training samples to draw per class; None if that is all of them."""
+    count = task.train_per_class if requested is None else requested or None
+    if count is None:
+        return None
+    held = labels.bincount(minlength=task.num_classes)
+    short = [name for name, size in zip(task.classes, held.tolist(), strict=True) if size < count]
+    if short:
+        logging.info(
+            "Task %s: fewer than %d training samples of %s: all of them are used",
+            task.name,
+            count,
+            ", ".join(short),
+        )
+    return count if int(held.max()) > count else None
+
+
+def _drawn(samples: Samples, per_class: int, *, seed: int) -> Samples:
+    """`per_class` samples of each class, or all if there are fewer, in their original order."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(samples), generator=generator)
+    labels = samples.labels[order]
+    chosen = [order[labels == label][:per_class] for label in labels.unique()]
+    rows = torch.cat(chosen).sort().values
+    return Samples(samples.inputs[rows], samples.labels[rows])
 
 
 def _held_out(labels: Tensor, task: Task, *, seed: int) -> Tensor:

@@ -29,14 +29,15 @@ _SIZES = (1, 1024)
 _PADDINGS = (0, 64)
 _MEANS = (-1000, 1000)
 _STDS = (1e-6, 1000)
+_COUNTS = (1, 1_000_000)
 # Names become folders, whose names are limited to 255 bytes.
 _MAX_NAME_BYTES = 200
 _TABLE_KEYS = {
     *("modality", "size", "channels", "augment", "source", "root", "text_root", "download", "mean", "std"),
-    "tasks",
+    *("train_per_class", "tasks"),
 }
-_TASK_KEYS = {"name", "classes", "mean", "std", "modality", "folder", "twin"}
-_BORROWED_KEYS = {"name", "table"}
+_TASK_KEYS = {"name", "classes", "mean", "std", "modality", "folder", "twin", "train_per_class"}
+_BORROWED_KEYS = {"name", "table", "train_per_class"}
 _ROOT_KEYS = {"image": "root", "text": "text_root"}
 _AUGMENT_KEYS = {"crop_padding", "flip"}
 
@@ -61,6 +62,7 @@ class Task:
         modality: "image" or "text".
         raw_folder: its folder in the raw tree, if it differs from the name.
         origin: the table that owns its raw files and cache, if not the one that lists it.
+        train_per_class: training samples drawn from each class; None: all.
     """
 
     id: int
@@ -71,6 +73,7 @@ class Task:
     modality: str
     raw_folder: str = ""
     origin: "Table | None" = None
+    train_per_class: int | None = None
 
     @property
     def folder(self) -> str:
@@ -251,6 +254,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
     modality = _choice(entry, "modality", MODALITIES, where, default=usual)
     augment = _augmentation(entry.get("augment", {}), where)
     statistics = _statistics(entry, channels, where)
+    per_class = _per_class(entry, where, default=None)
 
     folders = {
         modality: _Folders(
@@ -282,11 +286,13 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
                 f"{task_where}: {task_name} occurs twice: rename one (`folder` gives its folder in the tree)"
             )
         if "table" in task_entry:
-            tasks.append(_borrowed(task_entry, number, table, where=task_where, data_root=data_root))
+            task = _borrowed(task_entry, number, table, where=task_where, data_root=data_root)
         else:
             usual = {"modality": modality, "statistics": statistics}
             task_entry = _completed(task_entry, tasks, where=task_where)
-            tasks.append(_own(task_entry, number, table, folders, where=where, usual=usual))
+            task = _own(task_entry, number, table, folders, where=where, usual=usual)
+        drawn = _per_class(task_entry, f"{where} task {task_name}", default=per_class)
+        tasks.append(replace(task, train_per_class=drawn))
     return replace(table, tasks=tuple(tasks))
 
 
@@ -520,6 +526,15 @@ def _integer(
     if bounds is not None and not bounds[0] <= value <= bounds[1]:
         raise UserError(f"{where}: {key} is {_shown(value)}: write a number from {bounds[0]} to {bounds[1]}")
     return value
+
+
+def _per_class(entry: Mapping, where: str, *, default: int | None) -> int | None:
+    """The number of training samples per class, None for all; `default` if the entry does not say."""
+    if "train_per_class" not in entry:
+        return default
+    if entry["train_per_class"] == "all":
+        return None
+    return _integer(entry, "train_per_class", 0, where, bounds=_COUNTS)
 
 
 def _boolean(entry: Mapping, key: str, where: str) -> bool:

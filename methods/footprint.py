@@ -39,7 +39,7 @@ def footprint(shared: SharedNetwork, task: str, *, inputs: Tensor) -> dict:
         "width_multiplier": round(shared.tasks[shared.index_of(task) - 1].width ** 2, 6),
         "input": list(inputs.shape),
         "parameters": _parameters(shared),
-        "bytes": _bytes(shared),
+        "bytes": stored_bytes(shared),
         "multiply_adds": _multiply_adds(seen, list(shared.layers()), inputs),
         "owned": owned,
         "free": 1.0 - sum(owned.values()),
@@ -79,7 +79,8 @@ def _parameters(shared: SharedNetwork) -> dict[str, int]:
     return counts | {"total": sum(counts.values())}
 
 
-def _bytes(shared: SharedNetwork) -> dict[str, int]:
+def stored_bytes(shared: SharedNetwork) -> dict[str, int]:
+    """The entry `bytes` of `footprint`."""
     weights = [layer.weight for layer in shared.layers().values()]
     private = [value for record in shared.tasks for value in record.private.values()]
     owner_bits = math.ceil(math.log2(len(shared.tasks) + 1)) * sum(weight.numel() for weight in weights)

@@ -358,6 +358,22 @@ class SharedNetwork:
         return shared
 
 
+@torch.no_grad()
+def redraw_freed(shared: SharedNetwork, *, only_dead_units: bool) -> None:
+    """Draw the newest task's weights again, as in a new network; earlier tasks' weights stay as they are.
+
+    Args:
+        only_dead_units: draw only the weights of units (output channels) that no earlier weight enters.
+    """
+    index = len(shared.tasks)
+    drawn = _owned_layers(shared.build(width=shared.width))
+    for name, layer in shared.layers().items():
+        own = layer.owner == index
+        if only_dead_units:
+            own &= own.flatten(1).all(dim=1).view(-1, *[1] * (own.dim() - 1))
+        layer.weight.copy_(torch.where(own, drawn[name].weight.to(layer.weight.device), layer.weight))
+
+
 class OwnedTraining(Method):
     """Train the newest task: gradients and weight decay touch only the weights that it owns.
 

@@ -7,10 +7,17 @@ from functools import partial
 from pathlib import Path
 
 from methods.cpg import must_grow, width_multipliers
-from methods.ownership import SharedNetwork
+from methods.ownership import SharedNetwork, redraw_freed
 from pipeline.architectures import SHARABLE, check_transfers
-from pipeline.fleet import backbone_of, read_widths
-from pipeline.recipe import OnBackboneRecipe, OwnNetworkRecipe, PruningSchedule
+from pipeline.flags import EVERY
+from pipeline.fleet import backbone_of, candidates_of, check_of_fleet, read_widths
+from pipeline.recipe import (
+    InSequenceRecipe,
+    OnBackboneRecipe,
+    OwnNetworkRecipe,
+    PruningSchedule,
+    recorded_freed,
+)
 from pipeline.train_task import TaskRun, run_tasks
 from training.checkpoints import fingerprint
 from training.outputs import remove_stale
@@ -40,7 +47,7 @@ class Backbones:
 
     def checkpoint(self, task: TaskRun, backbone: str) -> Path:
         """The backbone's checkpoint, from which the task starts."""
-        folder = task.args.load_folder or task.paths.pruned(task.table.name, backbone)
+        folder = task.args.load_folder or task.fleet.pruned(task.table.name, backbone)
         return checkpoint_in(folder, remedy=BACKBONE_REMEDY)
 
     def target_folder(self, task: TaskRun, backbone: str) -> Path:
@@ -58,9 +65,21 @@ def run(args: argparse.Namespace, *, backbones: Backbones | None = None, modalit
     run_tasks(
         args,
         layers=SHARABLE,
-        stage=partial(CPGTask, backbones=source),
+        stages=lambda task: [
+            CPGTask(task, backbones=source, backbone=backbone) for backbone in backbones_of(task)
+        ],
         modality=modality,
     )
+
+
+def backbones_of(task: TaskRun) -> Sequence[str | None]:
+    """Names of the backbones to train the task on, as `--backbone` says; None: from scratch."""
+    args = task.args
+    if args.backbone is None:
+        return [None]
+    if args.backbone == EVERY:
+        return [backbone.name for backbone in candidates_of(task.task, args, table=task.table)]
+    return [backbone_of(task.task, asked=args.backbone, table=task.table, pairs=task.pairs_file).name]
 
 
 class CPGTask:
@@ -74,17 +93,15 @@ class CPGTask:
         UserError: for an architecture that belongs to the other script of stage 3-2.
     """
 
-    def __init__(self, task: TaskRun, *, backbones: Backbones) -> None:
+    def __init__(self, task: TaskRun, *, backbones: Backbones, backbone: str | None) -> None:
         self.task = task
         self.args = task.args
         self.name: str = task.task.name
         self.config: str = task.table.name
         self.backbones = backbones
-        self.backbone: str | None = None
-        if self.args.backbone is not None:
+        self.backbone = backbone
+        if backbone is not None:
             check_transfers(task.build, transfers=backbones.transfers)
-            pair = {"table": task.table, "pairs": task.pairs_file}
-            self.backbone = backbone_of(task.task, asked=self.args.backbone, **pair).name
         self.multiplier = task.width_multiplier
 
     @property
@@ -174,6 +191,7 @@ class CPGTask:
         """Stage 3-2: train the target on its backbone's pruned network, grown until wide enough."""
         source = self.backbones.checkpoint(self.task, self.backbone)
         backbone = self.task.load(source)
+        check_of_fleet(backbone, self.args, where=source)
         try:
             self.task.restore(backbone, source).index_of(self.backbone)
         except UserError as error:
@@ -219,11 +237,12 @@ class CPGTask:
             width_multiplier=multiplier,
             backbone=self.backbone,
             parent=fingerprint(backbone),
+            freed=recorded_freed(self.args.freed),
         )
         return self.task.train(
             recipe,
             folder=width_folder(self.folder, multiplier),
-            begin=lambda: on_top_of(self.task, backbone, source=source, width=recipe.width),
+            begin=lambda: on_top_of(self.task, backbone, source=source, recipe=recipe),
         )
 
     def finish_target(self, widths: dict[float, dict]) -> None:
@@ -247,10 +266,14 @@ class CPGTask:
         write_changed(widths_file(self.folder), widths_text(widths))
 
 
-def on_top_of(task: TaskRun, before: dict, *, source: Path, width: float) -> SharedNetwork:
-    """The network in the payload `before`, grown to √(width multiplier) `width`, with the task begun."""
+def on_top_of(
+    task: TaskRun, before: dict, *, source: Path, recipe: OnBackboneRecipe | InSequenceRecipe
+) -> SharedNetwork:
+    """The network in the payload `before`, grown to the recipe's width, with the task begun."""
     shared = task.restore(before, source)
-    task.begin_task(shared, width=width)
+    task.begin_task(shared, width=recipe.width)
+    if recipe.freed:
+        redraw_freed(shared, only_dead_units=recipe.freed == "dead")
     return shared
 
 

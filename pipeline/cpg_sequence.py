@@ -14,7 +14,13 @@ from pipeline.architectures import PLAIN, SHARABLE
 from pipeline.cpg import grow, log_choice, on_top_of, prune_gradually, widths_text
 from pipeline.fleet import paths_of, selected_tasks, test_accuracy
 from pipeline.named_files import check_named_files
-from pipeline.recipe import InSequenceRecipe, PruningSchedule, SequenceTaskRecipe, text_entries
+from pipeline.recipe import (
+    InSequenceRecipe,
+    PruningSchedule,
+    SequenceTaskRecipe,
+    recorded_freed,
+    text_entries,
+)
 from pipeline.train_task import TaskRun
 from training.checkpoints import fingerprint, save_checkpoint
 from training.outputs import remove_stale, require_same
@@ -135,6 +141,7 @@ class TaskInSequence:
             baseline=self.baseline,
             parent=None if before is None else fingerprint(before),
             pretrained=self.run.origin if before is None else None,
+            freed=recorded_freed(args.freed),
         )
 
     def finished(self, recipe: SequenceTaskRecipe) -> dict | None:
@@ -226,7 +233,7 @@ class TaskInSequence:
         def begin() -> SharedNetwork:
             if before is None:
                 return self.run.new_network(width=recipe.width)
-            return on_top_of(self.run, before, source=self.folder, width=recipe.width)
+            return on_top_of(self.run, before, source=self.folder, recipe=recipe)
 
         folder = width_folder(self.scratch, recipe.width_multiplier)
         return self.run.train(recipe, folder=folder, begin=begin)

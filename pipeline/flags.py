@@ -13,6 +13,9 @@ from utils.precisions import PRECISIONS
 
 FROM_TARGET = "from_target"
 FROM_CSV = "from_csv"
+EVERY = "all"
+REUSES = ("cpg", "copy", "probe")
+FREED = ("zero", "random", "dead")
 LOG_NAME = "train.log"
 MUTATIONS = 100
 # Defaults of the multimodal scripts.
@@ -117,6 +120,11 @@ def width_multiplier(text: str) -> float | str:
     return FROM_TARGET if text == FROM_TARGET else WIDTH(text)
 
 
+def samples_per_class(text: str) -> int:
+    """A number of samples; 0 stands for all."""
+    return 0 if text == "all" else positive_int(text)
+
+
 # Names of the files that a run writes beside its log.
 _OTHER_FILES = ("..", LOCK_NAME, "record.txt")
 _OTHER_SUFFIXES = (".tar", ".pt", ".csv", ".json", ".toml")
@@ -187,14 +195,8 @@ def add_files(parser: argparse.ArgumentParser) -> None:
         help="Text encoder: hash (needs no download), a model such as bert-base-uncased, or a local folder "
         "in Hugging Face format.",
     )
-    _add_results(group, run="<arch>/seed<seed>[-heldout]")
-    group.add_argument(
-        "--protocol",
-        choices=("published", "heldout"),
-        default="published",
-        help="Samples that decide growth, pruning and selection: the test set (published), or a held-out "
-        "tenth of the training samples (heldout).",
-    )
+    _add_results(group, run="<arch>/seed<seed>[-n<N>][-heldout]")
+    _add_samples(group)
     _add_seed(group)
 
 
@@ -257,6 +259,22 @@ def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
     _add_root(group, "checkpoints")
     _add_root(group, "logs")
     group.add_argument("--run", type=run_name, help=f"Name of the run under the roots (default: {run}).")
+
+
+def _add_samples(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--protocol",
+        choices=("published", "heldout"),
+        default="published",
+        help="Samples that decide growth, pruning and selection: the test set (published), or a held-out "
+        "tenth of the training samples (heldout).",
+    )
+    group.add_argument(
+        "--train_per_class",
+        type=samples_per_class,
+        help="Training samples drawn from each class by --seed, before any are held out, or all (default: as "
+        "the task table says, else all).",
+    )
 
 
 def _add_seed(group: argparse._ArgumentGroup) -> None:
@@ -442,6 +460,16 @@ def add_mutations(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_fleet(group: argparse._ActionsContainer) -> None:
+    """The flag for the run that candidates and backbones come from."""
+    group.add_argument(
+        "--fleet",
+        type=run_name,
+        help="Run whose networks are the candidates and backbones, e.g. one whose tasks have more images "
+        "(default: this run).",
+    )
+
+
 def add_chosen_pairs(group: argparse._ArgumentGroup) -> None:
     """The flags that select a choice of stage 3-1, for the stages after it."""
     add_candidates(
@@ -535,10 +563,26 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--backbone",
-        help=f"Train on this task's pruned network: a name, an id, or {FROM_CSV} for the one that stage 3-1 "
-        "chose (default: train from scratch).",
+        help=f"Train on this task's pruned network: a name, an id, {FROM_CSV} for the one that stage 3-1 "
+        f"chose, or {EVERY} for each of --candidates in turn (default: train from scratch).",
     )
     add_chosen_pairs(group)
+    add_fleet(group)
+    group.add_argument(
+        "--reuse",
+        choices=REUSES,
+        default=REUSES[0],
+        help="How the target reuses the backbone: cpg trains on its pruned network and leaves its task as it "
+        "is. Controls, on its unpruned network: copy fine-tunes a dense copy; probe fits a linear classifier "
+        "to frozen features.",
+    )
+    group.add_argument(
+        "--freed",
+        choices=FREED,
+        default=FREED[0],
+        help="Weights that pruning freed start at zero (as published), are all drawn again, or only those of "
+        "units that no earlier weight enters (dead).",
+    )
     group.add_argument("--lr_mask", type=positive_float, default=1e-4, help="Learning rate of piggymasks.")
     add_width(group)
     _add_widest(group)
@@ -569,6 +613,13 @@ def check_cpg(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
     check_sparsities(parser, args, initial=args.initial_sparsity)
     if "inference" in args.mode and len(args.mode) > 1:
         parser.error("--mode inference cannot be combined with another mode")
+    if args.backbone == EVERY and (args.load_folder or args.save_folder or args.mode == ["inference"]):
+        parser.error(
+            f"--backbone {EVERY} trains in a folder per backbone: leave out --load_folder, "
+            "--save_folder and --mode inference"
+        )
+    if args.reuse != REUSES[0] and (args.backbone is None or args.mode != ["finetune"]):
+        parser.error(f"--reuse {args.reuse} trains on a backbone: give --backbone and --mode finetune")
     if args.backbone and "prune" in args.mode:
         parser.error("--mode prune prunes a task's own network: leave out --backbone")
     if args.load_folder and args.mode == ["finetune"] and not args.backbone:
@@ -655,6 +706,7 @@ def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None
         help="Tasks that may become the backbone: names, ids, ranges or all; `same` or `other` among them "
         "restricts them to the target's modality or to the others, and writes separate files.",
     )
+    add_fleet(group)
     group.add_argument(
         "--baseline_folder",
         type=Path,
@@ -711,6 +763,7 @@ def add_kv_transfer(parser: argparse.ArgumentParser) -> None:
         help="Folder of the backbone's checkpoint, beside which the new one is written (default: from the "
         "layout).",
     )
+    add_fleet(group)
     parser.set_defaults(**MULTIMODAL)
 
 

@@ -5,6 +5,7 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from data.tables import Table, Task
@@ -23,8 +24,40 @@ _OF_ONE_TASK = ("load_folder", "save_folder", "pruning_ratio_to_acc_record_file"
 
 def paths_of(args: argparse.Namespace) -> Paths:
     """Where the files of a run are."""
-    run = args.run or Paths.run_name(arch=args.arch, seed=args.seed, protocol=args.protocol)
+    run = args.run or Paths.run_name(
+        arch=args.arch, seed=args.seed, protocol=args.protocol, train_per_class=args.train_per_class
+    )
     return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
+
+
+def fleet_paths(args: argparse.Namespace) -> Paths:
+    """Where the files of the run are that candidates and backbones come from: `--fleet`, or this run.
+
+    Raises:
+        UserError: if there is no such run, or if it holds nothing of the task table.
+    """
+    paths = paths_of(args)
+    if args.fleet is None:
+        return paths
+    fleet = replace(paths, run=args.fleet)
+    if not (fleet.checkpoints / fleet.run).is_dir():
+        raise UserError(
+            f"--fleet {args.fleet}: {fleet.checkpoints / fleet.run} not found: train that run first, or name "
+            "another"
+        )
+    return fleet
+
+
+def check_of_fleet(payload: Mapping, args: argparse.Namespace, *, where: Path) -> None:
+    """Refuse a network of `--fleet` that was trained with another seed.
+
+    Checkpoints that do not record a seed, such as published ones, are accepted.
+    """
+    seed = payload.get("arguments", {}).get("seed", args.seed)
+    if args.fleet is not None and seed != args.seed:
+        raise UserError(
+            f"{where} was trained with seed {seed}, not {args.seed}: give a --fleet of the same seed"
+        )
 
 
 def pairs_file(args: argparse.Namespace, config: str) -> Path:
@@ -238,6 +271,18 @@ def named_backbone(asked: str, *, table: Table, target: Task) -> Task:
     if backbone == target:
         raise UserError(f"--backbone {asked} is the target itself: choose another task")
     return backbone
+
+
+def candidates_of(target: Task, args: argparse.Namespace, *, table: Table) -> list[Task]:
+    """The tasks that `--candidates` names as backbones of `target`.
+
+    Raises:
+        UserError: if there are none.
+    """
+    candidates = table.candidates(args.candidates.tasks, target=target, among=args.candidates.among)
+    if not candidates:
+        raise UserError(f"--candidates {args.candidates} leaves none for target {target.name}")
+    return candidates
 
 
 def final_width(paths: Paths, *, table: Table, target: Task, pairs: Path) -> float:

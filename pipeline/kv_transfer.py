@@ -10,7 +10,15 @@ from methods.kv_transfer import bring, own_projection
 from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, SHARABLE, check_transfers, requested_architecture
 from pipeline.cpg import BACKBONE_REMEDY
-from pipeline.fleet import backbone_of, check_text_encoder, pairs_file, paths_of, selected_tasks
+from pipeline.fleet import (
+    backbone_of,
+    check_of_fleet,
+    check_text_encoder,
+    fleet_paths,
+    pairs_file,
+    paths_of,
+    selected_tasks,
+)
 from pipeline.recipe import TransferRecipe
 from training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from training.outputs import require_same
@@ -37,6 +45,7 @@ class Transfers:
         self.args = args
         self.table = table
         self.paths = paths_of(args)
+        self.fleet = fleet_paths(args)
         self.pairs = pairs_file(args, table.name)
         self.builders = {
             layers: requested_architecture(args, layers=layers, in_channels=table.channels, size=table.size)
@@ -47,9 +56,10 @@ class Transfers:
     def make(self, target: Task) -> None:
         """Write a copy of the backbone's checkpoint that also holds the target's projection."""
         backbone = backbone_of(target, asked=self.args.backbone, table=self.table, pairs=self.pairs)
-        folder = self.args.load_folder or self.paths.pruned(self.table.name, backbone.name)
+        folder = self.args.load_folder or self.fleet.pruned(self.table.name, backbone.name)
         source = checkpoint_in(folder, remedy=BACKBONE_REMEDY)
         payload, receiving = self.load(source, layers=SHARABLE)
+        check_of_fleet(payload, self.args, where=source)
         folder = (self.args.baseline_folder or self.paths.baselines(self.table.name)) / target.name
         own = checkpoint_in(folder, remedy="run run_pickaback/baseline.sh for the target first")
         own_payload, giving = self.load(own, layers=PLAIN)
@@ -59,6 +69,8 @@ class Transfers:
             target=target.name, backbone=fingerprint(payload), projection=fingerprint(own_payload)
         )
         destination = kv_transfer_file(source, target.name)
+        if self.args.fleet and not self.args.load_folder:  # another run's folders are only read
+            destination = self.paths.pruned(self.table.name, backbone.name) / destination.name
         if self.is_finished(destination, recipe):
             return
         try:

@@ -51,6 +51,8 @@ class TransferredBackbones(cpg.Backbones):
         if not self.kv_transfer:
             return chosen
         transferred = kv_transfer_file(chosen, task.task.name)
+        if task.args.fleet and not task.args.load_folder:
+            transferred = task.paths.pruned(task.table.name, backbone) / transferred.name
         if not transferred.is_file():
             raise UserError(f"{transferred} not found: run run_pickaback/transfer_kv.sh first")
         payload = task.load(transferred)

@@ -101,6 +101,7 @@ class SamplesRecipe(Recipe):
     Attributes:
         data: fingerprint of the samples and of their preprocessing.
         text_encoder, max_tokens: for texts, the encoder's identity and the maximum number of tokens.
+        train_per_class: training samples drawn per class; None if all are used.
     """
 
     config: str
@@ -108,11 +109,18 @@ class SamplesRecipe(Recipe):
     data: str
     text_encoder: str | None = field(default=None, metadata={"omit_if_off": True})
     max_tokens: int | None = field(default=None, metadata={"omit_if_off": True})
+    train_per_class: int | None = field(default=None, metadata={"omit_if_off": True})
 
     @classmethod
     def of(cls, data: TaskData) -> "SamplesRecipe":
         texts = {} if data.encoder is None else text_entries(data.encoder.identity)
-        return cls(config=data.table.name, task=data.task.name, data=data.fingerprint, **texts)
+        return cls(
+            config=data.table.name,
+            task=data.task.name,
+            data=data.fingerprint,
+            train_per_class=data.train_per_class,
+            **texts,
+        )
 
 
 def text_entries(identity: str) -> dict[str, Any]:
@@ -172,6 +180,11 @@ class StageRecipe(Recipe, ABC):
             epochs=self.epochs,
             clip_grad_norm=self.run.clip_grad_norm,
         )
+
+
+def recorded_freed(freed: str) -> str | None:
+    """`--freed` as recipes record it. Earlier versions, which do not record it, started at zero."""
+    return None if freed == "zero" else freed
 
 
 def short_run_entries(epochs: int, *, lr: float) -> dict[str, Any]:
@@ -290,9 +303,14 @@ class OwnNetworkRecipe(CPGRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class OnBackboneRecipe(CPGRecipe):
-    """Stage 3-2: a target on its backbone at one width."""
+    """Stage 3-2: a target on its backbone at one width.
+
+    Attributes:
+        freed: how weights that pruning freed start, "random" or "dead"; None: at zero, as published.
+    """
 
     backbone: str
+    freed: str | None = field(default=None, metadata={"omit_if_off": True})
 
     @property
     def stage(self) -> str:
@@ -300,8 +318,41 @@ class OnBackboneRecipe(CPGRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CopyRecipe(CPGRecipe):
+    """Control: a dense copy of the backbone's unpruned network, fine-tuned on the target."""
+
+    backbone: str
+
+    @property
+    def stage(self) -> str:
+        return "copy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRecipe(Recipe):
+    """Control: a linear classifier on the frozen features of the backbone's unpruned network.
+
+    Attributes:
+        parent: fingerprint of the network.
+        strengths: inverse strengths of the L2 penalty that are tried.
+    """
+
+    run: RunRecipe
+    samples: SamplesRecipe
+    backbone: str
+    parent: str
+    strengths: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class InSequenceRecipe(CPGRecipe):
-    """One task of a sequence at one width, on top of the tasks before it."""
+    """One task of a sequence at one width, on top of the tasks before it.
+
+    Attributes:
+        freed: how weights that pruning freed start, "random" or "dead"; None: at zero, as published.
+    """
+
+    freed: str | None = field(default=None, metadata={"omit_if_off": True})
 
     @property
     def stage(self) -> str:
@@ -395,6 +446,7 @@ class SequenceTaskRecipe(Recipe):
         baseline: accuracy of the task's scratch network.
         parent: fingerprint of the network that the previous task left; None for a first task.
         pretrained: origin of the initial weights of a first task; None: random.
+        freed: as in `InSequenceRecipe`.
     """
 
     run: RunRecipe
@@ -411,6 +463,7 @@ class SequenceTaskRecipe(Recipe):
     baseline: float
     parent: str | None
     pretrained: str | None
+    freed: str | None = field(default=None, metadata={"omit_if_off": True})
 
     def stamp(self) -> dict[str, Any]:
         return super().stamp() | short_run_entries(self.epochs, lr=self.lr)
@@ -426,6 +479,7 @@ class SequenceTaskRecipe(Recipe):
             width_multiplier=multiplier,
             parent=self.parent,
             pretrained=self.pretrained,
+            freed=self.freed,
         )
 
 

@@ -15,7 +15,7 @@ from utils.paths import checkpoint_in, sparsity_folder
 
 def run(args: argparse.Namespace) -> None:
     """Train, prune or evaluate, as `--mode` says, every task in `--dataset`."""
-    run_tasks(args, layers=PLAIN, stage=ScratchTask)
+    run_tasks(args, layers=PLAIN, stages=lambda task: [ScratchTask(task)])
 
 
 class ScratchTask:

@@ -24,6 +24,7 @@ from pipeline.fleet import (
     check_num_classes,
     check_text_encoder,
     final_width,
+    fleet_paths,
     pairs_file,
     paths_of,
     read_baseline,
@@ -62,6 +63,7 @@ class TaskRun:
         layers: kind of layers of its networks, `architectures.PLAIN` or `SHARABLE`.
 
     Attributes:
+        paths: files of this run.
         recipe: settings common to all its training runs.
         log_folder: folder whose log file is already open.
         locked: folder that this process already holds.
@@ -88,6 +90,11 @@ class TaskRun:
         return pairs_file(self.args, self.table.name)
 
     @cached_property
+    def fleet(self) -> Paths:
+        """Files of the run that backbones come from."""
+        return fleet_paths(self.args)
+
+    @cached_property
     def origin(self) -> str | None:
         """Origin of a first task's initial weights; None for random ones."""
         return None if self.start is None else self.start.origin
@@ -107,6 +114,7 @@ class TaskRun:
             seed=self.recipe.seed,
             device=self.compute.device,
             text_encoder=self.args.text_encoder,
+            train_per_class=self.args.train_per_class,
         )
         positions = self.build.sizes.get("max_text_length")
         if data.encoder is not None and positions is not None:
@@ -298,10 +306,10 @@ def run_tasks(
     args: argparse.Namespace,
     *,
     layers: str,
-    stage: Callable[[TaskRun], Stage],
+    stages: Callable[[TaskRun], Sequence[Stage]],
     modality: str | None = None,
 ) -> None:
-    """Run a stage on each task in `--dataset`, with one log file per task.
+    """Run the stages of each task in `--dataset`, with one log file per stage and task.
 
     With `--list_unfinished`, only print the tasks with work left.
 
@@ -313,35 +321,42 @@ def run_tasks(
     check_named_files(args)
     for task in selected_tasks(args, table, modality=modality):
         if args.list_unfinished:
-            if has_work_left(lambda task=task: stage(TaskRun(args, table=table, task=task, layers=layers))):
+            if has_work_left(lambda task=task: stages(TaskRun(args, table=table, task=task, layers=layers))):
                 sys.stdout.write(f"{task.name}\n")
             continue
         run = TaskRun(args, table=table, task=task, layers=layers)
-        work = stage(run)
-        # Evaluation must not write to the checkpoint's folder.
-        training = "inference" not in args.mode
-        run.log_folder = args.log_path or (work.folder if training else None)
-        with ExitStack() as held:
-            if training:
-                held.enter_context(run.hold(work.folder))
-                run.locked = work.folder
-            if run.log_folder:
-                log = run.log_folder / args.logfile
-                if args.logfile != flags.LOG_NAME:
-                    check_log(log)
-                held.enter_context(logs.to_file(log, shared=bool(args.log_path)))
-            logs.configuration(run.configuration)
-            logs.protocol(args.protocol)
-            work.work()
+        for stage in stages(run):
+            run_stage(run, stage)
 
 
-def has_work_left(stage: Callable[[], Stage]) -> bool:
-    """Whether a stage has anything left to train. Finished outputs are logged.
+def run_stage(run: TaskRun, stage: Stage) -> None:
+    """Run one stage of one task, alone in its folder and logged there."""
+    args = run.args
+    # Evaluation must not write to the checkpoint's folder.
+    training = "inference" not in args.mode
+    run.log_folder = args.log_path or (stage.folder if training else None)
+    with ExitStack() as held:
+        if training:
+            held.enter_context(run.hold(stage.folder))
+            run.locked = stage.folder
+        if run.log_folder:
+            log = run.log_folder / args.logfile
+            if args.logfile != flags.LOG_NAME:
+                check_log(log)
+            held.enter_context(logs.to_file(log, shared=bool(args.log_path)))
+        logs.configuration(run.configuration)
+        logs.protocol(args.protocol)
+        stage.work()
+
+
+def has_work_left(stages: Callable[[], Sequence[Stage]]) -> bool:
+    """Whether any stage has anything left to train. Finished outputs are logged.
 
     A task with an error counts as unfinished: the actual run reports the error.
     """
     try:
-        stage().work()
+        for stage in stages():
+            stage.work()
     except (Unfinished, UserError):
         return True
     return False

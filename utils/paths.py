@@ -70,7 +70,8 @@ class Paths:
 
     Args:
         checkpoints, logs, data: the three roots.
-        run: `<arch>/seed<seed>`, followed by `-heldout` under that protocol, or the user's name for it.
+        run: `<arch>/seed<seed>`, followed by `-n<N>` if N training samples are drawn per class and by
+            `-heldout` under that protocol, or the user's name for it.
     """
 
     checkpoints: Path
@@ -82,9 +83,14 @@ class Paths:
         check_run(self.run)
 
     @staticmethod
-    def run_name(*, arch: str, seed: int, protocol: str) -> str:
-        """Default name of a run."""
-        return f"{arch}/seed{seed}" + ("-heldout" if protocol == "heldout" else "")
+    def run_name(*, arch: str, seed: int, protocol: str, train_per_class: int | None = None) -> str:
+        """Default name of a run.
+
+        Args:
+            train_per_class: training samples per class; 0: all; None: as the table says.
+        """
+        drawn = "" if train_per_class is None else f"-n{train_per_class or 'all'}"
+        return f"{arch}/seed{seed}{drawn}" + ("-heldout" if protocol == "heldout" else "")
 
     @staticmethod
     def continual_run_name(*, sequence: str, approach: str, seed: int, arch: str = "alexnet") -> str:
@@ -150,6 +156,10 @@ class Paths:
         stage = "CPG_fromsingle_scratch_woexp_target" + ("" if kv_transfer else "_no_kv_transfer")
         return self._stage(stage, config) / backbone / target / "scratch"
 
+    def reused(self, config: str, backbone: str, target: str, *, how: str) -> Path:
+        """Folder of a control that reuses a backbone's network in another way ("copy" or "probe")."""
+        return self._stage(f"CPG_control_{how}", config) / backbone / target
+
     def control(self, config: str, task: str, *, width_multiplier: float) -> Path:
         """Folder of the control without a backbone: the target's network at a grown width."""
         return self._stage("CPG_control_scratch", config) / task / f"width-{width_multiplier}"
@@ -213,6 +223,11 @@ def record_file(pruned: Path) -> Path:
     return pruned / "record.txt"
 
 
+def control_file(folder: Path) -> Path:
+    """JSON of what a control on a backbone reached, in its folder."""
+    return folder / "control.json"
+
+
 def sparsity_folder(pruned: Path, sparsity: float) -> Path:
     """Folder of the network pruned to `sparsity`, in the folder `pruned`."""
     return pruned / str(sparsity)
@@ -234,6 +249,7 @@ _SCRIPTS = {
     "CPG_single_scratch_woexp": "wo_backbone.sh",
     "CPG_fromsingle_scratch_woexp_target": "w_backbone.sh or w_backbone_MM.sh",
     "CPG_fromsingle_scratch_woexp_target_no_kv_transfer": "w_backbone_MM.sh",
+    "CPG_control_copy": "w_backbone.sh with REUSE=copy",
     "CPG_sequence": "cpg_sequence.sh",
     "spg": "spg.sh",
 }

@@ -19,9 +19,10 @@ def load(make_tree, make_table):
     """Load the only task: 2 classes with 20 training and 3 test images each."""
     root = make_tree({"pets": ["cat", "dog"]}, train=20)
 
-    def load(*, protocol="published", seed=1, extra="", device="cpu"):
+    def load(*, extra="", **how):
         table = load_table(str(make_table(ENTRY + extra)), data_root=root)
-        return load_task(table, table.tasks[0], data_root=root, protocol=protocol, seed=seed, device=device)
+        usual = {"protocol": "published", "seed": 1, "device": "cpu"}
+        return load_task(table, table.tasks[0], data_root=root, **(usual | how))
 
     return load
 
@@ -262,3 +263,51 @@ def test_the_gpu_sees_the_batches_of_the_cpu(load):
     for (images, labels), (same, same_labels) in zip(on_cpu, on_gpu, strict=True):
         assert torch.allclose(images, same.cpu(), atol=1e-6)
         assert torch.equal(labels, same_labels.cpu())
+
+
+def test_training_samples_are_drawn_per_class(load):
+    data, everything = load(train_per_class=5), load()
+    assert data.train.labels.bincount().tolist() == [5, 5]
+    assert rows(data.train.inputs) < rows(everything.train.inputs)
+    assert torch.equal(data.test.inputs, everything.test.inputs)
+    assert data.train_per_class == 5 and everything.train_per_class is None
+    assert torch.equal(load(train_per_class=5).train.inputs, data.train.inputs)
+    assert rows(load(train_per_class=5, seed=2).train.inputs) != rows(data.train.inputs)
+
+
+def test_a_smaller_draw_is_part_of_a_larger_one_and_has_its_own_fingerprint(load):
+    few, more = load(train_per_class=5), load(train_per_class=12)
+    assert rows(few.train.inputs) < rows(more.train.inputs)
+    assert len({few.fingerprint, more.fingerprint, load().fingerprint}) == 3
+
+
+def test_statistics_of_a_draw_see_the_drawn_images_alone(load):
+    data = load(train_per_class=3)
+    values = data.train.inputs.double() / 255
+    assert torch.allclose(data.mean.double(), values.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(data.std.double(), values.std((0, 2, 3), correction=0), atol=1e-6)
+
+
+def test_held_out_samples_come_from_the_draw(load):
+    data, drawn = load(train_per_class=10, protocol="heldout"), load(train_per_class=10)
+    assert data.validation.labels.bincount().tolist() == [1, 1]
+    assert rows(data.validation.inputs) | rows(data.train.inputs) == rows(drawn.train.inputs)
+
+
+def test_a_draw_that_is_too_small_or_too_large(load, caplog):
+    with pytest.raises(UserError, match=r"leaves none to hold out: give --train_per_class 2"):
+        load(train_per_class=1, protocol="heldout")
+    caplog.set_level("INFO")
+    data = load(train_per_class=21)
+    assert "fewer than 21 training samples of cat, dog: all of them are used" in caplog.text
+    assert data.fingerprint == load().fingerprint and len(data.train) == 40
+
+
+def test_the_table_sets_how_many_are_drawn(load):
+    assert len(load(extra="train_per_class = 4\n").train) == 8
+    task = '[[pictures.tasks]]\nname = "pets"\ntrain_per_class = "all"\n'
+    assert len(load(extra=f"train_per_class = 4\n{task}").train) == 40
+    assert len(load(train_per_class=0, extra="train_per_class = 4\n").train) == 40
+    assert len(load(train_per_class=6, extra="train_per_class = 4\n").train) == 12
+    with pytest.raises(UserError, match="train_per_class is 0: write a number from 1"):
+        load(extra="train_per_class = 0\n")

@@ -12,7 +12,7 @@ import models
 import packnet_models
 from methods.cpg import CPG, piggymask_optimizer, piggymasks_of, weight_optimizer
 from methods.gradual_pruning import GradualPruning
-from methods.ownership import OwnedTraining, SharedNetwork
+from methods.ownership import OwnedTraining, SharedNetwork, redraw_freed
 from models.layers import PLAIN, SharableLinear
 from models.lenet5 import lenet5
 from training.loop import train_step
@@ -343,3 +343,30 @@ def test_looking_at_a_task_does_not_move_the_generators():
     shared.payload()
     shared.owned_shares()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("only_dead_units", [False, True])
+def test_freed_weights_are_drawn_again_where_asked_and_earlier_tasks_stay(only_dead_units: bool) -> None:
+    torch.manual_seed(0)
+    shared = SharedNetwork(build=CPG_LENET)
+    shared.begin_task("first", num_classes=4)
+    learn(shared, steps=2)
+    released = {}
+    for name, layer in shared.layers().items():
+        released[name] = torch.rand(layer.weight.shape) < 0.5
+        released[name][::3] = True  # whole units
+    shared.release(released)
+    inputs, _ = batch(99)
+    before = shared.as_task("first")(inputs)
+    shared.begin_task("second", num_classes=4)
+    redraw_freed(shared, only_dead_units=only_dead_units)
+
+    drawn = 0
+    for name, layer in shared.layers().items():
+        for unit, freed in enumerate(released[name]):
+            expected = freed if not only_dead_units or freed.all() else torch.zeros_like(freed)
+            # A weight drawn from a continuous distribution is 0 with probability 0.
+            assert torch.equal(layer.weight[unit] != 0, expected | (~freed & (layer.weight[unit] != 0)))
+            drawn += int(expected.sum())
+    assert drawn > 1000
+    assert torch.equal(shared.as_task("first")(inputs), before)

@@ -29,6 +29,7 @@ EXEMPT = {
     *("overwrite", "list_unfinished", "log_path", "logfile", "load_folder", "save_folder", "jsonfile"),
     *("compute_report", "report_file", "num_classes", "csv_path", "candidates", "mode", "backbone"),
     *("pruning_ratio_to_acc_record_file", "target_sparsity", "max_allowed_network_width_multiplier"),
+    *("fleet", "reuse", "freed"),  # of a target on a backbone: tests/pipeline/test_controls.py
     *("total_num_tasks", "stop_pruning_early", "keep_checkpoints", "allow_acc_loss"),
     # Recorded as the task, its data and the network's start; tested with other tables, tasks and files.
     *("dataset_config", "dataset", "text_encoder", "use_imagenet_pretrained", "pretrained_file"),
@@ -38,6 +39,7 @@ EXEMPT = {
 OTHER_VALUES = {
     "seed": "2",
     "protocol": "heldout",
+    "train_per_class": "9",
     "precision": "bf16",
     "nondeterministic": None,
     "epochs": "7",
@@ -132,7 +134,7 @@ def test_every_flag_of_a_sequence_changes_the_recipe_of_its_tasks(
 # Where a setting that recipes record may be read from the flags, beside the recipe itself.
 READERS = {
     *("set_up_process", "Compute", "run_name", "protocol", "checkpoint_name"),
-    *("resolved_clip_grad_norm", "resolved_mutations", "Batches", "range"),
+    *("load_task", "recorded_freed", "resolved_clip_grad_norm", "resolved_mutations", "Batches", "range"),
 }
 
 

@@ -66,6 +66,8 @@ def test_no_two_outputs_share_a_folder() -> None:
         sparsity_folder(PATHS.pruned("cifar100", "fish"), 0.1),
         target,
         PATHS.target("cifar100", "trees", "fish"),
+        PATHS.reused("cifar100", "trees", "fish", how="copy"),
+        PATHS.reused("cifar100", "trees", "fish", how="probe"),
         width_folder(target, 1.0),
         width_folder(target, 1.5),
     ]
@@ -75,11 +77,17 @@ def test_no_two_outputs_share_a_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "protocol", "name"),
-    [(1, "published", "lenet5/seed1"), (2, "heldout", "lenet5/seed2-heldout")],
+    ("how", "name"),
+    [
+        ({"seed": 1, "protocol": "published"}, "lenet5/seed1"),
+        ({"seed": 2, "protocol": "heldout"}, "lenet5/seed2-heldout"),
+        ({"seed": 1, "protocol": "published", "train_per_class": 50}, "lenet5/seed1-n50"),
+        ({"seed": 1, "protocol": "heldout", "train_per_class": 50}, "lenet5/seed1-n50-heldout"),
+        ({"seed": 1, "protocol": "published", "train_per_class": 0}, "lenet5/seed1-nall"),
+    ],
 )
-def test_a_run_is_named_after_architecture_seed_and_protocol(seed: int, protocol: str, name: str) -> None:
-    assert Paths.run_name(arch="lenet5", seed=seed, protocol=protocol) == name
+def test_a_run_is_named_after_architecture_seed_samples_and_protocol(how: dict, name: str) -> None:
+    assert Paths.run_name(arch="lenet5", **how) == name
 
 
 @pytest.mark.parametrize(
