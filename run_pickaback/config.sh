@@ -12,6 +12,7 @@
 : "${TEXT_ENCODER:=hash}"    # text tasks: hash, bert-base-uncased or a local folder in Hugging Face format
 : "${SEED:=1}"               # of initial weights, batch order, augmentation and mutations
 : "${PROTOCOL:=published}"   # published: decisions use the test set; heldout: a tenth of the training images
+: "${TRAIN_PER_CLASS:=}"     # training samples drawn from each class, or all; empty: as the table says, else all
 
 # training
 : "${EPOCHS:=100}"           # scratch network, and target at each width; the learning-rate drops scale with it
@@ -23,6 +24,12 @@
 : "${EXTRA_ARGS:=}"          # more flags for training (stages 1, 2-1, 3-2, cpg_sequence.sh): "--weight_decay 1e-4"
 
 # decisions
+: "${FLEET:=}"               # run whose networks are candidates and backbones; empty: this run. If set, no target's
+                             # own network is pruned
+: "${FREED:=zero}"           # 3-2, cpg_sequence.sh: weights that pruning freed start at zero (published), are all
+                             # drawn again (random), or only in units that no earlier weight enters (dead)
+: "${REUSE:=cpg}"            # w_backbone.sh: cpg; or a control: copy (fine-tune a dense copy of the backbone's
+                             # network), probe (a linear classifier on its frozen features)
 : "${ALLOW_ACC_LOSS:=0.001}" # 2-2, cpg_sequence.sh: accuracy that pruning may lose against the scratch baseline
 : "${BACKBONE:=farthest}"    # 3-1: farthest (published), nearest, random, or a task's name or id
 : "${CANDIDATES:=all}"       # 3-1: tasks that may become a backbone: ids, names, same or other (modality), e.g.
@@ -53,5 +60,5 @@
 : "${DATA_ROOT:=data}"
 : "${CHECKPOINTS_ROOT:=checkpoints}"
 : "${LOGS_ROOT:=logs}"
-: "${RUN:=}"                 # name of the run; empty: <arch>/seed<seed>, plus -heldout under that protocol
+: "${RUN:=}"                 # name of the run; empty: <arch>/seed<seed>[-n<TRAIN_PER_CLASS>][-heldout]
 : "${OVERWRITE:=0}"          # 1: redo finished work

@@ -18,4 +18,5 @@ if backbone_is_a_task; then
 fi
 words "$EXTRA_SEARCH_ARGS"
 fan_out "$PYTHON_BIN" pickaback_perceiverIO.py "${COMMON_ARGS[@]}" "${choice[@]}" --candidates "$CANDIDATES" \
+    ${FLEET_ARGS[@]+"${FLEET_ARGS[@]}"} \
     ${SEARCH_ARGS[@]+"${SEARCH_ARGS[@]}"} ${WORDS[@]+"${WORDS[@]}"}

@@ -134,10 +134,11 @@ _pickaback="baseline wo_backbone select_pruning_ratio_of_backbone find_backbone 
 ACCEPTED_BY=(
     "ARCH SEED RUN OVERWRITE DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT: $_pickaback cpg_sequence spg"
     "DEVICE THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg"
-    "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL GPUS JOBS: $_pickaback cpg_sequence"
+    "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL TRAIN_PER_CLASS GPUS JOBS: $_pickaback cpg_sequence"
     "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence"
-    "ALLOW_ACC_LOSS MAX_WIDTH: $_pickaback cpg_sequence"
-    "BACKBONE CANDIDATES MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback"
+    "ALLOW_ACC_LOSS MAX_WIDTH FREED: $_pickaback cpg_sequence"
+    "BACKBONE CANDIDATES FLEET MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback"
+    "REUSE: w_backbone"
     "KV_TRANSFER: w_backbone_MM run_all_MM"
     "EXTRA_SEQUENCE_ARGS: cpg_sequence"
     "SEQ APPR TRIALS EXTRA_SPG_ARGS: spg"
@@ -225,6 +226,9 @@ common_args() { # the flags that several commands share; fan_out adds the task, 
         FILE_ARGS+=("${WORDS[@]}")
     fi
     [[ -z $RUN ]] || FILE_ARGS+=(--run "$RUN")
+    [[ -z $TRAIN_PER_CLASS ]] || FILE_ARGS+=(--train_per_class "$TRAIN_PER_CLASS")
+    FLEET_ARGS=()
+    [[ -z $FLEET ]] || FLEET_ARGS+=(--fleet "$FLEET")
     SEARCH_ARGS=()
     [[ -z $MAX_ITERATIONS ]] || SEARCH_ARGS+=(--max_iterations "$MAX_ITERATIONS")
     WRITING_ARGS=("${FILE_ARGS[@]}")
@@ -300,6 +304,11 @@ expand_tasks() { # set TASK_NAMES to the tasks that TASKS means; refuse the valu
     mapfile -t TASK_NAMES <<<"$names"
 }
 
+fleet_serves() { # WHAT IT REPLACES: whether FLEET provides the backbones; say so
+    [[ -n $FLEET ]] || return 1
+    echo "-- FLEET=$FLEET provides the backbones: $1"
+}
+
 backbone_is_a_task() { # BACKBONE names a task, not a rule
     [[ $BACKBONE != farthest && $BACKBONE != nearest && $BACKBONE != random ]]
 }
@@ -320,7 +329,9 @@ leave_out() { # TASK: remove a task, given by name or id, from TASK_NAMES
 }
 
 leave_out_backbone() { # a task that serves as the backbone of all is not a target
-    if [[ -n ${PAIR_BACKBONE:-} ]]; then
+    if [[ ${PAIR_BACKBONE:-} == all ]]; then
+        return 0
+    elif [[ -n ${PAIR_BACKBONE:-} ]]; then
         leave_out "$PAIR_BACKBONE"
     elif backbone_is_a_task; then
         leave_out "$BACKBONE"
@@ -328,7 +339,7 @@ leave_out_backbone() { # a task that serves as the backbone of all is not a targ
 }
 
 candidates_of_this_run() { # only the tasks of this run are sure to have a scratch network to compare with
-    [[ $CANDIDATES == all ]] || return 0
+    [[ $CANDIDATES == all && -z $FLEET ]] || return 0
     ((${#TASK_NAMES[@]} > 1)) ||
         die "a single task has no other task as its backbone: give two or more tasks, or set CANDIDATES"
     export CANDIDATES=$TASKS

@@ -10,6 +10,10 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 start_stage "stage 2-1, train and gradually prune each task's own network" "$@"
+if fleet_serves "own networks are not pruned"; then
+    fan_out "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune
+    exit
+fi
 words "$SPARSITIES"
 fan_out "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune prune \
     --prune_epochs "$PRUNE_EPOCHS" --target_sparsity "${WORDS[@]}"
