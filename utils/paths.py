@@ -93,6 +93,11 @@ class Paths:
         return f"{arch}/seed{seed}{drawn}" + ("-heldout" if protocol == "heldout" else "")
 
     @staticmethod
+    def study_run_name(*, arch: str, seed: int, per_class: str) -> str:
+        """Name of a run of the study, whose candidates have all images and whose targets have `per_class`."""
+        return f"study/{arch}/seed{seed}" + ("" if per_class == "all" else f"-n{per_class}")
+
+    @staticmethod
     def continual_run_name(*, sequence: str, approach: str, seed: int, arch: str = "alexnet") -> str:
         """Default name of a run that learns a sequence of tasks in one network."""
         learner = approach if arch == "alexnet" else f"{approach}-{arch}"
