@@ -14,6 +14,8 @@ from utils.precisions import PRECISIONS
 FROM_TARGET = "from_target"
 FROM_CSV = "from_csv"
 LOG_NAME = "train.log"
+# What stands for the seed in the name of a run.
+SEED_PLACE = "{seed}"
 MUTATIONS = 100
 # Defaults of the multimodal scripts.
 MULTIMODAL = {"arch": "perceiver_io", "dataset_config": "digits_docs"}
@@ -133,11 +135,12 @@ def log_name(text: str) -> str:
 
 
 def run_name(text: str) -> str:
-    """The name of a run."""
+    """The name of a run, in which `{seed}` stands for the seed."""
     try:
-        return check_run(text)
+        check_run(text.replace(SEED_PLACE, "0"))
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,23 @@ def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
 
 def _add_seed(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=SEED, default=1, help="Random seed.")
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """The flag of the commands that summarise several seeds."""
+    parser.add_argument(
+        "--seeds",
+        type=SEED,
+        nargs="+",
+        default=[],
+        help="Seeds to summarise; the name of a run then contains {seed} (default: --seed alone).",
+    )
+
+
+def check_seeds(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject a seed that is given twice."""
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error("--seeds names a seed twice")
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from data.tables import Table, Task
-from pipeline.flags import FROM_CSV
+from pipeline.flags import FROM_CSV, SEED_PLACE
 from training.checkpoints import load_checkpoint
 from utils.errors import UserError
 from utils.files import read_csv, read_json
@@ -24,7 +24,22 @@ _OF_ONE_TASK = ("load_folder", "save_folder", "pruning_ratio_to_acc_record_file"
 def paths_of(args: argparse.Namespace) -> Paths:
     """Where the files of a run are."""
     run = args.run or Paths.run_name(arch=args.arch, seed=args.seed, protocol=args.protocol)
+    run = run.replace(SEED_PLACE, str(args.seed))
     return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
+
+
+def one_run_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The flags of each of `--seeds`, or of `--seed` alone.
+
+    Raises:
+        UserError: if `--run` names a single run, but there are several seeds.
+    """
+    seeds = args.seeds or [args.seed]
+    if args.run and len(seeds) > 1 and SEED_PLACE not in args.run:
+        raise UserError(
+            f"{args.run} is one run, but there are {len(seeds)} seeds: put {{seed}} into its name"
+        )
+    return [argparse.Namespace(**vars(args) | {"seed": seed}) for seed in seeds]
 
 
 def pairs_file(args: argparse.Namespace, config: str) -> Path:

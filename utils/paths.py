@@ -103,13 +103,15 @@ class Paths:
         """JSON {task: accuracy} of the scratch networks (stage 1)."""
         return self.logs / self.run / f"baseline_{config}_acc_scratch{_wide(width_multiplier)}.txt"
 
-    def result_csv(self, config: str, *, among: str = "all") -> Path:
+    def result_csv(self, config: str, *, among: str = "all", rule: str | None = None) -> Path:
         """CSV target_id,task_id of the chosen backbones.
 
         Args:
             among: candidates of the target's modality ("same"), of another ("other"), or "all".
+            rule: the rule that chose; None for the last choice by any.
         """
-        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}.csv"
+        by_rule = "" if rule is None else f"_{rule}"
+        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}{by_rule}.csv"
 
     def table_csv(self, config: str, *, among: str = "all") -> Path:
         """CSV target_id,task_id,ddv_cos,ddv_euc of all measured distances."""
@@ -119,9 +121,10 @@ class Paths:
         """Log of a stage that has no checkpoint folder of its own."""
         return self.logs / self.run / f"{stage}_{config}.log"
 
-    def report_file(self, config: str) -> Path:
-        """CSV of the latest report."""
-        return self.logs / self.run / f"report_{config}.csv"
+    def report_file(self, config: str, *, seeds: Sequence[int] = ()) -> Path:
+        """CSV of the latest report; of one over several `seeds`, in the run of the first of them."""
+        over = f"_seeds-{'-'.join(map(str, seeds))}" if seeds else ""
+        return self.logs / self.run / f"report_{config}{over}.csv"
 
     # One folder per task and stage
 
