@@ -289,8 +289,8 @@ def grow(
         if grows:
             logging.info("It's time to expand the Network")
         if reasons:
-            verdict = "grows" if grows else "would grow, but may not"
-            logging.info("%s %s at width multiplier %s: %s", task, verdict, multiplier, ", ".join(reasons))
+            state = "too small" if grows else "too small, but at its maximum width"
+            logging.info("%s at width multiplier %s is %s: %s", task, multiplier, state, ", ".join(reasons))
         if not grows:
             break
     return payload, widths

@@ -3,8 +3,11 @@
 
 # Children run in the background, so that a signal reaches this script at once. It then stops them itself:
 # an interactive Ctrl-C does not reach background children.
+STOPPED='' # how a signal ended this script, in words
 stop() { # SIGNAL NUMBER
     trap '' INT TERM HUP
+    STOPPED=interrupted
+    (($1 == 2)) || STOPPED="stopped by signal $1"
     local -a children
     mapfile -t children < <(jobs -rp)
     kill -TERM ${children[@]+"${children[@]}"} 2>/dev/null || true
@@ -79,8 +82,8 @@ fan_out() {
         await_a_job
     done
     ((${#failed[@]} == 0)) && return
-    echo "error: ${#failed[@]} of ${#todo[@]} tasks failed: ${failed[*]}. See the lines above; the same command" \
-        "runs these again and skips the finished ones" >&2
+    echo "error: ${#failed[@]} of ${#todo[@]} tasks failed: ${failed[*]}. See the lines above;" \
+        "once that is corrected, $(resuming)" >&2
     return 1
 }
 

@@ -19,3 +19,4 @@ leave_out_backbone
 fan_out "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune \
     --candidates "$CANDIDATES" --backbone "${PAIR_BACKBONE:-from_csv}" \
     --max_allowed_network_width_multiplier "$MAX_WIDTH"
+report_alone

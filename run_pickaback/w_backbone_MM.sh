@@ -24,3 +24,4 @@ transfer=()
 fan_out "$PYTHON_BIN" CPG_MM_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune --candidates "$CANDIDATES" \
     --backbone "${PAIR_BACKBONE:-from_csv}" --max_allowed_network_width_multiplier "$MAX_WIDTH" \
     ${transfer[@]+"${transfer[@]}"}
+report_alone

@@ -252,9 +252,9 @@ def redo_command(checkpoint: Path) -> str:
         script = "select_pruning_ratio_of_backbone.sh"
     else:
         script = scripts[0] if scripts else ""
-    return "run its stage again with --overwrite" + (
-        f" (OVERWRITE=1 bash run_pickaback/{script})" if script else ""
-    )
+    if not script:
+        return "run its stage again with --overwrite"
+    return f"redo it with OVERWRITE=1 bash run_pickaback/{script}"
 
 
 def _among(modality: str) -> str:
