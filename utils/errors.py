@@ -59,7 +59,7 @@ _VARIABLES = {
     "target_sparsity": "SPARSITIES",
     "text_encoder": "TEXT_ENCODER",
 }
-# A flag, and its value where one follows: NAME, a number, or a file or name that is not a word of the message.
+# A flag, and the space before its value where one follows: a number, or NAME.
 _FLAG = re.compile(
     rf"(?<![\w-])--({'|'.join(sorted(_VARIABLES, key=len, reverse=True))})(?![\w-])"
     r"(?: (?=[A-Z]{2}|\d)(?=[^\s:;,)]))?"

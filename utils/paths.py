@@ -254,7 +254,7 @@ def redo_command(checkpoint: Path) -> str:
         script = scripts[0] if scripts else ""
     if not script:
         return "run its stage again with --overwrite"
-    return f"redo it with OVERWRITE=1 bash run_pickaback/{script}"
+    return f"run its stage again: OVERWRITE=1 bash run_pickaback/{script}"
 
 
 def _among(modality: str) -> str:
