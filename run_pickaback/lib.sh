@@ -365,7 +365,7 @@ resuming() { # print what the same command would do now
     if [[ $OVERWRITE == 0 ]]; then
         echo "the same command continues from here"
     else
-        echo "the same command redoes finished work again (OVERWRITE=1)"
+        echo "with OVERWRITE=1, the same command redoes what is finished"
     fi
 }
 

@@ -36,7 +36,7 @@ def test_runs_are_compared_by_arguments_and_task_by_task(
     compare.main(["lenet5/seed1", "mine", *two_runs.files()])
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["A  lenet5/seed1", "B  mine"]
-    assert [line.strip() for line in lines if line.startswith("  ")] == ["lr (stages 3-2): A: 0.001; B: 0.5"]
+    assert lines[3:6] == ["Recorded arguments that differ:", "  lr (stages 3-2): A: 0.001; B: 0.5", ""]
     (row,) = [line for line in lines if "four_five" in line]
     assert row.endswith("+0.250")
     assert lines[-1] == "B-A: 1 task in common, too few for a test"
