@@ -99,8 +99,10 @@ find_unfinished() {
     exec {to_list}>"$list" {from_list}<"$list" {to_log}>"$log" {from_log}<"$log"
     rm -f "$list" "$log" # the open descriptors suffice, and a signal leaves nothing behind
     # On the CPU: nothing is computed, and the GPUs are left to the jobs.
-    if OMP_NUM_THREADS=$THREADS run_one "$@" --device cpu --threads "$THREADS" \
-        --dataset "$(joined_tasks)" --list_unfinished 1>&"$to_list" 2>&"$to_log"; then
+    # Only the command is redirected: a trap that runs meanwhile writes to the terminal.
+    OMP_NUM_THREADS=$THREADS ${WITH_PARENT[@]+"${WITH_PARENT[@]}"} "$@" --device cpu --threads "$THREADS" \
+        --dataset "$(joined_tasks)" --list_unfinished 1>&"$to_list" 2>&"$to_log" &
+    if wait $!; then
         mapfile -t names <&"$from_list"
         todo=()
         for task in "${TASK_NAMES[@]}"; do
