@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data import cache
 from data.augmentation import Augmenter, Draws
 from data.cache import channel_statistics
 from data.splits import load_split
@@ -174,6 +175,24 @@ def load_task(
         encoder=encoder,
         train_per_class=per_class,
     )
+
+
+def validation_labels(
+    table: Table, task: Task, *, data_root: Path, protocol: str, seed: int
+) -> Tensor | None:
+    """Labels of the samples that decisions are based on, int64 (N,), without reading the samples.
+
+    Args:
+        protocol, seed: as in `load_task`.
+
+    Returns:
+        None if the task is not in the cache.
+    """
+    published = protocol == "published"
+    labels = cache.labels_of(data_root, table.name, task.name, "test" if published else "train")
+    if labels is None or published:
+        return labels
+    return labels[_held_out(labels, task, seed=derive_seed(seed, table.name, task.name))]
 
 
 def _samples(record: dict[str, Any]) -> Samples:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from data.tables import load_table
-from methods.cpg import choose_ratio, ratio_for_room, rounded, width_multipliers
+from methods.cpg import choose_ratio, ratio_for_room, reasons_to_grow, rounded, width_multipliers
 from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, SHARABLE
 from pipeline.cpg import grow, log_choice, on_top_of, prune_gradually, widths_text
@@ -222,7 +222,10 @@ class TaskInSequence:
         payload, widths = grow(
             width_multipliers(first, widest),
             train_at=lambda multiplier: self.train_at(recipe.at_width(multiplier), before=before),
-            too_small=lambda metrics: rounded(metrics["validation_accuracy"]) < recipe.baseline,
+            too_small=lambda metrics: reasons_to_grow(
+                accuracy=metrics["validation_accuracy"], baseline=recipe.baseline
+            ),
+            task=self.name,
         )
         write_changed(widths_file(self.scratch), widths_text(widths))
         return max(widths), payload

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from struct import pack, unpack
-from typing import Any
+from typing import Any, NoReturn
 
-from utils.errors import UserError
+from utils.errors import UserError, in_callers_words
 from utils.paths import LOCK_NAME, check_run, default_root
 from utils.precisions import PRECISIONS
 
@@ -17,6 +17,8 @@ EVERY = "all"
 REUSES = ("cpg", "copy", "probe")
 FREED = ("zero", "random", "dead")
 LOG_NAME = "train.log"
+# What stands for the seed in the name of a run.
+SEED_PLACE = "{seed}"
 MUTATIONS = 100
 # Defaults of the multimodal scripts.
 MULTIMODAL = {"arch": "perceiver_io", "dataset_config": "digits_docs"}
@@ -24,9 +26,12 @@ MULTIMODAL = {"arch": "perceiver_io", "dataset_config": "digits_docs"}
 
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser that shows defaults and accepts no abbreviations."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=_HelpFormatter, allow_abbrev=False
-    )
+    return _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(in_callers_words(message))
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -141,11 +146,12 @@ def log_name(text: str) -> str:
 
 
 def run_name(text: str) -> str:
-    """The name of a run."""
+    """The name of a run, in which `{seed}` stands for the seed."""
     try:
-        return check_run(text)
+        check_run(text.replace(SEED_PLACE, "0"))
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 @dataclass(frozen=True)
@@ -279,6 +285,21 @@ def _add_samples(group: argparse._ArgumentGroup) -> None:
 
 def _add_seed(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=SEED, default=1, help="Random seed.")
+
+
+def add_seeds(
+    group: argparse._ActionsContainer,
+    *,
+    help: str = "Seeds to summarise; the name of a run then contains {seed} (default: --seed alone).",
+) -> None:
+    """The flag that names several seeds."""
+    group.add_argument("--seeds", type=SEED, nargs="+", default=[], help=help)
+
+
+def check_seeds(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject a seed that is given twice."""
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error("--seeds names a seed twice")
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -813,6 +834,7 @@ def add_trials(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trials", type=TRIALS, default=1, help="Number of runs, with consecutive seeds from --seed."
     )
+    add_seeds(group, help="Seeds of the runs, in turn (default: --trials seeds from --seed).")
     group.add_argument(
         "--tune", action="store_true", help="Tune the dropouts on validation accuracy, with Optuna."
     )
@@ -823,10 +845,14 @@ def add_trials(parser: argparse.ArgumentParser) -> None:
 
 def check_trials(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Reject combinations of flags that contradict each other."""
-    if args.trials > 1 and args.run:
-        parser.error("--trials makes several runs: leave out --run")
-    if args.tune and args.trials > 1:
-        parser.error("--tune searches with one seed: leave out --trials")
+    check_seeds(parser, args)
+    if args.trials > 1 and args.seeds:
+        parser.error("--trials and --seeds both name seeds: leave out one of them")
+    several = "--seeds" if len(args.seeds) > 1 else "--trials" if args.trials > 1 else None
+    if several and args.run and SEED_PLACE not in args.run:
+        parser.error(f"{several} makes several runs: leave out --run, or put {SEED_PLACE} into it")
+    if several and args.tune:
+        parser.error(f"--tune searches with one seed: leave out {several}")
     if args.tune and args.dropout:
         parser.error("--tune chooses the dropouts: leave out --dropout")
 

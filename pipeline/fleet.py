@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.tables import Table, Task
-from pipeline.flags import FROM_CSV
+from pipeline.flags import FROM_CSV, SEED_PLACE
 from training.checkpoints import load_checkpoint
 from utils.errors import UserError
 from utils.files import read_csv, read_json
@@ -27,6 +27,7 @@ def paths_of(args: argparse.Namespace) -> Paths:
     run = args.run or Paths.run_name(
         arch=args.arch, seed=args.seed, protocol=args.protocol, train_per_class=args.train_per_class
     )
+    run = run.replace(SEED_PLACE, str(args.seed))
     return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
 
 
@@ -39,10 +40,10 @@ def fleet_paths(args: argparse.Namespace) -> Paths:
     paths = paths_of(args)
     if args.fleet is None:
         return paths
-    fleet = replace(paths, run=args.fleet)
+    fleet = replace(paths, run=args.fleet.replace(SEED_PLACE, str(args.seed)))
     if not (fleet.checkpoints / fleet.run).is_dir():
         raise UserError(
-            f"--fleet {args.fleet}: {fleet.checkpoints / fleet.run} not found: train that run first, or name "
+            f"--fleet {fleet.run}: {fleet.checkpoints / fleet.run} not found: train that run first, or name "
             "another"
         )
     return fleet
@@ -58,6 +59,20 @@ def check_of_fleet(payload: Mapping, args: argparse.Namespace, *, where: Path) -
         raise UserError(
             f"{where} was trained with seed {seed}, not {args.seed}: give a --fleet of the same seed"
         )
+
+
+def one_run_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The flags of each of `--seeds`, or of `--seed` alone.
+
+    Raises:
+        UserError: if `--run` names a single run, but there are several seeds.
+    """
+    seeds = args.seeds or [args.seed]
+    if args.run and len(seeds) > 1 and SEED_PLACE not in args.run:
+        raise UserError(
+            f"{args.run} is one run, but there are {len(seeds)} seeds: put {{seed}} into its name"
+        )
+    return [argparse.Namespace(**vars(args) | {"seed": seed}) for seed in seeds]
 
 
 def pairs_file(args: argparse.Namespace, config: str) -> Path:

@@ -18,7 +18,7 @@ from methods.approaches.base import Approach, Settings
 from models import CONVOLUTIONAL
 from models.network import Network
 from pipeline.architectures import PLAIN, registry_of
-from pipeline.flags import add_settings, settings_from
+from pipeline.flags import SEED_PLACE, add_settings, settings_from
 from pipeline.fleet import read_reference
 from pipeline.recipe import ContinualRecipe, ContinualStageRecipe
 from pipeline.train_task import EpochLog, train_into, train_line, validation_line
@@ -50,7 +50,7 @@ _COLUMNS = (
 def run(args: argparse.Namespace) -> None:
     """Run an approach with one or several seeds, and print its metrics."""
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
-    seeds = range(args.seed, args.seed + args.trials)
+    seeds = args.seeds or range(args.seed, args.seed + args.trials)
     results = [ContinualRun(args, seed=seed).run() for seed in seeds]
     sys.stdout.write(table(results) + "\n")
 
@@ -139,7 +139,7 @@ class ContinualRun:
         )
         self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
         self.decide_on = decide_on
-        run = args.run or self.run_name(self.approach)
+        run = (args.run or self.run_name(self.approach)).replace(SEED_PLACE, str(seed))
         if decide_on == "validation":
             run = Paths.tuning_run_name(run, dropout=dropout)
         self.paths = self.paths_of(run)

@@ -11,6 +11,7 @@
 : "${SIZE:=}"                # Perceivers: tiny, base (if empty) and single sizes, e.g. "tiny --depth 3"
 : "${TEXT_ENCODER:=hash}"    # text tasks: hash, bert-base-uncased or a local folder in Hugging Face format
 : "${SEED:=1}"               # of initial weights, batch order, augmentation and mutations
+: "${SEEDS:=}"              # several seeds, in turn: "1 2 3" (instead of SEED); RUN may then contain {seed}
 : "${PROTOCOL:=published}"   # published: decisions use the test set; heldout: a tenth of the training images
 : "${TRAIN_PER_CLASS:=}"     # training samples drawn from each class, or all; empty: as the table says, else all
 
@@ -33,15 +34,15 @@
 : "${ALLOW_ACC_LOSS:=0.001}" # 2-2, cpg_sequence.sh: accuracy that pruning may lose against the scratch baseline
 : "${BACKBONE:=farthest}"    # 3-1: farthest (published), nearest, random, or a task's name or id
 : "${CANDIDATES:=all}"       # 3-1: tasks that may become a backbone: ids, names, same or other (modality), e.g.
-                             # other,1-20; in run_all*.sh, all means the tasks of the run
+                             # other,1-20; in run_all*.sh with several tasks, all means the tasks of the run
 : "${MAX_ITERATIONS:=}"      # 3-1: mutations of the probes; empty: 100, and 0 for Perceivers
 : "${EXTRA_SEARCH_ARGS:=}"   # 3-1: more flags for the search: "--epsilon 0.05"
 : "${KV_TRANSFER:=1}"        # w_backbone_MM.sh: 0 skips the K/V transfer (a control)
 : "${MAX_WIDTH:=2.0}"        # 3-2, cpg_sequence.sh: maximum width multiplier
 : "${EXTRA_SEQUENCE_ARGS:=}" # cpg_sequence.sh: more flags: "--stop_pruning_early --keep_checkpoints"
 
-# SPG (spg.sh; it also acts on ARCH, SEED, OVERWRITE, RUN for a single run, the roots, and the machine's
-# variables except GPUS and JOBS)
+# SPG (spg.sh; it also acts on ARCH, SEED, SEEDS, OVERWRITE, RUN for a single approach, the roots, and the
+# machine's variables except GPUS and JOBS)
 : "${SEQ:=digits_5}"         # sequence of tasks: digits_5, cifar100_10 … (1st argument)
 : "${APPR:=spg}"             # approaches, in turn: spg ncl one mtl ewc packnet
 : "${TRIALS:=1}"             # number of seeds, starting at SEED
@@ -60,5 +61,5 @@
 : "${DATA_ROOT:=data}"
 : "${CHECKPOINTS_ROOT:=checkpoints}"
 : "${LOGS_ROOT:=logs}"
-: "${RUN:=}"                 # name of the run; empty: <arch>/seed<seed>[-n<TRAIN_PER_CLASS>][-heldout]
+: "${RUN:=}"                 # name of the run; empty: <arch>/seed<seed>[-n<TRAIN_PER_CLASS>][-heldout]; {seed}: the seed
 : "${OVERWRITE:=0}"          # 1: redo finished work

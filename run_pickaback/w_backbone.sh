@@ -21,3 +21,4 @@ fan_out "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode f
     --candidates "$CANDIDATES" --backbone "${PAIR_BACKBONE:-from_csv}" \
     --max_allowed_network_width_multiplier "$MAX_WIDTH" --freed "$FREED" \
     ${FLEET_ARGS[@]+"${FLEET_ARGS[@]}"}
+report_alone

@@ -26,3 +26,4 @@ fan_out "$PYTHON_BIN" CPG_MM_main_normal.py "${TRAINING_ARGS[@]}" --mode finetun
     --backbone "${PAIR_BACKBONE:-from_csv}" --max_allowed_network_width_multiplier "$MAX_WIDTH" --freed "$FREED" \
     ${FLEET_ARGS[@]+"${FLEET_ARGS[@]}"} \
     ${transfer[@]+"${transfer[@]}"}
+report_alone

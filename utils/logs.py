@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from utils.errors import in_callers_words
 from utils.files import write_changed
 
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
@@ -41,10 +42,17 @@ def to_terminal() -> None:
             root.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
     handler.of_this_project = True
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(_Formatter(FORMAT))
     if sys.stderr.isatty() or _side_by_side():
         handler.addFilter(lambda record: not hasattr(record, _EPOCH))
     root.addHandler(handler)
+
+
+class _Formatter(logging.Formatter):
+    """Formats records in the words of the caller, a stage or a Python command."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return in_callers_words(super().format(record))
 
 
 class _FileHandler(logging.FileHandler):
@@ -78,7 +86,7 @@ def to_file(path: Path, *, shared: bool = False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _FileHandler(path)
     handler.shared = shared
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(_Formatter(FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)
     try:

@@ -114,13 +114,15 @@ class Paths:
         """JSON {task: accuracy} of the scratch networks (stage 1)."""
         return self.logs / self.run / f"baseline_{config}_acc_scratch{_wide(width_multiplier)}.txt"
 
-    def result_csv(self, config: str, *, among: str = "all") -> Path:
+    def result_csv(self, config: str, *, among: str = "all", rule: str | None = None) -> Path:
         """CSV target_id,task_id of the chosen backbones.
 
         Args:
             among: candidates of the target's modality ("same"), of another ("other"), or "all".
+            rule: the rule that chose; None for the last choice by any.
         """
-        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}.csv"
+        by_rule = "" if rule is None else f"_{rule}"
+        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}{by_rule}.csv"
 
     def table_csv(self, config: str, *, among: str = "all") -> Path:
         """CSV target_id,task_id,ddv_cos,ddv_euc of all measured distances."""
@@ -130,9 +132,10 @@ class Paths:
         """Log of a stage that has no checkpoint folder of its own."""
         return self.logs / self.run / f"{stage}_{config}.log"
 
-    def report_file(self, config: str) -> Path:
-        """CSV of the latest report."""
-        return self.logs / self.run / f"report_{config}.csv"
+    def report_file(self, config: str, *, seeds: Sequence[int] = ()) -> Path:
+        """CSV of the latest report; of one over several `seeds`, in the run of the first of them."""
+        over = f"_seeds-{'-'.join(map(str, seeds))}" if seeds else ""
+        return self.logs / self.run / f"report_{config}{over}.csv"
 
     # One folder per task and stage
 
@@ -270,9 +273,9 @@ def redo_command(checkpoint: Path) -> str:
         script = "select_pruning_ratio_of_backbone.sh"
     else:
         script = scripts[0] if scripts else ""
-    return "run its stage again with --overwrite" + (
-        f" (OVERWRITE=1 bash run_pickaback/{script})" if script else ""
-    )
+    if not script:
+        return "run its stage again with --overwrite"
+    return f"run its stage again: OVERWRITE=1 bash run_pickaback/{script}"
 
 
 def _among(modality: str) -> str:
