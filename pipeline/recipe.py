@@ -451,6 +451,8 @@ class SearchRecipe(Recipe):
         networks: fingerprints of the target's network and samples, then of each candidate's.
         max_iterations, epsilon: number and size of the probes' mutations.
         select: the selection rule, or the given backbone.
+        pruned: fingerprints of the candidates' pruned networks, if the rule needs them.
+        rule_samples: maximum number of the target's training samples, if the rule needs them.
     """
 
     candidates: tuple[int, ...]
@@ -461,6 +463,8 @@ class SearchRecipe(Recipe):
     precision: str
     nondeterministic: bool = field(metadata={"omit_if_off": True})
     select: str
+    pruned: tuple[str, ...] = field(default=(), metadata={"omit_if_off": True})
+    rule_samples: int | None = field(default=None, metadata={"omit_if_off": True})
 
     def stamp(self) -> dict[str, Any]:
         # Earlier versions took +ε whenever it beat the best score, even if -ε was better still.

@@ -103,16 +103,18 @@ class Paths:
         """JSON {task: accuracy} of the scratch networks (stage 1)."""
         return self.logs / self.run / f"baseline_{config}_acc_scratch{_wide(width_multiplier)}.txt"
 
-    def result_csv(self, config: str, *, among: str = "all") -> Path:
+    def result_csv(self, config: str, *, among: str = "all", rule: str | None = None) -> Path:
         """CSV target_id,task_id of the chosen backbones.
 
         Args:
             among: candidates of the target's modality ("same"), of another ("other"), or "all".
+            rule: the rule that chose, "given" for tasks given by name; None: the last choice, by any rule.
         """
-        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}.csv"
+        chosen_by = "" if rule is None else f"_{rule}"
+        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}{chosen_by}.csv"
 
     def table_csv(self, config: str, *, among: str = "all") -> Path:
-        """CSV target_id,task_id,ddv_cos,ddv_euc of all measured distances."""
+        """CSV target_id,task_id,ddv_cos,ddv_euc,… of all candidates' distances and other scores."""
         return self.logs / self.run / f"pickaback_{config}_table{_among(among)}.csv"
 
     def stage_log(self, config: str, stage: str) -> Path:
