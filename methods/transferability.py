@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-# Steps of LogME's fixed point. You et al. prove convergence; eleven suffice in their code.
+# Maximum number of steps of LogME's fixed point, as in the code of You et al.
 _FIXED_POINT_STEPS = 11
 # Keeps a precision finite when the features explain the labels perfectly or not at all (as in LogME's code).
 _LOGME_EPSILON = 1e-5

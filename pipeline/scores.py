@@ -159,7 +159,7 @@ def similarity_scores(
 ) -> Scores:
     """Scores of `names` in `BY_SIMILARITY`, for candidates that read the target's modality."""
     scores: Scores = {}
-    for candidate in candidates:
+    for candidate in candidates if names else ():
         count = min(len(candidate.probes), len(target.probes))
         with costs.timed("features of probes"), compute.autocast:
             # In halves: texts of the two tasks differ in length.
@@ -185,7 +185,7 @@ def label_scores(
 ) -> Scores:
     """Scores of `names` in `BY_LABELS`, for candidates that read the target's modality."""
     scores: Scores = {}
-    for candidate, found in pruned.items():
+    for candidate, found in pruned.items() if names else ():
         with costs.timed("features of samples"):
             seen = sample.seen_by(found.network, compute=compute)
         for name in names:

@@ -300,8 +300,10 @@ expand_tasks() { # set TASK_NAMES to the tasks that TASKS means; refuse the valu
     mapfile -t TASK_NAMES <<<"$names"
 }
 
+RULES=(farthest nearest random rsa cka leep nce logme hscore parc knn logistic accuracy room)
+
 backbone_is_a_task() { # BACKBONE names a task, not a rule
-    [[ $BACKBONE != farthest && $BACKBONE != nearest && $BACKBONE != random ]]
+    [[ " ${RULES[*]} " != *" $BACKBONE "* ]]
 }
 
 leave_out() { # TASK: remove a task, given by name or id, from TASK_NAMES
