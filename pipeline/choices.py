@@ -96,7 +96,7 @@ class Choices:
         if listing:
             raise Unfinished
         self.write(target, chosen, stamp)
-        logging.info("Copied from %s to %s", self.own.path, self.last.path)
+        logging.info("The last choice of target %d is now that by %s: %s", target, self.rule, self.last.path)
 
     def write(self, target: int, chosen: str, stamp: Mapping) -> None:
         """Write the target's choice to the rule's file and as the last one."""

@@ -443,6 +443,17 @@ class ProbesRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledSampleRecipe(Recipe):
+    """The training samples of a target from which rules by labels are computed.
+
+    Attributes:
+        rule_samples: their maximum number.
+    """
+
+    rule_samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchRecipe(Recipe):
     """The choice of a target's backbone.
 
@@ -452,7 +463,7 @@ class SearchRecipe(Recipe):
         max_iterations, epsilon: number and size of the probes' mutations.
         select: the selection rule, or the given backbone.
         pruned: fingerprints of the candidates' pruned networks, if the rule needs them.
-        rule_samples: maximum number of the target's training samples, if the rule needs them.
+        sample: the target's labelled sample, if the rule needs it.
     """
 
     candidates: tuple[int, ...]
@@ -464,7 +475,7 @@ class SearchRecipe(Recipe):
     nondeterministic: bool = field(metadata={"omit_if_off": True})
     select: str
     pruned: tuple[str, ...] = field(default=(), metadata={"omit_if_off": True})
-    rule_samples: int | None = field(default=None, metadata={"omit_if_off": True})
+    sample: LabelledSampleRecipe | None = field(default=None, metadata={"omit_if_off": True})
 
     def stamp(self) -> dict[str, Any]:
         # Earlier versions took +ε whenever it beat the best score, even if -ε was better still.

@@ -30,7 +30,7 @@ from pipeline.choices import GIVEN, Choices, write_scores
 from pipeline.flags import add_search
 from pipeline.fleet import check_text_encoder, named_backbone, paths_of, selected_tasks
 from pipeline.named_files import check_search_files
-from pipeline.recipe import ProbesRecipe, SearchRecipe
+from pipeline.recipe import LabelledSampleRecipe, ProbesRecipe, SearchRecipe
 from pipeline.scores import (
     CandidateNetworks,
     Costs,
@@ -105,6 +105,7 @@ class Search:
         )
         self.mutations = resolved_mutations(args.max_iterations, build=self.build)
         self.probes = ProbesRecipe(val_batch_size=args.val_batch_size, seed=args.seed, protocol=args.protocol)
+        self.sample = LabelledSampleRecipe(rule_samples=args.rule_samples)
         self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
         self.rule: str = GIVEN if args.backbone else args.select
         self.choices = Choices(
@@ -163,7 +164,7 @@ class Search:
             nondeterministic=args.nondeterministic,
             select=f"backbone {self.given(target).name}" if args.backbone else args.select,
             pruned=tuple(self.pruned(task).stamp for task in self.scored(candidates, target) if pruned),
-            rule_samples=args.rule_samples if by_labels else None,
+            sample=self.sample if by_labels else None,
         )
 
     def scored(self, candidates: Sequence[Task], target: Task) -> Sequence[Task]:
@@ -317,7 +318,7 @@ class Search:
             recipe,
             select="",
             pruned=tuple(found.stamp if isinstance(found, PrunedNetwork) else "" for found in loaded),
-            rule_samples=self.args.rule_samples,
+            sample=self.sample,
         )
         path = self.paths.table_csv(self.table.name, among=self.args.candidates.among)
         write_scores(path, target.id, scores, stamp=made_with.stamp())
@@ -384,7 +385,7 @@ class Search:
         self._scratch[folder] = ScratchNetwork(
             model=Model(id=task.id, network=shared.as_task(task.name), probes=probes),
             stamp=f"{fingerprint(payload)} on {data.fingerprint[:16]}",
-            sample=LabelledSample.draw(data, self.args.rule_samples, seed=seed) if is_target else None,
+            sample=LabelledSample.draw(data, self.sample.rule_samples, seed=seed) if is_target else None,
         )
         return self._scratch[folder]
 
