@@ -740,8 +740,22 @@ def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None
         "--select",
         choices=rules,
         default="farthest",
-        help="Selection rule: the farthest candidate (as in the published code), the nearest, or a random "
-        "one.",
+        help="Selection rule: the farthest candidate (as in the published code), the nearest, a random one, "
+        "or the one with the highest score of this name (docs/rules.md).",
+    )
+    group.add_argument(
+        "--scores",
+        choices=("chosen", "cheap", "all"),
+        default="cheap",
+        help="Scores to compute and write to the CSV of scores: only what the rule needs, also the others "
+        "except the slow ones (logistic), or all.",
+    )
+    group.add_argument(
+        "--rule_samples",
+        type=positive_int,
+        default=500,
+        help="Maximum number of the target's training samples from which rules by labels are computed, drawn "
+        "by seed with the classes in proportion.",
     )
     group.add_argument(
         "--backbone", help="Choose this task regardless of its distance (default: choose by --select)."

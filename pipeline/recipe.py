@@ -497,6 +497,17 @@ class ProbesRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledSampleRecipe(Recipe):
+    """The training samples of a target from which rules by labels are computed.
+
+    Attributes:
+        rule_samples: their maximum number.
+    """
+
+    rule_samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchRecipe(Recipe):
     """The choice of a target's backbone.
 
@@ -505,6 +516,8 @@ class SearchRecipe(Recipe):
         networks: fingerprints of the target's network and samples, then of each candidate's.
         max_iterations, epsilon: number and size of the probes' mutations.
         select: the selection rule, or the given backbone.
+        pruned: fingerprints of the candidates' pruned networks, if the rule needs them.
+        sample: the target's labelled sample, if the rule needs it.
     """
 
     candidates: tuple[int, ...]
@@ -515,6 +528,8 @@ class SearchRecipe(Recipe):
     precision: str
     nondeterministic: bool = field(metadata={"omit_if_off": True})
     select: str
+    pruned: tuple[str, ...] = field(default=(), metadata={"omit_if_off": True})
+    sample: LabelledSampleRecipe | None = field(default=None, metadata={"omit_if_off": True})
 
     def stamp(self) -> dict[str, Any]:
         # Earlier versions took +ε whenever it beat the best score, even if -ε was better still.

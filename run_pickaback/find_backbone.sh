@@ -6,8 +6,8 @@
 #   config   task table: digits (default), cifar100 or your own .toml file
 #   targets  names, ids or ranges: 4  1-20  fish,14  all (default)
 #
-# BACKBONE is a rule (farthest, nearest, random) or a task. The variables in run_pickaback/config.sh can
-# also be set in the environment.
+# BACKBONE is a rule (farthest, nearest, random, or one of those in docs/rules.md) or a task. The variables in
+# run_pickaback/config.sh can also be set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 start_stage "stage 3-1, choose a backbone for each target" "$@"

@@ -390,8 +390,10 @@ fleet_serves() { # WHAT IT REPLACES: whether FLEET provides the backbones; say s
     echo "-- FLEET=$FLEET provides the backbones: $1"
 }
 
+RULES=(farthest nearest random rsa cka leep nce logme hscore parc knn logistic accuracy room)
+
 backbone_is_a_task() { # BACKBONE names a task, not a rule
-    [[ $BACKBONE != farthest && $BACKBONE != nearest && $BACKBONE != random ]]
+    [[ " ${RULES[*]} " != *" $BACKBONE "* ]]
 }
 
 leave_out() { # TASK: remove a task, given by name or id, from TASK_NAMES

@@ -119,13 +119,13 @@ class Paths:
 
         Args:
             among: candidates of the target's modality ("same"), of another ("other"), or "all".
-            rule: the rule that chose; None for the last choice by any.
+            rule: the rule that chose, "given" for tasks given by name; None: the last choice, by any rule.
         """
-        by_rule = "" if rule is None else f"_{rule}"
-        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}{by_rule}.csv"
+        chosen_by = "" if rule is None else f"_{rule}"
+        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}{chosen_by}.csv"
 
     def table_csv(self, config: str, *, among: str = "all") -> Path:
-        """CSV target_id,task_id,ddv_cos,ddv_euc of all measured distances."""
+        """CSV target_id,task_id,ddv_cos,ddv_euc,… of all candidates' distances and other scores."""
         return self.logs / self.run / f"pickaback_{config}_table{_among(among)}.csv"
 
     def stage_log(self, config: str, stage: str) -> Path:

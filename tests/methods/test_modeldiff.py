@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods.modeldiff import Distance, Model, choose, compare, decision_distances, mutate
+from methods.modeldiff import Model, compare, decision_distances, mutate
 
 
 def net(seed: int, classes: int) -> nn.Module:
@@ -121,18 +121,3 @@ def test_the_distance_to_itself_is_zero_and_distances_are_symmetric():
     (forth,) = compare([one], other, iterations=0, epsilon=0.1, seeds=[0])
     (back,) = compare([other], one, iterations=0, epsilon=0.1, seeds=[0])
     assert forth.euc == pytest.approx(back.euc) and forth.euc > 1e-6
-
-
-def test_the_rules_choose_by_euclidean_distance():
-    distances = [Distance(3, cos=0.9, euc=0.2), Distance(1, cos=0.1, euc=0.5), Distance(2, cos=0.5, euc=0.1)]
-    assert choose(distances, rule="farthest", seed=0) == 1
-    assert choose(distances, rule="nearest", seed=0) == 2
-    drawn = {choose(distances, rule="random", seed=seed) for seed in range(30)}
-    assert drawn == {1, 2, 3}
-    assert choose(distances, rule="random", seed=5) == choose(distances[::-1], rule="random", seed=5)
-
-
-def test_the_lowest_id_wins_a_tie():
-    distances = [Distance(4, cos=0, euc=0.5), Distance(2, cos=0, euc=0.5)]
-    assert choose(distances, rule="farthest", seed=0) == 2
-    assert choose(distances, rule="nearest", seed=0) == 2
