@@ -39,7 +39,7 @@ def footprint(shared: SharedNetwork, task: str, *, inputs: Tensor) -> dict:
         "width_multiplier": round(shared.tasks[shared.index_of(task) - 1].width ** 2, 6),
         "input": list(inputs.shape),
         "parameters": _parameters(shared),
-        "bytes": _bytes(shared),
+        "bytes": stored(shared),
         "multiply_adds": _multiply_adds(seen, list(shared.layers()), inputs),
         "owned": owned,
         "free": 1.0 - sum(owned.values()),
@@ -79,7 +79,8 @@ def _parameters(shared: SharedNetwork) -> dict[str, int]:
     return counts | {"total": sum(counts.values())}
 
 
-def _bytes(shared: SharedNetwork) -> dict[str, int]:
+def stored(shared: SharedNetwork) -> dict[str, int]:
+    """Bytes of the weights and of the packed masks of `shared`, as `footprint` returns them."""
     weights = [layer.weight for layer in shared.layers().values()]
     private = [value for record in shared.tasks for value in record.private.values()]
     owner_bits = math.ceil(math.log2(len(shared.tasks) + 1)) * sum(weight.numel() for weight in weights)
@@ -90,14 +91,15 @@ def _bytes(shared: SharedNetwork) -> dict[str, int]:
         if name in record.piggymasks
     )
     sizes = {
-        "weights": _size([*weights, *private, *shared.network.classifiers.parameters()]),
+        "weights": size([*weights, *private, *shared.network.classifiers.parameters()]),
         "ownership": math.ceil(owner_bits / 8),
         "piggymasks": math.ceil(piggymask_bits / 8),
     }
     return sizes | {"total": sum(sizes.values())}
 
 
-def _size(tensors: Iterable[Tensor]) -> int:
+def size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the values of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -124,7 +124,7 @@ class ContinualRun:
             raise UserError(f"--dropout requires --arch {TUNED}: {args.arch} has its own, or none")
         dropout = tuple(args.dropout or self.sequence.dropout) if args.arch == TUNED else None
         self.recipe = ContinualRecipe(
-            seq=args.seq,
+            seq=self.sequence.name,
             appr=self.approach,
             arch=args.arch,
             seed=seed,
@@ -136,6 +136,7 @@ class ContinualRun:
             dropout=dropout,
             settings=settings_from(args, Settings),
             options=settings_from(args, self.kind.Options),
+            definition=self.sequence.definition,
         )
         self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
         self.decide_on = decide_on
@@ -260,6 +261,8 @@ class ContinualRun:
                 "%s on %s, seed %d: %d tasks",
                 *(self.approach, self.recipe.seq, self.recipe.seed, len(self.names)),
             )
+            for note in self.sequence.notes:
+                logging.info("%s", note)
             history = self.learn_jointly() if self.kind.joint else self.learn_in_turn()
             result = self.metrics(history)
             write_atomically(self.paths.metrics_file(), json.dumps(result, indent=1) + "\n")
@@ -391,6 +394,7 @@ class ContinualRun:
             "task": name,
             "epochs": approach.epochs,
             "seconds": round(approach.seconds, 1),
+            "bytes": approach.stored_bytes(),
             "accuracies": known,
         }
 
@@ -407,7 +411,7 @@ class ContinualRun:
     def metrics(self, history: list[dict]) -> dict:
         """The metrics of a finished run; None for those that are undefined or lack a reference run."""
         rows = [entry["accuracies"] for entry in history]
-        counts = [self.sequence.counts["test"]] * len(self.names)
+        counts = [len(getattr(self.data(number + 1), self.decide_on)) for number in range(len(self.names))]
         in_turn = not self.kind.joint
         result = {
             "sequence": self.recipe.seq,
@@ -421,6 +425,7 @@ class ContinualRun:
             "forward_transfer": None,
             "epochs": sum(entry["epochs"] for entry in history),
             "seconds": round(sum(entry["seconds"] for entry in history), 1),
+            "bytes": self.stored_bytes(history),
             "tasks": [{name: entry[name] for name in ("task", "epochs", "seconds")} for entry in history],
             "accuracy_matrix": rows,
             "arguments": self.recipe.stamp() | {"data": self.data_until(len(self.names))},
@@ -430,6 +435,13 @@ class ContinualRun:
             result["forward_transfer"] = metrics.forward_transfer(rows, counts, alone)
         return result
 
+    def stored_bytes(self, history: list[dict]) -> int | None:
+        """Bytes stored after the last task; None if an earlier version made one of several networks."""
+        stored = [entry.get("bytes") for entry in history]
+        if not self.kind.independent:
+            return stored[-1]
+        return None if None in stored else sum(stored)
+
     def reference(self) -> list[float] | None:
         """Accuracy of a network trained on each task alone; None, with a log line, if there is no such run.
 
@@ -438,7 +450,7 @@ class ContinualRun:
         if self.approach == "one" or self.decide_on != "test":
             return None
         path = self.paths_of(self.run_name("one")).metrics_file()
-        command = f"python spg_main.py --seq {self.recipe.seq} --appr one --seed {self.recipe.seed}"
+        command = f"python spg_main.py --seq {self.args.seq} --appr one --seed {self.recipe.seed}"
         if self.recipe.arch != TUNED:
             command += f" --arch {self.recipe.arch}"
         if not path.exists():

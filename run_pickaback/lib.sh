@@ -171,7 +171,7 @@ alternative() { # SCRIPT VARIABLE: print what to set instead, if there is an equ
         "spg.sh EPOCHS" | "spg.sh BATCH_SIZE" | "spg.sh LR") echo ", or give EXTRA_SPG_ARGS=\"--${2,,} $value\"" ;;
         "spg.sh EXTRA_ARGS") echo ", or give EXTRA_SPG_ARGS=\"$value\"" ;;
         "spg.sh GPUS") echo ", or give DEVICE=cuda:${value%% *}" ;;
-        "spg.sh CONFIG") echo ", or name a sequence in SEQ" ;;
+        "spg.sh CONFIG") echo ", or name a sequence or a task table in SEQ" ;;
         *) echo " (run_pickaback/config.sh says where it acts)" ;;
     esac
 }
@@ -262,6 +262,7 @@ start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence 
     positional "$@"
     ((${#GIVEN[@]} <= 1)) || usage_error "too many arguments: ${GIVEN[*]:1}"
     SEQ=${GIVEN[0]:-$SEQ}
+    [[ ! -f $CALLED_FROM/${SEQ%.toml*}.toml ]] || absolute SEQ
     refuse_unused_variables
     check_switches
     words "$APPR"
@@ -269,6 +270,9 @@ start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence 
     [[ -z $RUN || ($TRIALS == 1 && ${#APPROACHES[@]} == 1) ]] ||
         die "RUN=$RUN names a single run: unset it, or set TRIALS=1 and one approach in APPR"
     setup_python base
+    [[ $SEED =~ ^[0-9]{1,18}$ ]] || die "SEED=$SEED must be a whole number from 0"
+    [[ $TRIALS =~ ^[1-9][0-9]{0,3}$ ]] || die "TRIALS=$TRIALS must be a whole number from 1 to 9999"
+    SEED_LIST=()
     SPG_ARGS=(--seq "$SEQ" --seed "$SEED" --trials "$TRIALS" --precision "$PRECISION" --device "$DEVICE"
         --data_root "$DATA_ROOT" --checkpoints_root "$CHECKPOINTS_ROOT" --logs_root "$LOGS_ROOT")
     # config.sh's architecture is that of Pick-a-back.
