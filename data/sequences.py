@@ -29,6 +29,8 @@ _KEYS = {
     *("dropout", "width", "size", "mean", "std"),
 }
 _UNITS = ("class", "task")
+# What is drawn from each split of the table, in this order.
+_PARTS = {"train": ("val", "train"), "test": ("test",)}
 _ALL = "all"
 # Names that a run's files give a meaning of their own (accuracy_matrix.csv, --tune, joint training).
 _RESERVED_TASKS = ("after", "tune", "all_tasks")
@@ -313,8 +315,8 @@ def load_task(sequence: Sequence, number: int, *, data_root: Path, device: torch
             digest.update(repr((fingerprints, rows.tolist())).encode())
         return found
 
-    validation, train = drawn("train", "val", "train")
-    (test,) = drawn("test", "test")
+    validation, train = drawn("train", *_PARTS["train"])
+    (test,) = drawn("test", *_PARTS["test"])
     return TaskData(
         table=sequence.table,
         task=task,
@@ -326,6 +328,23 @@ def load_task(sequence: Sequence, number: int, *, data_root: Path, device: torch
         fingerprint=digest.hexdigest(),
         protocol="heldout",
     )
+
+
+def require_enough_images(sequence: Sequence, *, data_root: Path) -> None:
+    """Check that every task of a user's own sequence has enough images, before the first one is learned.
+
+    Raises:
+        UserError: naming the first class with too few.
+    """
+    if sequence.definition is None:
+        return
+    for task, members in zip(sequence.table.tasks, sequence.members, strict=True):
+        for split, parts in _PARTS.items():
+            sizes = torch.zeros(task.num_classes, dtype=torch.int64)
+            for label, (source, class_name) in enumerate(members):
+                labels = load_split(sequence.source, source, split, data_root=data_root)["labels"]
+                sizes[label] = (labels == source.classes.index(class_name)).sum()
+            _quotas(sequence, task, split, parts, sizes=sizes, data_root=data_root)
 
 
 def _quotas(

@@ -12,7 +12,7 @@ from typing import Any
 
 from data.loading import Batches, TaskData
 from data.sequences import Sequence as TaskSequence
-from data.sequences import joint_task, known_sequences, load_sequence, load_task
+from data.sequences import joint_task, known_sequences, load_sequence, load_task, require_enough_images
 from methods.approaches import APPROACHES
 from methods.approaches.base import Approach, Settings
 from models import CONVOLUTIONAL
@@ -263,6 +263,7 @@ class ContinualRun:
             )
             for note in self.sequence.notes:
                 logging.info("%s", note)
+            require_enough_images(self.sequence, data_root=self.args.data_root)
             history = self.learn_jointly() if self.kind.joint else self.learn_in_turn()
             result = self.metrics(history)
             write_atomically(self.paths.metrics_file(), json.dumps(result, indent=1) + "\n")
