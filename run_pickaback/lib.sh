@@ -171,7 +171,7 @@ alternative() { # SCRIPT VARIABLE: print what to set instead, if there is an equ
         "spg.sh EPOCHS" | "spg.sh BATCH_SIZE" | "spg.sh LR") echo ", or give EXTRA_SPG_ARGS=\"--${2,,} $value\"" ;;
         "spg.sh EXTRA_ARGS") echo ", or give EXTRA_SPG_ARGS=\"$value\"" ;;
         "spg.sh GPUS") echo ", or give DEVICE=cuda:${value%% *}" ;;
-        "spg.sh CONFIG") echo ", or name a sequence or a task table in SEQ" ;;
+        "spg.sh CONFIG") echo ", or name a sequence in SEQ" ;;
         *) echo " (run_pickaback/config.sh says where it acts)" ;;
     esac
 }
