@@ -276,7 +276,7 @@ def _normalisation(source: Table, entry: _Entry) -> dict[str, tuple[float, ...]]
     One pair for all tasks, since they share a network. ImageNet's is averaged for grey images.
     """
     given = statistics_of(entry.statistics, source.channels, entry.where)
-    if given[0] is None and entry.by == "tasks" and entry.table.endswith(".toml"):
+    if given[0] is None and entry.table.endswith(".toml"):
         common = {(task.mean, task.std) for task in source.tasks}
         given = common.pop() if len(common) == 1 else given
     if given[0] is not None:
