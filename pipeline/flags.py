@@ -768,7 +768,9 @@ def add_continual_report(parser: argparse.ArgumentParser) -> None:
     for name in ("data", "checkpoints", "logs"):
         _add_root(parser, name)
     parser.add_argument(
-        "--check", action="store_true", help="Only check the approaches' names and the sequence."
+        "--check",
+        action="store_true",
+        help="Only check the approaches' names, the sequence and its numbers of images.",
     )
 
 

@@ -21,8 +21,8 @@ compare() { # FLAGS…: print the table of all approaches and seeds
 }
 
 start_sequence "$@"
-# A wrong name must not end the run after the approaches before it have trained.
-((${#APPROACHES[@]} == 1)) || compare --check
+# What a later approach or seed would refuse is refused before the first one trains.
+((${#APPROACHES[@]} * TRIALS + ${#SEED_LIST[@]} == 1)) || compare --check
 # `one` is the reference for the others' forward transfer.
 for approach in "${APPROACHES[@]}"; do
     [[ $approach != one ]] || run_one "$PYTHON_BIN" spg_main.py "${SPG_ARGS[@]}" --appr one

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from data.sequences import load_sequence, sequence_name
+from data.sequences import load_sequence, require_enough_images, sequence_name
 from methods.approaches import APPROACHES
 from pipeline import flags
 from utils.errors import UserError
@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if approach not in APPROACHES:
             raise UserError(f"unknown approach {approach!r}: choose from {', '.join(APPROACHES)}")
     if args.check:
-        load_sequence(args.seq, data_root=args.data_root, seed=args.seeds[0])
+        for seed in args.seeds:
+            sequence = load_sequence(args.seq, data_root=args.data_root, seed=seed)
+            require_enough_images(sequence, data_root=args.data_root)
         return
     name = sequence_name(args.seq)
     runs = {

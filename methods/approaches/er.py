@@ -97,8 +97,7 @@ class ER(Approach):
             inputs=inputs,
             labels=labels,
             tasks=torch.full_like(labels, len(self.tasks) - 1),
-            # Drawn on the CPU, so that all devices keep the same samples.
-            keys=torch.rand(len(labels), dtype=torch.float64).to(labels.device),
+            keys=torch.rand(len(labels), dtype=torch.float64, device=labels.device),
         )
         offered = newest if self.buffer is None else self.buffer.joined(newest)
         self.buffer = reservoir(offered, size=self.options.er_buffer)
