@@ -338,6 +338,16 @@ class Batches:
             augment=self._augment,
         )
 
+    @property
+    def samples(self) -> Samples:
+        """The training samples as stored, in fixed order."""
+        return self._samples
+
+    @property
+    def to_inputs(self) -> ToInputs:
+        """The transform from stored samples to network inputs."""
+        return self._data.to_inputs
+
     @cached_property
     def _augmenter(self) -> Augmenter:
         return Augmenter(self._samples.inputs, self._data.table.augment)

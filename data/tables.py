@@ -173,7 +173,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A setting's value, for a message."""
     try:
         return _cut(repr(value))
@@ -209,7 +209,7 @@ def load_table(config: str, *, data_root: Path) -> Table:
     path = Path(config)
     if not path.is_file():
         raise UserError(f"{path} not found: give a table's file, or one of {', '.join(known_tables())}")
-    entries = _read_toml(path)
+    entries = read_toml(path)
     if len(entries) != 1:
         raise UserError(f"{path} holds {len(entries)} tables ({', '.join(entries)}): keep one")
     (name, entry), *_ = entries.items()
@@ -219,10 +219,10 @@ def load_table(config: str, *, data_root: Path) -> Table:
 
 
 def _known() -> dict[str, Any]:
-    return {name: entry for path in _TABLES_FILES for name, entry in _read_toml(path).items()}
+    return {name: entry for path in _TABLES_FILES for name, entry in read_toml(path).items()}
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -234,7 +234,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
     if not isinstance(entry, Mapping):
         raise UserError(f"{where} is not a table: write `[{name}]`, then its settings")
-    _check_keys(entry, _TABLE_KEYS, where)
+    check_keys(entry, _TABLE_KEYS, where)
     _check_name(name, "table", where)
 
     source = _choice(entry, "source", _SOURCES, where)
@@ -244,16 +244,16 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
         raise UserError(f'{where} has no root: add the folder of its images, e.g. root = "{name}"')
     for modality, root in roots.items():
         if not isinstance(root, str):
-            raise UserError(f"{where}: {_ROOT_KEYS[modality]} is {_shown(root)}: write the name of a folder")
+            raise UserError(f"{where}: {_ROOT_KEYS[modality]} is {shown(root)}: write the name of a folder")
     channels = _integer(entry, "channels", 3, where)
     if channels not in (1, 3):
-        raise UserError(f"{where}: channels is {_shown(channels)}: write 1 (grey) or 3 (RGB)")
+        raise UserError(f"{where}: channels is {shown(channels)}: write 1 (grey) or 3 (RGB)")
     size = _integer(entry, "size", 32, where, bounds=_SIZES)
     download = _boolean(entry, "download", where)
     usual = BUNDLED.get(source, "text" if given == ["text"] else "image")
     modality = _choice(entry, "modality", MODALITIES, where, default=usual)
     augment = _augmentation(entry.get("augment", {}), where)
-    statistics = _statistics(entry, channels, where)
+    statistics = statistics_of(entry, channels, where)
     per_class = _per_class(entry, where, default=None)
 
     folders = {
@@ -278,7 +278,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
     tasks: list[Task] = []
     for number, task_entry in enumerate(task_entries, start=1):
         task_where = f"{where} task {number}"
-        _check_keys(task_entry, _BORROWED_KEYS if "table" in task_entry else _TASK_KEYS, task_where)
+        check_keys(task_entry, _BORROWED_KEYS if "table" in task_entry else _TASK_KEYS, task_where)
         task_name = task_entry.get("name")
         _check_name(task_name, "task", task_where)
         if any(task_name == task.name for task in tasks):
@@ -330,7 +330,7 @@ def _own(
             held.cached_classes(name) if table.source == "archive" else held.classes(name, raw_folder or name)
         )
     _check_classes(classes, where)
-    mean, std = _statistics(entry, table.channels, where)
+    mean, std = statistics_of(entry, table.channels, where)
     if modality == "text" and mean is not None:
         raise UserError(f"{where} has texts: leave out mean and std, which apply to images")
     if modality == "image" and mean is None:
@@ -344,7 +344,7 @@ def _completed(entry: Mapping, earlier: Sequence[Task], *, where: str) -> Mappin
         return entry
     twins = [task for task in earlier if task.name == entry["twin"]]
     if not twins:
-        raise UserError(f"{where}: twin is {_shown(entry['twin'])}: name an earlier task")
+        raise UserError(f"{where}: twin is {shown(entry['twin'])}: name an earlier task")
     (twin,) = twins
     return {"classes": list(twin.classes), "folder": twin.folder} | entry
 
@@ -353,7 +353,7 @@ def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_roo
     """A task of another known table, with that table's classes, normalisation, raw files and cache."""
     if entry["table"] not in known_tables() or entry["table"] == table.name:
         known = ", ".join(known_tables())
-        raise UserError(f"{where}: table is {_shown(entry['table'])}: choose another of {known}")
+        raise UserError(f"{where}: table is {shown(entry['table'])}: choose another of {known}")
     origin = load_table(entry["table"], data_root=data_root)
     if (origin.channels, origin.size) != (table.channels, table.size):
         raise UserError(
@@ -423,7 +423,7 @@ def subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _check_keys(entry: Mapping, known: set[str], where: str) -> None:
+def check_keys(entry: Mapping, known: set[str], where: str) -> None:
     unknown = sorted(set(entry) - known)
     if unknown:
         raise UserError(
@@ -477,7 +477,7 @@ def _check_classes(classes: object, where: str) -> None:
         raise UserError(f"{where} names a class twice: remove one")
 
 
-def _statistics(entry: Mapping, channels: int, where: str) -> tuple[tuple | None, tuple | None]:
+def statistics_of(entry: Mapping, channels: int, where: str) -> tuple[tuple | None, tuple | None]:
     given = [key for key in ("mean", "std") if key in entry]
     if not given:
         return None, None
@@ -488,14 +488,14 @@ def _statistics(entry: Mapping, channels: int, where: str) -> tuple[tuple | None
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if not numbers or len(values) != channels:
             raise UserError(
-                f"{where}: {key} is {_shown(values)}: write one number for each of {channels} channels"
+                f"{where}: {key} is {shown(values)}: write one number for each of {channels} channels"
             )
     if not all(value > 0 for value in entry["std"]):
-        raise UserError(f"{where}: std is {_shown(entry['std'])}: write numbers above 0")
+        raise UserError(f"{where}: std is {shown(entry['std'])}: write numbers above 0")
     for key, (least, most) in (("mean", _MEANS), ("std", _STDS)):
         if not all(least <= value <= most for value in entry[key]):
             raise UserError(
-                f"{where}: {key} is {_shown(entry[key])}: write numbers from {least} to {most}, "
+                f"{where}: {key} is {shown(entry[key])}: write numbers from {least} to {most}, "
                 "in units of the full range of a pixel"
             )
     return tuple(map(float, entry["mean"])), tuple(map(float, entry["std"]))
@@ -504,8 +504,8 @@ def _statistics(entry: Mapping, channels: int, where: str) -> tuple[tuple | None
 def _augmentation(entry: object, where: str) -> Augmentation:
     where = f"{where} augment"
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where} is {_shown(entry)}: write e.g. {{ crop_padding = 4, flip = true }}")
-    _check_keys(entry, _AUGMENT_KEYS, where)
+        raise UserError(f"{where} is {shown(entry)}: write e.g. {{ crop_padding = 4, flip = true }}")
+    check_keys(entry, _AUGMENT_KEYS, where)
     padding = _integer(entry, "crop_padding", 0, where, bounds=_PADDINGS)
     return Augmentation(crop_padding=padding, flip=_boolean(entry, "flip", where))
 
@@ -513,7 +513,7 @@ def _augmentation(entry: object, where: str) -> Augmentation:
 def _choice(entry: Mapping, key: str, known: Sequence[str], where: str, *, default: str | None = None) -> str:
     value = entry.get(key, default or known[0])
     if value not in known:
-        raise UserError(f"{where}: {key} is {_shown(value)}: choose from {', '.join(known)}")
+        raise UserError(f"{where}: {key} is {shown(value)}: choose from {', '.join(known)}")
     return value
 
 
@@ -522,9 +522,9 @@ def _integer(
 ) -> int:
     value = entry.get(key, default)
     if type(value) is not int:
-        raise UserError(f"{where}: {key} is {_shown(value)}: write a whole number")
+        raise UserError(f"{where}: {key} is {shown(value)}: write a whole number")
     if bounds is not None and not bounds[0] <= value <= bounds[1]:
-        raise UserError(f"{where}: {key} is {_shown(value)}: write a number from {bounds[0]} to {bounds[1]}")
+        raise UserError(f"{where}: {key} is {shown(value)}: write a number from {bounds[0]} to {bounds[1]}")
     return value
 
 
@@ -540,5 +540,5 @@ def _per_class(entry: Mapping, where: str, *, default: int | None) -> int | None
 def _boolean(entry: Mapping, key: str, where: str) -> bool:
     value = entry.get(key, False)
     if type(value) is not bool:
-        raise UserError(f"{where}: {key} is {_shown(value)}: write true or false")
+        raise UserError(f"{where}: {key} is {shown(value)}: write true or false")
     return value

@@ -808,7 +808,12 @@ def add_kv_transfer(parser: argparse.ArgumentParser) -> None:
 def add_continual(parser: argparse.ArgumentParser) -> None:
     """The flags of learning a sequence of tasks in one network, except the approaches' own."""
     group = parser.add_argument_group("sequence and files")
-    group.add_argument("--seq", default="digits_5", help="Task sequence, as defined in data/sequences.toml.")
+    group.add_argument(
+        "--seq",
+        default="digits_5",
+        help="Task sequence: a name in data/sequences.toml, or a .toml file with a task table or with "
+        "sequences (FILE.toml:NAME picks one).",
+    )
     group.add_argument("--appr", default="spg", help="Approach.")
     group.add_argument(
         "--arch",
@@ -839,6 +844,21 @@ def add_continual(parser: argparse.ArgumentParser) -> None:
         "--keep_checkpoints",
         action="store_true",
         help="Keep the checkpoint of every task (default: only the newest one).",
+    )
+
+
+def add_continual_report(parser: argparse.ArgumentParser) -> None:
+    """The flags of the comparison of approaches on a sequence."""
+    parser.add_argument("--seq", default="digits_5", help="Task sequence, as for spg_main.py.")
+    parser.add_argument("--appr", nargs="+", required=True, metavar="NAME", help="Approaches to compare.")
+    parser.add_argument("--seeds", nargs="+", type=SEED, default=[1], help="Seeds of the runs.")
+    parser.add_argument("--arch", default="alexnet", help="Architecture of the runs.")
+    for name in ("data", "checkpoints", "logs"):
+        _add_root(parser, name)
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="Only check the approaches' names, the sequence and its numbers of images.",
     )
 
 

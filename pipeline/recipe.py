@@ -560,6 +560,7 @@ class ContinualRecipe(Recipe):
         dropout: of the first two convolutions, and of the rest; None for an architecture without dropout.
         settings: settings shared by all approaches.
         options: the approach's own settings.
+        definition: hash of the sequence's entry in a user's own file; None for a sequence of the project.
     """
 
     seq: str
@@ -574,6 +575,7 @@ class ContinualRecipe(Recipe):
     dropout: tuple[float, float] | None
     settings: Settings
     options: object
+    definition: str | None = field(default=None, metadata={"omit_if_off": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -603,5 +605,10 @@ class ContinualStageRecipe(Recipe):
 
     def learner(self, model: Approach, *, batches: Batches, compute: Compute) -> Learner:
         """Build the learner for the newest task."""
-        passes = TaskPasses(batches=lambda size: batches.resized(size).epoch(None), autocast=compute.autocast)
+        passes = TaskPasses(
+            batches=lambda size: batches.resized(size).epoch(None),
+            autocast=compute.autocast,
+            stored=(batches.samples.inputs, batches.samples.labels),
+            to_inputs=batches.to_inputs,
+        )
         return model.learner(self.stage, passes, epochs=self.run.epochs)

@@ -12,7 +12,7 @@ from typing import Any
 
 from data.loading import Batches, TaskData
 from data.sequences import Sequence as TaskSequence
-from data.sequences import joint_task, known_sequences, load_sequence, load_task
+from data.sequences import joint_task, known_sequences, load_sequence, load_task, require_enough_images
 from methods.approaches import APPROACHES
 from methods.approaches.base import Approach, Settings
 from models import CONVOLUTIONAL
@@ -124,7 +124,7 @@ class ContinualRun:
             raise UserError(f"--dropout requires --arch {TUNED}: {args.arch} has its own, or none")
         dropout = tuple(args.dropout or self.sequence.dropout) if args.arch == TUNED else None
         self.recipe = ContinualRecipe(
-            seq=args.seq,
+            seq=self.sequence.name,
             appr=self.approach,
             arch=args.arch,
             seed=seed,
@@ -136,6 +136,7 @@ class ContinualRun:
             dropout=dropout,
             settings=settings_from(args, Settings),
             options=settings_from(args, self.kind.Options),
+            definition=self.sequence.definition,
         )
         self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
         self.decide_on = decide_on
@@ -260,6 +261,9 @@ class ContinualRun:
                 "%s on %s, seed %d: %d tasks",
                 *(self.approach, self.recipe.seq, self.recipe.seed, len(self.names)),
             )
+            for note in self.sequence.notes:
+                logging.info("%s", note)
+            require_enough_images(self.sequence, data_root=self.args.data_root)
             history = self.learn_jointly() if self.kind.joint else self.learn_in_turn()
             result = self.metrics(history)
             write_atomically(self.paths.metrics_file(), json.dumps(result, indent=1) + "\n")
@@ -391,6 +395,7 @@ class ContinualRun:
             "task": name,
             "epochs": approach.epochs,
             "seconds": round(approach.seconds, 1),
+            "bytes": approach.stored_bytes(),
             "accuracies": known,
         }
 
@@ -407,7 +412,7 @@ class ContinualRun:
     def metrics(self, history: list[dict]) -> dict:
         """The metrics of a finished run; None for those that are undefined or lack a reference run."""
         rows = [entry["accuracies"] for entry in history]
-        counts = [self.sequence.counts["test"]] * len(self.names)
+        counts = [len(getattr(self.data(number + 1), self.decide_on)) for number in range(len(self.names))]
         in_turn = not self.kind.joint
         result = {
             "sequence": self.recipe.seq,
@@ -421,6 +426,7 @@ class ContinualRun:
             "forward_transfer": None,
             "epochs": sum(entry["epochs"] for entry in history),
             "seconds": round(sum(entry["seconds"] for entry in history), 1),
+            "bytes": self.stored_bytes(history),
             "tasks": [{name: entry[name] for name in ("task", "epochs", "seconds")} for entry in history],
             "accuracy_matrix": rows,
             "arguments": self.recipe.stamp() | {"data": self.data_until(len(self.names))},
@@ -430,6 +436,13 @@ class ContinualRun:
             result["forward_transfer"] = metrics.forward_transfer(rows, counts, alone)
         return result
 
+    def stored_bytes(self, history: list[dict]) -> int | None:
+        """Bytes stored after the last task; None if an earlier version made one of several networks."""
+        stored = [entry.get("bytes") for entry in history]
+        if not self.kind.independent:
+            return stored[-1]
+        return None if None in stored else sum(stored)
+
     def reference(self) -> list[float] | None:
         """Accuracy of a network trained on each task alone; None, with a log line, if there is no such run.
 
@@ -438,7 +451,7 @@ class ContinualRun:
         if self.approach == "one" or self.decide_on != "test":
             return None
         path = self.paths_of(self.run_name("one")).metrics_file()
-        command = f"python spg_main.py --seq {self.recipe.seq} --appr one --seed {self.recipe.seed}"
+        command = f"python spg_main.py --seq {self.args.seq} --appr one --seed {self.recipe.seed}"
         if self.recipe.arch != TUNED:
             command += f" --arch {self.recipe.arch}"
         if not path.exists():

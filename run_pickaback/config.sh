@@ -44,8 +44,8 @@
 
 # SPG (spg.sh; it also acts on ARCH, SEED, SEEDS, OVERWRITE, RUN for a single approach, the roots, and the
 # machine's variables except GPUS and JOBS)
-: "${SEQ:=digits_5}"         # sequence of tasks: digits_5, cifar100_10 … (1st argument)
-: "${APPR:=spg}"             # approaches, in turn: spg ncl one mtl ewc packnet
+: "${SEQ:=digits_5}"         # sequence of tasks: digits_5, cifar100_10 … or your own .toml file (1st argument)
+: "${APPR:=spg}"             # approaches, in turn (`one` first): spg ncl one mtl ewc packnet er lwf
 : "${TRIALS:=1}"             # number of seeds, starting at SEED
 : "${EXTRA_SPG_ARGS:=}"      # more flags for spg_main.py: "--lr 0.1 --dropout 0.3 0.4"
 

@@ -329,6 +329,7 @@ start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence 
     positional "$@"
     ((${#GIVEN[@]} <= 1)) || usage_error "too many arguments: ${GIVEN[*]:1}"
     SEQ=${GIVEN[0]:-$SEQ}
+    [[ ! -f $CALLED_FROM/${SEQ%.toml*}.toml ]] || absolute SEQ
     refuse_unused_variables
     check_switches
     words "$APPR"
@@ -339,6 +340,8 @@ start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence 
     [[ -z $RUN || ($TRIALS == 1 && ${#APPROACHES[@]} == 1) ]] ||
         die "RUN=$RUN names a single run: unset it, or set TRIALS=1 and one approach in APPR"
     setup_python base
+    [[ $SEED =~ ^[0-9]{1,18}$ ]] || die "SEED=$SEED must be a whole number from 0"
+    [[ $TRIALS =~ ^[1-9][0-9]{0,3}$ ]] || die "TRIALS=$TRIALS must be a whole number from 1 to 9999"
     local -a seeds=(--seed "$SEED" --trials "$TRIALS")
     ((${#SEED_LIST[@]} == 0)) || seeds=(--seeds "${SEED_LIST[@]}")
     SPG_ARGS=(--seq "$SEQ" "${seeds[@]}" --precision "$PRECISION" --device "$DEVICE"

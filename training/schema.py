@@ -45,6 +45,7 @@ def check_payload(payload: Mapping[str, Any]) -> None:
         if name in payload:
             check(payload[name], name)
     _check_importance(payload)
+    _check_buffer(payload)
     approach = payload.get("arguments", {}).get("appr")
     required = () if approach is None else ("sequence", *_STATE_OF.get(str(approach), ()))
     for name in required:
@@ -189,8 +190,10 @@ def _sequence(value: Any, field: str) -> None:
 
 def _cost(value: Mapping, field: str) -> None:
     _count(value.get("epochs"), f"{field}['epochs']")
-    if not (_is_number(value.get("seconds")) and value["seconds"] >= 0):
-        raise Invalid(f"{field}['seconds'] is {_brief(value.get('seconds'))}, expected 0 or more")
+    # Earlier versions do not record the bytes.
+    for name in ("seconds", *({"bytes"} & value.keys())):
+        if not (_is_number(value.get(name)) and value[name] >= 0):
+            raise Invalid(f"{field}['{name}'] is {_brief(value.get(name))}, expected 0 or more")
 
 
 def _check_importance(payload: Mapping[str, Any]) -> None:
@@ -217,6 +220,28 @@ def _check_importance(payload: Mapping[str, Any]) -> None:
                 raise Invalid(f"{where} has the shape {tuple(value.shape)}, expected {shape}")
             if value.numel() and not (value.min() >= least and value.max() <= most):
                 raise Invalid(f"{where} has values outside {least:g} to {most:g}")
+
+
+def _check_buffer(payload: Mapping[str, Any]) -> None:
+    """The samples that experience replay keeps: one label, task and key for each input."""
+    buffer = payload.get("buffer", {})
+    _tensors(buffer, "buffer")
+    if not buffer:
+        return
+    missing = sorted({"inputs", "labels", "tasks", "keys"} ^ buffer.keys())
+    if missing:
+        raise Invalid(f"buffer['{missing[0]}'] is missing or unknown")
+    counts = torch.tensor([payload["dataset2num_classes"][name] for name in payload["dataset_history"]])
+    for name in ("labels", "tasks", "keys"):
+        value, dtypes = buffer[name], _FLOATS if name == "keys" else (torch.int64,)
+        _dense(value, f"buffer['{name}']", dtypes=dtypes)
+        if value.shape != buffer["inputs"].shape[:1] or not len(value):
+            raise Invalid(f"buffer['{name}'] does not have one value for each input")
+    labels, tasks = buffer["labels"], buffer["tasks"]
+    if tasks.min() < 0 or tasks.max() >= len(counts):
+        raise Invalid(f"buffer['tasks'] has values outside 0 to {len(counts) - 1}")
+    if labels.min() < 0 or (labels >= counts[tasks]).any():
+        raise Invalid("buffer['labels'] names a class that its task does not have")
 
 
 def _progress(value: Any, field: str) -> None:
@@ -401,7 +426,7 @@ _PER_PARAMETER = {
 }
 
 # What these approaches to a sequence of tasks keep besides the network.
-_STATE_OF = {"spg": ("importance",), "ewc": ("fisher", "anchors")}
+_STATE_OF = {"spg": ("importance",), "ewc": ("fisher", "anchors"), "er": ("buffer",)}
 
 # Sections of our own checkpoints; published ones have none of them.
 _SECTIONS: dict[str, Callable[[Any, str], None]] = {

@@ -204,6 +204,11 @@ class Paths:
         """CSV conv,rest,accuracy of all dropout rates that the search of this tuning run has tried."""
         return (self.logs / self.run).parent.with_suffix(".csv")
 
+    @staticmethod
+    def continual_report(logs: Path, *, sequence: str, arch: str = "alexnet") -> Path:
+        """CSV of the latest comparison of approaches on a sequence."""
+        return logs / "spg" / sequence / ("report.csv" if arch == "alexnet" else f"report-{arch}.csv")
+
     def continual_checkpoints(self) -> Path:
         """Folder of all checkpoints of the run."""
         return self.checkpoints / self.run

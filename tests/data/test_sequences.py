@@ -7,7 +7,15 @@ import torch
 
 from data import sequences
 from data.prepare import main as prepare
-from data.sequences import joint_task, known_sequences, load_sequence, load_task, stratified
+from data.sequences import (
+    drawn_by_class,
+    in_proportion,
+    joint_task,
+    known_sequences,
+    load_sequence,
+    load_task,
+    require_enough_images,
+)
 from utils.errors import UserError
 
 EXPECTED = {
@@ -27,15 +35,16 @@ EXPECTED = {
 def test_the_papers_sequences():
     assert set(known_sequences()) == {*EXPECTED, "digits_5"}
     for name, (tasks, classes, counts, dropout) in EXPECTED.items():
-        entry = sequences._entry(name)
+        entry = sequences._entries()[name]
         assert (entry["tasks"], entry["classes"]) == (tasks, classes)
         assert (entry["train"], entry["val"], entry["test"]) == counts
         assert tuple(entry["dropout"]) == dropout
 
 
-def test_stratified_keeps_total_and_shares():
+def test_a_stratified_draw_keeps_total_and_shares():
     labels = torch.tensor([0] * 732 + [1] * 1300 + [2] * 1300)
-    rows = stratified(labels, 1100, generator=torch.Generator().manual_seed(0))
+    quota = in_proportion(labels.bincount(), 1100)
+    rows = drawn_by_class(labels, quota, generator=torch.Generator().manual_seed(0))
     assert len(rows) == 1100 == len(rows.unique())
     assert labels[rows].bincount().tolist() == [242, 429, 429]
     assert not labels[rows].equal(labels[rows].sort().values)
@@ -83,13 +92,13 @@ def test_the_order_of_the_drawn_rows_is_in_the_fingerprint(digits_root, monkeypa
     """Samples are learned in this order. Training and test rows count each."""
     sequence = load_sequence("digits_5", data_root=digits_root, seed=1)
     found = {load_task(sequence, 1, data_root=digits_root, device="cpu").fingerprint}
-    for total in sequence.counts.values():
+    for total in (240, 40, 68):
 
-        def reversed_rows(labels, count, *, generator, total=total):
-            drawn = stratified(labels, count, generator=generator)
-            return drawn.flip(0) if count == total else drawn
+        def reversed_rows(labels, quota, *, generator, total=total):
+            drawn = drawn_by_class(labels, quota, generator=generator)
+            return drawn.flip(0) if quota.sum() == total else drawn
 
-        monkeypatch.setattr(sequences, "stratified", reversed_rows)
+        monkeypatch.setattr(sequences, "drawn_by_class", reversed_rows)
         found.add(load_task(sequence, 1, data_root=digits_root, device="cpu").fingerprint)
     assert len(found) == 4
 
@@ -125,9 +134,135 @@ def test_missing_raw_files_are_named(tmp_path):
         ("fceleba", "fceleba"),
         ("femnist", "femnist"),
     ):
-        used = next(one for one in EXPECTED if sequences._entry(one)["table"] == name)
+        used = next(one for one in EXPECTED if sequences._entries()[one]["table"] == name)
         with pytest.raises(UserError, match=f"run `python -m data.prepare {name}`") as refused:
             load_sequence(used, data_root=tmp_path, seed=1)
         assert folder in str(refused.value)
         with pytest.raises(UserError, match=r"not found: put the .*http.* or give its folder as --source"):
             prepare([name, "--data_root", str(tmp_path)])
+
+
+# Sequences of a user's own
+
+
+@pytest.fixture
+def own(tmp_path, make_tree):
+    """Two tasks of 2 and 3 classes in `pets.toml`; writes `own.toml` and loads a sequence from it."""
+    data = make_tree({"dogs": ["big", "small"], "cats": ["black", "red", "white"]}, train=12, size=16)
+    (tmp_path / "pets.toml").write_text('[pets]\nroot = "pictures"\nsize = 16\n')
+
+    def load(text=None, *, which="own.toml", seed=1):
+        if text is not None:
+            (tmp_path / "own.toml").write_text(text)
+        sequence = load_sequence(str(tmp_path / which), data_root=data, seed=seed)
+        require_enough_images(sequence, data_root=data)
+        return sequence, [
+            load_task(sequence, number, data_root=data, device="cpu")
+            for number in range(1, len(sequence.table.tasks) + 1)
+        ]
+
+    return load
+
+
+def sizes(data):
+    return [getattr(data, split).labels.bincount().tolist() for split in ("train", "validation", "test")]
+
+
+def test_every_task_of_an_own_table_is_learned_whole(own):
+    sequence, tasks = own(which="pets.toml")
+    assert sequence.name == "pets" and not sequence.notes
+    assert {data.task.name: sizes(data) for data in tasks} == {
+        "dogs": [[11] * 2, [1] * 2, [3] * 2],
+        "cats": [[11] * 3, [1] * 3, [3] * 3],
+    }
+
+
+def test_counts_by_class_by_task_and_all(own):
+    _, (one, other) = own('[mine]\ntable = "pets.toml"\nper = "class"\ntrain = 7\nval = 4\ntest = 2\n')
+    for data in (one, other):
+        assert sizes(data) == [[count] * data.task.num_classes for count in (7, 4, 2)]
+    _, tasks = own('[mine]\ntable = "pets.toml"\nper = "task"\ntrain = 12\nval = 6\n')
+    for data in tasks:
+        assert [sum(counts) for counts in sizes(data)] == [12, 6, 3 * data.task.num_classes]
+
+
+def test_a_sequence_that_leaves_classes_out_says_so(own):
+    sequence, tasks = own('[mine]\ntable = "pets.toml"\nclasses = 2\n')
+    assert [data.task.num_classes for data in tasks] == [2, 2]
+    (note,) = sequence.notes
+    assert note.startswith("task cats: takes 2 of its 3 classes, by seed: ")
+    sequence, tasks = own('[mine]\ntable = "pets.toml"\nby = "classes"\nclasses = 2\n')
+    assert len(tasks) == 2
+    assert sequence.notes == ("mine takes 4 of the 5 classes of table pets, by seed",)
+
+
+def test_several_sequences_in_a_file_are_picked_by_name(own):
+    text = '[a]\ntable = "pets.toml"\n[b]\ntable = "pets.toml"\nval = 2\n'
+    with pytest.raises(UserError, match=r"holds 2 sequences \(a, b\): pick one, as .*own.toml:a"):
+        own(text)
+    first, second = (own(text, which=f"own.toml:{name}")[0] for name in "ab")
+    assert (first.name, second.name) == ("a", "b")
+    with pytest.raises(UserError, match="has no sequence 'c': choose from a, b"):
+        own(which="own.toml:c")
+
+
+def test_the_definition_depends_on_the_sequence_and_its_table_only(own, tmp_path):
+    text = '[mine]\ntable = "pets.toml"\n'
+    first = own(text)[0].definition
+    assert own(f"# a comment\n{text}")[0].definition == first
+    assert own(f"{text}val = 2\n")[0].definition != first
+    (tmp_path / "pets.toml").write_text('[pets]\nroot = "pictures"\nsize = 16\naugment = {flip = true}\n')
+    assert own(text)[0].definition != first
+    assert load_sequence("digits_5", data_root=tmp_path, seed=1).definition is None
+
+
+def test_too_few_images_name_the_class_and_its_number(own):
+    with pytest.raises(UserError) as refused:
+        own('[mine]\ntable = "pets.toml"\nper = "class"\ntrain = 11\nval = 2\n')
+    assert "has 12 training images" in str(refused.value)
+    assert "too few for val = 2 and train = 11 of each class: add images, or lower" in str(refused.value)
+    assert "data.prepare" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("tasks = 0", "tasks is 0: write a whole number from 1 to 255 or 'all'"),
+        ("tasks = 3", "needs 3 tasks, but table pets has 2"),
+        ("classes = 4", "classes is 4, but task"),
+        ("classes = true", "classes is True"),
+        ("train = -1", "train is -1"),
+        ("train = 1e9", "train is 1000000000.0"),
+        ('val = "all"', "val is 'all': write a number, or leave it out for a tenth of each class"),
+        ("dropout = [0.5, 1.0]", "dropout is"),
+        ("dropout = [nan, 0.1]", "dropout is"),
+        ("dropout = 0.5", "dropout is 0.5"),
+        ("width = 0", "width is 0"),
+        ("width = inf", "width is inf"),
+        ("size = 100000", "size is 100000"),
+        ("mean = [0.5]\nstd = [0.5]", "write one number for each of 3 channels"),
+        ('per = "user"', "per is 'user': choose from class, task"),
+        ('by = "users"', "by is 'users': choose from classes, tasks"),
+        ('by = "classes"', "needs the classes of a task"),
+        ("epochs = 3", "unknown key epochs"),
+    ],
+)
+def test_wrong_entries_are_refused_in_one_line(own, line, named):
+    with pytest.raises(UserError) as refused:
+        own(f'[mine]\ntable = "pets.toml"\n{line}\n')
+    assert "[mine]" in str(refused.value) and named in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["digits_5", '"two words"', '"../up"', '".hidden"'])
+def test_names_that_are_taken_or_cannot_name_a_run_are_refused(own, name):
+    with pytest.raises(UserError, match=r"own.toml \["):
+        own(f'[{name}]\ntable = "pets.toml"\n')
+
+
+def test_texts_are_refused(tmp_path):
+    (tmp_path / "words.toml").write_text(
+        '[words]\nsource = "docstrings"\n[[words.tasks]]\nname = "os"\nclasses = ["a", "b"]\n'
+    )
+    with pytest.raises(UserError, match=r"task os of table words has texts: .* read images only"):
+        load_sequence(str(tmp_path / "words.toml"), data_root=tmp_path, seed=1)

@@ -148,7 +148,10 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(
     ("approach", "after"),
-    [("spg", 1), ("spg", 3), ("ncl", 3), ("ewc", 3), ("packnet", 4), ("one", 4), ("mtl", 2)],
+    [
+        *(("spg", 1), ("spg", 3), ("ncl", 3), ("ewc", 3), ("packnet", 4), ("one", 4), ("mtl", 2)),
+        *(("er", 5), ("lwf", 5)),
+    ],
 )
 def test_resumed_mid_task_is_bit_identical(tmp_path, data_root, monkeypatch, approach, after):
     """Killed right after the `after`-th save."""

@@ -768,11 +768,14 @@ def test_a_missing_interpreter_is_reported_in_one_line(checkout: Bash) -> None:
 
 def test_spg_runs_every_approach_in_turn_in_one_process_each(bash: Bash) -> None:
     result = bash.run(
-        "spg.sh", "cifar100_10", APPR="one spg", SEED="3", TRIALS="2", EXTRA_SPG_ARGS="--lr 0.1"
+        "spg.sh", "cifar100_10", APPR="spg one", SEED="3", TRIALS="2", EXTRA_SPG_ARGS="--lr 0.1"
     )
     succeeded(result)
-    commands = bash.commands()
+    check, *commands, table = bash.commands()
     assert [value(command, "--appr") for command in commands] == ["one", "spg"]
+    for command in (check, table):
+        assert command.startswith("-m tools.report_spg --seq cifar100_10 --appr spg one --seeds 3 4 ")
+        assert (" --check " in command) == (command == check)
     for command in commands:
         assert command.startswith("spg_main.py ")
         assert value(command, "--seq") == "cifar100_10"
@@ -789,6 +792,16 @@ def test_spg_without_an_argument_learns_digits_and_refuses_two(bash: Bash) -> No
     assert value(command, "--threads") == "1" and "--overwrite" in command
     assert bash.run("spg.sh", "digits_5", "cifar100_10").returncode == 2
     assert "usage: bash run_pickaback/spg.sh" in bash.run("spg.sh", "-h").stdout
+
+
+def test_spg_finds_a_file_in_the_callers_folder(bash: Bash) -> None:
+    (bash.folder / "mine.toml").write_text("")
+    for given in ("mine.toml", "mine.toml:one", "none.toml"):
+        succeeded(bash.run("spg.sh", given))
+    succeeded(bash.run("spg.sh", SEQ="mine.toml"))
+    found = [value(command, "--seq") for command in bash.commands()]
+    own = str(bash.folder / "mine.toml")
+    assert found == [own, f"{own}:one", "none.toml", own]
 
 
 def test_spg_gets_an_architecture_only_from_the_environment(bash: Bash) -> None:
