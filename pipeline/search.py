@@ -13,7 +13,7 @@ from data.tables import Table, Task, load_table
 from methods.modeldiff import RULES, Distance, Model, choose, compare
 from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, requested_architecture, resolved_mutations
-from pipeline.flags import add_search
+from pipeline.flags import add_search, changed
 from pipeline.fleet import (
     check_text_encoder,
     named_backbone,
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
                 sys.stdout.write(f"{target.name}\n")
         return
     with logs.to_file(search.paths.stage_log(table.name, "find_backbone")):
-        logs.configuration(vars(args))
+        logs.configuration(changed(args))
         logs.protocol(args.protocol)
         for target in targets:
             search.find(target)
@@ -98,7 +98,10 @@ class Search:
             rule, chosen = recipe.select, choose(distances, rule=recipe.select, seed=seed)
         self.write(target, distances, chosen, recipe)
         label = "euc" if rule in ("farthest", "nearest") else rule
-        logging.info("Selected backbone for target %d = (%s) %d", target.id, label, chosen)
+        logging.info(
+            "Selected backbone for target %d = (%s) %d (%s on %s)",
+            *(target.id, label, chosen, target.name, self.table.task(chosen).name),
+        )
 
     def has_work_left(self, target: Task) -> bool:
         """Whether the target has no backbone yet. An error counts as work left: `find` reports it."""
@@ -159,7 +162,11 @@ class Search:
         made_with = read_arguments(arguments_file(self.result), str(target.id))
         require_same(made_with, recipe.stamp(), where=self.result)
         logging.info("The backbone of target %d is chosen: skipped (--overwrite redoes it)", target.id)
-        logging.info("Selected backbone for target %d = (as before) %s", target.id, rows[0]["task_id"])
+        chosen = rows[0]["task_id"]
+        logging.info(
+            "Selected backbone for target %d = (as before) %s (%s on %s)",
+            *(target.id, chosen, target.name, self.table.task(chosen).name),
+        )
         return True
 
     def write(self, target: Task, distances: Sequence[Distance], chosen: int, recipe: SearchRecipe) -> None:

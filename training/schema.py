@@ -114,6 +114,7 @@ def _architecture(value: Any, field: str) -> None:
     _dict(value, field)
     _text(value.get("name"), f"{field}['name']")
     _choice(value.get("layers"), f"{field}['layers']", LAYERS)
+    _text(value.get("file", "none"), f"{field}['file']")
     sizes = _dict(value.get("sizes", {}), f"{field}['sizes']")
     for name, size in sizes.items():
         if not (size is None or isinstance(size, bool | str) or (_is_number(size) and abs(size) < MAX_COUNT)):
