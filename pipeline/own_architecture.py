@@ -5,13 +5,13 @@ and `size`. It returns a module that maps images (B, in_channels, size, size) to
 task's head is added to it.
 """
 
-import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -81,11 +81,12 @@ def _check_shared(network: Network, *, name: FileArchitecture) -> None:
 @cache
 def _function(file: Path, function: str, digest: str) -> Callable[..., nn.Module]:
     """Run a file and return a function of it. `digest` makes a changed file run again."""
-    spec = importlib.util.spec_from_file_location(f"architecture_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+    # Not imported: Python would cache its bytecode beside it, and take an old one for a file just changed.
+    module = ModuleType(f"architecture_{file.stem}")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # dataclasses, for one, look their module up there
     with _in_one_line(file):
-        spec.loader.exec_module(module)
+        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
     found = getattr(module, function, None)
     if not callable(found):
         raise UserError(f"--arch {file}:{function}: the file has no function {function}: correct the name")
