@@ -126,9 +126,7 @@ def _known(name: str, *, layers: str) -> "Architecture":
     registry = registry_of(layers)
     if isinstance(name, FileArchitecture):
         if name in registry:
-            raise UserError(
-                f"--arch {name.file}:{name}: this project has its own {name}: rename the function"
-            )
+            raise UserError(f"--arch {name.flag}: this project has its own {name}: rename the function")
         from pipeline.own_architecture import own_architecture  # slow, as in registry_of
 
         return own_architecture(name).with_layers(layers)

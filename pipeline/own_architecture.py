@@ -111,7 +111,7 @@ def _build(
         raise UserError(
             f"{file}: {function.__name__} returned {type(made).__name__}: return a torch.nn.Module"
         )
-    with _in_one_line(file):
+    with _in_one_line(file, doing=f" (run on an image of {in_channels}×{size}×{size})"):
         features = _features(made, in_channels=in_channels, size=size)
     if features.dim() != 2:
         raise UserError(
@@ -131,7 +131,9 @@ def _features(module: nn.Module, *, in_channels: int, size: int) -> torch.Tensor
 
 
 @contextmanager
-def _in_one_line(file: Path, *, passing: tuple[type[Exception], ...] = (UserError,)) -> Iterator[None]:
+def _in_one_line(
+    file: Path, *, doing: str = "", passing: tuple[type[Exception], ...] = (UserError,)
+) -> Iterator[None]:
     """Report an error in the user's code in one line, with the number of its line, unless it is `passing`."""
     try:
         yield
@@ -144,4 +146,6 @@ def _in_one_line(file: Path, *, passing: tuple[type[Exception], ...] = (UserErro
             lines.append(error.lineno)
         where = f"{file}, line {lines[-1]}" if lines else str(file)
         reason = " ".join(str(error).split())
-        raise UserError(f"{where}: {type(error).__name__}: {reason}: correct it") from error
+        raise UserError(
+            f"{where}: {type(error).__name__}: {reason.rstrip('.')}{doing}: correct it"
+        ) from error

@@ -442,7 +442,7 @@ class ContinualRun:
         path = self.paths_of(self.run_name("one")).metrics_file()
         command = f"python spg_main.py --seq {self.recipe.seq} --appr one --seed {self.recipe.seed}"
         if self.recipe.arch != TUNED:
-            command += f" --arch {self.recipe.arch}"
+            command += f" --arch {getattr(self.args.arch, 'flag', self.args.arch)}"
         if not path.exists():
             logging.info("No forward transfer: the reference run is missing: run `%s`", command)
             return None

@@ -20,6 +20,11 @@ class FileArchitecture(str):
     file: Path
     digest: str
 
+    @property
+    def flag(self) -> str:
+        """The value of `--arch` that names it."""
+        return f"{self.file}:{self}"
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """The architecture that `path/to/file.py:function` names.
