@@ -194,7 +194,7 @@ def test_a_wrong_architecture_is_refused_before_any_training(
     [
         ("absent.py:my_net", r"/absent\.py not found: correct the path"),
         ("my_net.py", r"add the function that builds the network, for example my_net\.py:my_net"),
-        ("my_net.py:lenet5", "this project has another lenet5: rename the function"),
+        ("my_net.py:lenet5", "this project has its own lenet5: rename the function"),
     ],
 )
 def test_a_wrong_name_of_an_architecture_is_refused(
