@@ -404,7 +404,6 @@ def train_into(
         logging.info("%s is finished: skipped (--overwrite redoes it)", output.checkpoint)
         return finished
     unfinished = output.unfinished()
-    output.save_configuration()
     torch.manual_seed(recipe.draws)
     if unfinished is None:
         model, progress = begin(), None

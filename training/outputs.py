@@ -192,24 +192,24 @@ class Output:
         logging.info("Resuming %s after epoch %d", self.folder, payload["epoch"])
         return payload
 
-    def save_configuration(self) -> None:
-        """Write `config.json` as training begins or resumes."""
-        if self.configuration is not None:
-            write_atomically(self.folder / CONFIG_JSON, json_text(self.configuration))
-
     def save_unfinished(self, payload: dict, progress: Progress) -> None:
         """Write the resume file."""
         complete = self._complete(payload, progress) | {"progress": dict(vars(progress))}
         save_checkpoint(self.resume, complete)
 
     def finish(self, payload: dict, progress: Progress, *, metrics: dict) -> dict:
-        """Write the finished checkpoint and `train.csv`, remove the resume file, and return the payload.
+        """Write the finished checkpoint with `train.csv` and `config.json`; remove the resume file.
+
+        Returns:
+            The payload.
 
         The states of optimizers, schedules and generators go with the resume file.
         """
         complete = self._complete(payload, progress) | {"metrics": metrics}
         if progress.history:
             write_atomically(self.folder / TRAIN_CSV, csv_text(progress.history, list(progress.history[0])))
+        if self.configuration is not None:
+            write_atomically(self.folder / CONFIG_JSON, json_text(self.configuration))
         save_checkpoint(self.checkpoint, complete)
         names = ("appr", "seq", "config", "task", "stage")
         remove_stale(
