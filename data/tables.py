@@ -24,6 +24,8 @@ RESERVED = (
     *("all", "same", "other", "random", "farthest", "nearest", "from_csv", "from_target"),
     *("rsa", "cka", "leep", "nce", "logme", "hscore", "parc", "knn", "logistic", "accuracy", "room", "race"),
 )
+# What else to do if raw files are missing where the table expects them.
+ELSEWHERE = "set DATA_ROOT (--data_root) to the folder they are under"
 # Inclusive bounds of the numbers in a table.
 _SIZES = (1, 1024)
 _PADDINGS = (0, 64)
@@ -186,12 +188,13 @@ def known_tables() -> tuple[str, ...]:
     return tuple(_known())
 
 
-def load_table(config: str, *, data_root: Path) -> Table:
+def load_table(config: str, *, data_root: Path, source: Path | None = None) -> Table:
     """Read a task table.
 
     Args:
         config: a known name (see `known_tables`), or the path of a .toml file with one table.
         data_root: folder of the raw files, read only for tasks and classes that the entry omits.
+        source: folder to read those from instead: the tree of raw files, or the folder that holds it.
 
     Raises:
         UserError: for an unknown table (the message lists the known ones) or an invalid entry.
@@ -204,7 +207,8 @@ def load_table(config: str, *, data_root: Path) -> Table:
                 f"unknown task table {config!r}: choose from {', '.join(entries)}, "
                 "or give the path of a .toml file"
             )
-        return _parse(config, entries[config], where=f"table {config}", data_root=Path(data_root))
+        where = f"table {config}"
+        return _parse(config, entries[config], where=where, data_root=Path(data_root), given=source)
 
     path = Path(config)
     if not path.is_file():
@@ -215,7 +219,8 @@ def load_table(config: str, *, data_root: Path) -> Table:
     (name, entry), *_ = entries.items()
     if name in known_tables():
         raise UserError(f"{path}: {name} is the name of a table in data/: choose another name")
-    return _parse(name, entry, where=f"{path} [{name}]", data_root=Path(data_root))
+    where = f"{path} [{name}]"
+    return _parse(name, entry, where=where, data_root=Path(data_root), given=source)
 
 
 def _known() -> dict[str, Any]:
@@ -231,7 +236,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML ({error}): correct it") from error
 
 
-def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
+def _parse(name: str, entry: object, *, where: str, data_root: Path, given: Path | None = None) -> Table:
+    """Read a table's entry.
+
+    Args:
+        given: the folder in `--source`.
+    """
     if not isinstance(entry, Mapping):
         raise UserError(f"{where} is not a table: write `[{name}]`, then its settings")
     check_keys(entry, _TABLE_KEYS, where)
@@ -239,8 +249,8 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
 
     source = _choice(entry, "source", _SOURCES, where)
     roots = {modality: entry.get(key, "") for modality, key in _ROOT_KEYS.items()}
-    given = [modality for modality, root in roots.items() if isinstance(root, str) and root]
-    if source not in BUNDLED and not given:
+    rooted = [modality for modality, root in roots.items() if isinstance(root, str) and root]
+    if source not in BUNDLED and not rooted:
         raise UserError(f'{where} has no root: add the folder of its images, e.g. root = "{name}"')
     for modality, root in roots.items():
         if not isinstance(root, str):
@@ -250,7 +260,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
         raise UserError(f"{where}: channels is {shown(channels)}: write 1 (grey) or 3 (RGB)")
     size = _integer(entry, "size", 32, where, bounds=_SIZES)
     download = _boolean(entry, "download", where)
-    usual = BUNDLED.get(source, "text" if given == ["text"] else "image")
+    usual = BUNDLED.get(source, "text" if rooted == ["text"] else "image")
     modality = _choice(entry, "modality", MODALITIES, where, default=usual)
     augment = _augmentation(entry.get("augment", {}), where)
     statistics = statistics_of(entry, channels, where)
@@ -258,7 +268,11 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
 
     folders = {
         modality: _Folders(
-            name=name, modality=modality, root=data_root / root, caches=cache.folder_of(data_root, name)
+            name=name,
+            modality=modality,
+            root=data_root / root if given is None else tree_in(given, Path(root).name),
+            caches=cache.folder_of(data_root, name),
+            given=given is not None,
         )
         for modality, root in roots.items()
     }
@@ -267,7 +281,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
         task_entries = [{"name": task} for task in folders["image"].prepared()]
     elif task_entries is None:
         task_entries = [
-            {"name": task, "modality": modality} for modality in given for task in folders[modality].tasks()
+            {"name": task, "modality": modality} for modality in rooted for task in folders[modality].tasks()
         ]
     if not isinstance(task_entries, list) or not all(isinstance(task, Mapping) for task in task_entries):
         raise UserError(f"{where}: tasks is not a list of tables: write one [[{name}.tasks]] for each task")
@@ -365,15 +379,20 @@ def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_roo
 
 @dataclass(frozen=True)
 class _Folders:
-    """Tasks and classes as the folders list them, or the cache if the raw tree is gone."""
+    """Tasks and classes as the folders list them, or the cache if the raw tree is gone.
+
+    Attributes:
+        given: whether `--source` names the tree.
+    """
 
     name: str
     modality: str
     root: Path
     caches: Path
+    given: bool = False
 
     def tasks(self) -> list[str]:
-        if not self.root.is_dir() and self.caches.is_dir():
+        if not (self.given or self.root.is_dir()) and self.caches.is_dir():
             return self.prepared()
         return self._below(self.root / "train", "<task>/<class>")
 
@@ -392,7 +411,7 @@ class _Folders:
         return cache.classes_in(found[0], remedy=remedy, kind=self.modality)
 
     def classes(self, task: str, folder: str) -> list[str]:
-        if not self.root.is_dir() and self._cached(task):
+        if not (self.given or self.root.is_dir()) and self._cached(task):
             return self.cached_classes(task)
         found = self._below(self.root / "train" / folder, "<class>")
         held = self.root / "test" / folder
@@ -409,13 +428,25 @@ class _Folders:
         return sorted((self.caches / task).glob("train.pt" if self.modality == "image" else "train-*.pt"))
 
     def _below(self, folder: Path, rest: str) -> list[str]:
-        remedy = f"put the {self.modality}s there as {folder / rest}/*"
+        if self.given and self.root.is_file():
+            raise UserError(
+                f"{self.root}: the table takes its tasks or classes from folders, not from a file: extract "
+                "it and give its folder as --source, or list them in the table"
+            )
+        remedy = f"put the {self.modality}s there as {folder / rest}/*, or {ELSEWHERE}"
+        if self.given:
+            remedy = "give the folder that holds train/<task>/<class> and test/<task>/<class> as --source"
         if not folder.is_dir():
             raise UserError(f"{folder} not found: {remedy}")
         found = subfolders(folder)
         if not found:
             raise UserError(f"{folder} holds no folders: {remedy}")
         return found
+
+
+def tree_in(source: Path, name: str) -> Path:
+    """The tree of raw files that `--source` names: the folder `name` in it, or itself."""
+    return source / name if name and (source / name).is_dir() else source
 
 
 def subfolders(folder: Path) -> list[str]:

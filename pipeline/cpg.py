@@ -26,6 +26,7 @@ from training.outputs import remove_stale
 from utils.errors import UserError
 from utils.files import json_text, update_json, write_changed
 from utils.paths import (
+    CONFIG_JSON,
     TRAIN_CSV,
     checkpoint_in,
     checkpoint_name,
@@ -269,6 +270,8 @@ class CPGTask:
         source = width_folder(self.folder, max(widths))
         write_changed(final, (source / name).read_bytes())
         write_changed(self.folder / TRAIN_CSV, (source / TRAIN_CSV).read_bytes())
+        if (source / CONFIG_JSON).exists():  # earlier versions wrote none
+            write_changed(self.folder / CONFIG_JSON, (source / CONFIG_JSON).read_bytes())
         names = {"config": self.config, "task": self.name, "backbone": self.backbone}
         remove_stale(final, made_by=names)
         write_changed(widths_file(self.folder), widths_text(widths))
@@ -379,6 +382,6 @@ def log_choice(ratio: float, *, task: str, accuracy: float, baseline: float) -> 
     """Log the chosen ratio, 0.0 for the unpruned network, and the accuracy at it."""
     logging.info("%s: scratch baseline %.4f, accuracy %.4f at sparsity %s", task, baseline, accuracy, ratio)
     if ratio:
-        logging.info("We choose pruning ratio %s", ratio)
+        logging.info("We choose pruning ratio %s (%s)", ratio, task)
     else:
         logging.info("We select scratch: no pruned network of %s reaches the baseline", task)

@@ -12,6 +12,7 @@ from methods.cpg import choose_ratio, ratio_for_room, reasons_to_grow, rounded, 
 from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, SHARABLE
 from pipeline.cpg import grow, log_choice, on_top_of, prune_gradually, widths_text
+from pipeline.flags import changed
 from pipeline.fleet import paths_of, selected_tasks, test_accuracy
 from pipeline.named_files import check_named_files
 from pipeline.recipe import (
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     for step in steps:
         _ = step.baseline  # report a missing one before any training
     with alone_in(folder), logs.to_file(log, shared=bool(args.log_path)):
-        logs.configuration(runs[0].configuration)
+        logs.configuration(changed(args))
         logs.protocol(args.protocol)
         payload = None
         for step in steps:

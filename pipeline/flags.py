@@ -1,12 +1,14 @@
 """Command-line flags of all scripts, in groups, with their defaults. Nothing but argparse."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from struct import pack, unpack
 from typing import Any, NoReturn
 
+from utils.architecture_names import architecture_name
 from utils.errors import UserError, in_callers_words
 from utils.paths import LOCK_NAME, check_run, default_root
 from utils.precisions import PRECISIONS
@@ -24,14 +26,39 @@ MUTATIONS = 100
 MULTIMODAL = {"arch": "perceiver_io", "dataset_config": "digits_docs"}
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser that shows defaults and accepts no abbreviations."""
-    return _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+class Arguments(argparse.Namespace):
+    """The values of a script's flags. `vars` leaves out the attributes that are listed here.
+
+    Attributes:
+        defaults: every flag's default.
+        command: the words of the command line.
+    """
+
+    __slots__ = ("command", "defaults")
+
+
+def changed(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags whose values differ from their defaults; all of them if the defaults are unknown."""
+    defaults = getattr(args, "defaults", {})
+    return {
+        name: value for name, value in vars(args).items() if name not in defaults or value != defaults[name]
+    }
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Arguments:
+        found = super().parse_args(args, Arguments())
+        found.defaults = {action.dest: self.get_default(action.dest) for action in self._actions}
+        found.command = [Path(sys.argv[0]).name, *(sys.argv[1:] if args is None else args)]
+        return found
+
     def error(self, message: str) -> NoReturn:
         super().error(in_callers_words(message))
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser that shows defaults and accepts no abbreviations."""
+    return _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -208,7 +235,12 @@ def add_files(parser: argparse.ArgumentParser) -> None:
 
 def add_tasks(group: argparse._ActionsContainer) -> None:
     """The task table, its tasks, its data and the architecture."""
-    group.add_argument("--arch", default="lenet5", help="Architecture.")
+    group.add_argument(
+        "--arch",
+        type=architecture_name,
+        default="lenet5",
+        help="Architecture: a name, or a function in a file of your own, path/to/my_net.py:my_net.",
+    )
     group.add_argument(
         "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
     )
@@ -819,8 +851,10 @@ def add_continual(parser: argparse.ArgumentParser) -> None:
         "--arch",
         "--backbone",
         dest="arch",
+        type=architecture_name,
         default="alexnet",
-        help="Convolutional architecture that learns the sequence (--backbone is an alias).",
+        help="Convolutional architecture that learns the sequence: a name, or path/to/my_net.py:my_net "
+        "(--backbone is an alias).",
     )
     _add_root(group, "data")
     _add_results(group, run="spg/<seq>/<appr>[-<arch>]/seed<seed>")

@@ -65,11 +65,13 @@ class RunRecipe(Recipe):
     """Settings common to all training runs under the same flags.
 
     Attributes:
+        arch_file: digest of the file that defines the architecture; None for one of this project's.
         sizes: the architecture's sizes besides the width.
         clip_grad_norm: resolved value; None disables clipping.
     """
 
     arch: str
+    arch_file: str | None = field(default=None, metadata={"omit_if_off": True})
     sizes: Mapping[str, Any]
     seed: int
     protocol: str
@@ -82,7 +84,8 @@ class RunRecipe(Recipe):
     @classmethod
     def from_args(cls, args: argparse.Namespace, *, build: Builder) -> "RunRecipe":
         return cls(
-            arch=args.arch,
+            arch=str(args.arch),
+            arch_file=build.file,
             sizes=build.sizes,
             seed=args.seed,
             protocol=args.protocol,
@@ -556,6 +559,7 @@ class ContinualRecipe(Recipe):
     """An approach on a sequence of tasks, without the data.
 
     Attributes:
+        arch_file: digest of the file that defines the architecture; None for one of this project's.
         width: factor on the number of channels.
         dropout: of the first two convolutions, and of the rest; None for an architecture without dropout.
         settings: settings shared by all approaches.
@@ -566,6 +570,7 @@ class ContinualRecipe(Recipe):
     seq: str
     appr: str
     arch: str
+    arch_file: str | None = field(default=None, metadata={"omit_if_off": True})
     seed: int
     precision: str
     nondeterministic: bool = field(metadata={"omit_if_off": True})

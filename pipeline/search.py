@@ -28,7 +28,7 @@ from methods.rules import (
 )
 from pipeline.architectures import PLAIN, SHARABLE, requested_architecture, resolved_mutations
 from pipeline.choices import GIVEN, Choices, write_scores
-from pipeline.flags import add_search
+from pipeline.flags import add_search, changed
 from pipeline.fleet import (
     check_of_fleet,
     check_text_encoder,
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
                 sys.stdout.write(f"{target.name}\n")
         return
     with logs.to_file(search.paths.stage_log(table.name, "find_backbone")):
-        logs.configuration(vars(args))
+        logs.configuration(changed(args))
         logs.protocol(args.protocol)
         for target in search.targets:
             search.find(target)
@@ -148,7 +148,10 @@ class Search:
         self.write_scores(target, candidates, scores, recipe=recipe)
         self.choices.write(target.id, str(chosen), recipe.stamp())
         label = LABELS.get(self.rule, self.rule)
-        logging.info("Selected backbone for target %d = (%s) %d", target.id, label, chosen)
+        logging.info(
+            "Selected backbone for target %d = (%s) %d (%s on %s)",
+            *(target.id, label, chosen, target.name, self.table.task(chosen).name),
+        )
 
     def has_work_left(self, target: Task) -> bool:
         """Whether the target has no backbone yet. An error counts as work left: `find` reports it."""
@@ -316,7 +319,10 @@ class Search:
             return False
         self.choices.keep(target.id, chosen, recipe.stamp(), listing=self.args.list_unfinished)
         logging.info("The backbone of target %d is chosen: skipped (--overwrite redoes it)", target.id)
-        logging.info("Selected backbone for target %d = (as before) %s", target.id, chosen)
+        logging.info(
+            "Selected backbone for target %d = (as before) %s (%s on %s)",
+            *(target.id, chosen, target.name, self.table.task(chosen).name),
+        )
         return True
 
     def write_scores(

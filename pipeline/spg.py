@@ -17,14 +17,15 @@ from methods.approaches import APPROACHES
 from methods.approaches.base import Approach, Settings
 from models import CONVOLUTIONAL
 from models.network import Network
-from pipeline.architectures import PLAIN, registry_of
-from pipeline.flags import SEED_PLACE, add_settings, settings_from
+from pipeline.architectures import PLAIN, architecture
+from pipeline.flags import SEED_PLACE, add_settings, changed, settings_from
 from pipeline.fleet import read_reference
 from pipeline.recipe import ContinualRecipe, ContinualStageRecipe
 from pipeline.train_task import EpochLog, train_into, train_line, validation_line
 from training.loop import Compute, evaluate
 from training.outputs import Output, remove_output, require_same
 from utils import logs, metrics
+from utils.architecture_names import FileArchitecture
 from utils.errors import UserError
 from utils.files import csv_text, write_atomically
 from utils.folders import alone_in
@@ -118,15 +119,19 @@ class ContinualRun:
         self.kind = APPROACHES[self.approach]
         self.sequence: TaskSequence = load_sequence(args.seq, data_root=args.data_root, seed=seed)
         self.names = [task.name for task in self.sequence.table.tasks]
-        if args.arch not in CONVOLUTIONAL:
+        if not isinstance(args.arch, FileArchitecture) and args.arch not in CONVOLUTIONAL:
             raise UserError(f"unknown --arch {args.arch!r}: choose from {', '.join(CONVOLUTIONAL)}")
+        self.architecture = architecture(
+            args.arch, layers=PLAIN, in_channels=self.sequence.table.channels, size=self.sequence.table.size
+        )
         if args.dropout and args.arch != TUNED:
             raise UserError(f"--dropout requires --arch {TUNED}: {args.arch} has its own, or none")
         dropout = tuple(args.dropout or self.sequence.dropout) if args.arch == TUNED else None
         self.recipe = ContinualRecipe(
             seq=self.sequence.name,
             appr=self.approach,
-            arch=args.arch,
+            arch=str(args.arch),
+            arch_file=self.architecture.file,
             seed=seed,
             precision=args.precision,
             nondeterministic=args.nondeterministic,
@@ -171,12 +176,9 @@ class ContinualRun:
 
     def build(self, *, width: float) -> Network:
         """The sequence's network, without heads, its channels multiplied by `width`."""
-        table = self.sequence.table
         dropout = {} if self.recipe.dropout is None else {"dropout": self.recipe.dropout}
         try:
-            network = registry_of(PLAIN)[self.recipe.arch](
-                width=width * self.recipe.width, size=table.size, in_channels=table.channels, **dropout
-            )
+            network = self.architecture.make(width=width * self.recipe.width, **dropout)
         except ValueError as error:
             raise UserError(
                 f"--arch {self.recipe.arch} cannot learn {self.recipe.seq}: {error}: choose another"
@@ -234,7 +236,7 @@ class ContinualRun:
         return Output(
             folder=self.paths.continual_task(recipe.task, recipe.stage),
             epochs=self.recipe.epochs,
-            architecture={"name": self.recipe.arch, "layers": PLAIN},
+            architecture=self.architecture.entry,
             stamp=recipe.stamp(),
             task_table={
                 "config": self.recipe.seq,
@@ -256,7 +258,7 @@ class ContinualRun:
         if self.args.overwrite:
             self.clear()
         with logs.to_file(self.paths.continual_log()):
-            logs.configuration(self.configuration())
+            logs.configuration(changed(self.args) | {"appr": self.approach, "seed": self.recipe.seed})
             logging.info(
                 "%s on %s, seed %d: %d tasks",
                 *(self.approach, self.recipe.seq, self.recipe.seed, len(self.names)),
@@ -453,7 +455,7 @@ class ContinualRun:
         path = self.paths_of(self.run_name("one")).metrics_file()
         command = f"python spg_main.py --seq {self.args.seq} --appr one --seed {self.recipe.seed}"
         if self.recipe.arch != TUNED:
-            command += f" --arch {self.recipe.arch}"
+            command += f" --arch {getattr(self.args.arch, 'flag', self.args.arch)}"
         if not path.exists():
             logging.info("No forward transfer: the reference run is missing: run `%s`", command)
             return None

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -145,10 +146,16 @@ class TaskRun:
             return requested
         return final_width(self.paths, table=self.table, target=self.task, pairs=self.pairs_file)
 
-    @property
-    def configuration(self) -> dict:
-        """The flags, with the network's sizes and gradient clipping as resolved."""
-        return vars(self.args) | self.build.sizes | {"clip_grad_norm": self.recipe.clip_grad_norm}
+    def configuration(self, recipe: StageRecipe) -> dict:
+        """The content of `config.json`: how a training run was called, on what, and every setting."""
+        resolved = vars(self.args) | {"device": self.compute.device}
+        return {
+            "command": getattr(self.args, "command", None),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "flags": {name: _plain(value) for name, value in sorted(resolved.items())},
+            "recipe": recipe.stamp(),
+        }
 
     def baseline(self) -> float:
         """The accuracy of the task's scratch network, as stage 1 wrote it.
@@ -207,6 +214,7 @@ class TaskRun:
             task_table=self.task_table(),
             overwrite=self.args.overwrite,
             listing=self.args.list_unfinished,
+            configuration=self.configuration(recipe),
         )
         with self.hold(folder), self.log_into(folder):
             return train_into(
@@ -293,6 +301,11 @@ class TaskRun:
             write_atomically(self.args.report_file, json_text(report | {"architecture": self.build.entry}))
 
 
+def _plain(value: object) -> object:
+    """A flag's value as JSON."""
+    return value if isinstance(value, bool | int | float | list | None) else str(value)
+
+
 class Stage(Protocol):
     """What a stage does with one task."""
 
@@ -344,7 +357,7 @@ def run_stage(run: TaskRun, stage: Stage) -> None:
             if args.logfile != flags.LOG_NAME:
                 check_log(log)
             held.enter_context(logs.to_file(log, shared=bool(args.log_path)))
-        logs.configuration(run.configuration)
+        logs.configuration(flags.changed(args))
         logs.protocol(args.protocol)
         stage.work()
 

@@ -7,7 +7,8 @@
 # tasks and network
 : "${CONFIG:=digits}"        # task table: digits, cifar100, digits_docs or your own .toml file (1st argument)
 : "${TASKS:=all}"            # names, ids or ranges: 4  1-20  fish,14  all (2nd argument)
-: "${ARCH:=lenet5}"          # *_MM.sh default to perceiver_io; spg.sh to alexnet, unless set in the environment
+: "${ARCH:=lenet5}"          # or a file's function, my_net.py:my_net (docs/usage.md). *_MM.sh default to
+                             # perceiver_io; spg.sh to alexnet, unless set in the environment
 : "${SIZE:=}"                # Perceivers: tiny, base (if empty) and single sizes, e.g. "tiny --depth 3"
 : "${TEXT_ENCODER:=hash}"    # text tasks: hash, bert-base-uncased or a local folder in Hugging Face format
 : "${SEED:=1}"               # of initial weights, batch order, augmentation and mutations

@@ -17,6 +17,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 source run_pickaback/jobs.sh
 
 absolute DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT
+[[ ${ARCH:-} != *.py* ]] || absolute ARCH
 [[ -z ${TEXT_ENCODER:-} || ! -d $CALLED_FROM/$TEXT_ENCODER ]] || absolute TEXT_ENCODER
 
 requested_config() { # ARGUMENTS…: print the first that is neither an option nor an option's value, else CONFIG

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from data.tables import Table, load_table
 from pipeline import architectures, flags
+from utils.architecture_names import digest_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     table = load_table(args.dataset_config, data_root=args.data_root)
     # The default architecture needs no check, which would load PyTorch and take seconds.
-    if args.arch != parser.get_default("arch") or flags.given_sizes(args) or args.transfers == "yes":
+    usual = args.arch == parser.get_default("arch") and digest_of(args.arch) is None
+    if not usual or flags.given_sizes(args) or args.transfers == "yes":
         check_architecture(args, table=table)
     wanted = args.candidates
     printed: list[str] = []

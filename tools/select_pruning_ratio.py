@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sizes=resolved_sizes(args.arch, layers=SHARABLE, given=flags.given_sizes(args)),
     )
     with logs.to_file(paths.stage_log(table.name, "select_pruning_ratio")):
-        logs.configuration(vars(args))
+        logs.configuration(flags.changed(args))
         logs.protocol(args.protocol)
         for task in tasks:
             select(args, paths=paths, table=table, task=task, load=load)

@@ -115,10 +115,33 @@ def _architecture(value: Any, field: str) -> None:
     _dict(value, field)
     _text(value.get("name"), f"{field}['name']")
     _choice(value.get("layers"), f"{field}['layers']", LAYERS)
+    _text(value.get("file", "none"), f"{field}['file']")
     sizes = _dict(value.get("sizes", {}), f"{field}['sizes']")
     for name, size in sizes.items():
         if not (size is None or isinstance(size, bool | str) or (_is_number(size) and abs(size) < MAX_COUNT)):
             raise Invalid(f"{field}['sizes'][{_brief(name)}] is {_brief(size)}, expected a number or a name")
+
+
+def check_exported(state: Any, card: Any) -> None:
+    """Check the content of a file that tools.export_task wrote, except the names of the state dict.
+
+    Raises:
+        Invalid: naming the first wrong field.
+    """
+    _tensors(state, "state_dict")
+    _dict(card, "card")
+    _architecture(card.get("architecture"), "card['architecture']")
+    _choice(card.get("modality"), "card['modality']", MODALITIES)
+    for name in ("in_channels", "size"):
+        _count(card.get(name), f"card['{name}']", least=1)
+    width = card.get("width")
+    if not (_is_number(width) and 0 < width <= _MAX_WIDTH):
+        raise Invalid(f"card['width'] is {_brief(width)}, expected more than 0 and at most {_MAX_WIDTH:g}")
+    classes, head = card.get("classes"), state.get("classifiers.0.weight")
+    if not isinstance(classes, list) or head is None or head.dim() != 2 or len(head) != len(classes):
+        raise Invalid("card['classes'] does not fit the head, classifiers.0.weight")
+    for number, name in enumerate(classes):
+        _text(name, f"card['classes'][{number}]")
 
 
 def _metrics(value: Any, field: str) -> None:

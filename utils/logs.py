@@ -123,11 +123,10 @@ def forget_epochs(*, after: int) -> None:
         write_changed(path, b"".join(kept))
 
 
-def configuration(arguments: dict) -> None:
-    """Log the resolved configuration of a run in one line."""
-    logging.info(
-        "Configuration: %s", " ".join(f"{name}={value}" for name, value in sorted(arguments.items()))
-    )
+def configuration(changed: dict) -> None:
+    """Log in one line which arguments of a run differ from their defaults."""
+    listed = " ".join(f"{name}={value}" for name, value in sorted(changed.items()))
+    logging.info("Configuration: %s", f"{listed} (the others are the defaults)" if listed else "the defaults")
 
 
 def protocol(name: str) -> None:

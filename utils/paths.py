@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 RESUME_NAME = "resume.pth.tar"
 TRAIN_CSV = "train.csv"
+CONFIG_JSON = "config.json"
 LOCK_NAME = ".output.lock"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 
@@ -198,7 +199,7 @@ class Paths:
 
     def configuration_file(self) -> Path:
         """JSON of all resolved arguments."""
-        return self.logs / self.run / "config.json"
+        return self.logs / self.run / CONFIG_JSON
 
     def tuning_file(self) -> Path:
         """CSV conv,rest,accuracy of all dropout rates that the search of this tuning run has tried."""

@@ -305,6 +305,12 @@ def test_a_relative_path_of_a_table_starts_at_the_users_folder(bash: Bash) -> No
     assert value(bash.commands()[0], "--dataset_config") == str(bash.folder / "mine.toml")
 
 
+def test_a_relative_path_of_an_architecture_starts_at_the_users_folder(bash: Bash) -> None:
+    for script in ("baseline.sh", "spg.sh"):
+        succeeded(bash.run(script, ARCH="nets/mine.py:net"))
+        assert value(bash.commands()[-1], "--arch") == f"{bash.folder}/nets/mine.py:net"
+
+
 def test_flags_are_passed_only_on_request(bash: Bash) -> None:
     succeeded(bash.run("baseline.sh"))
     assert not re.search(r"--(overwrite|run|nondeterministic)\b", bash.commands()[0])
