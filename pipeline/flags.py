@@ -7,6 +7,7 @@ from pathlib import Path
 from struct import pack, unpack
 from typing import Any
 
+from training.trackers import TRACKERS
 from utils.errors import UserError
 from utils.paths import LOCK_NAME, check_run, default_root
 from utils.precisions import PRECISIONS
@@ -330,6 +331,7 @@ def add_stage_values(parser: argparse.ArgumentParser) -> None:
     _add_widest(group)
     add_sparsities(group)
     add_allowed_loss(group)
+    add_tracking(group)
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -375,6 +377,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Only print the unfinished tasks of --dataset, one per line (default: train them).",
     )
+    add_tracking(group)
     add_baseline_file(group)
 
 
@@ -451,6 +454,18 @@ def add_chosen_pairs(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--csv_path", type=Path, help="CSV of the chosen backbones (default: from the layout)."
+    )
+
+
+def add_tracking(group: argparse._ActionsContainer) -> None:
+    """The flag for experiment trackers."""
+    group.add_argument(
+        "--log_to",
+        choices=tuple(TRACKERS),
+        nargs="+",
+        default=[],
+        help="Experiment trackers that also receive each epoch, the recipe and the final accuracies; each "
+        "must be installed (default: none).",
     )
 
 
@@ -752,6 +767,7 @@ def add_continual(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Keep the checkpoint of every task (default: only the newest one).",
     )
+    add_tracking(group)
 
 
 def add_trials(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from data.tables import Table, Task
 from pipeline.flags import FROM_CSV
 from training.checkpoints import load_checkpoint
+from training.trackers import Trackers
 from utils.errors import UserError
 from utils.files import read_csv, read_json
 from utils.paths import Paths, checkpoints_in, redo_command, widths_file
@@ -25,6 +26,16 @@ def paths_of(args: argparse.Namespace) -> Paths:
     """Where the files of a run are."""
     run = args.run or Paths.run_name(arch=args.arch, seed=args.seed, protocol=args.protocol)
     return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
+
+
+def trackers_of(args: argparse.Namespace, paths: Paths) -> Trackers:
+    """The trackers that `--log_to` names, for the run whose files are at `paths`."""
+    return Trackers(
+        kinds=args.log_to,
+        folder=paths.tracking(),
+        checkpoints=paths.checkpoints / paths.run,
+        group=paths.run,
+    )
 
 
 def pairs_file(args: argparse.Namespace, config: str) -> Path:

@@ -53,5 +53,6 @@
 : "${DATA_ROOT:=data}"
 : "${CHECKPOINTS_ROOT:=checkpoints}"
 : "${LOGS_ROOT:=logs}"
+: "${LOG_TO:=}"              # experiment trackers: "tensorboard wandb mlflow"; each must be installed
 : "${RUN:=}"                 # name of the run; empty: <arch>/seed<seed>, plus -heldout under that protocol
 : "${OVERWRITE:=0}"          # 1: redo finished work

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from data.tables import Table, load_table
 from pipeline import architectures, flags
+from training.trackers import require_trackers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     flags.check_sparsities(parser, args)
+    require_trackers(args.log_to)
 
     table = load_table(args.dataset_config, data_root=args.data_root)
     # The default architecture needs no check, which would load PyTorch and take seconds.

@@ -123,6 +123,10 @@ class Paths:
         """CSV of the latest report."""
         return self.logs / self.run / f"report_{config}.csv"
 
+    def tracking(self) -> Path:
+        """Folder of the experiment trackers' files."""
+        return self.logs / self.run / "tracking"
+
     # One folder per task and stage
 
     def baselines(self, config: str, *, width_multiplier: float = 1.0) -> Path:
