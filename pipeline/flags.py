@@ -110,6 +110,7 @@ NUMBER_OF_CLASSES = Whole(-1, 1_000_000)
 WIDTH = Real(0, 100, above=True)
 SIZE = Whole(1, 65_536)
 LAYERS = Whole(1, 1_024)
+SECONDS = Real(0.1, 86_400)
 FREQUENCY = Real(0, 65_536, above=True)
 
 
@@ -467,6 +468,22 @@ def add_tracking(group: argparse._ActionsContainer) -> None:
         help="Experiment trackers that also receive each epoch, the recipe and the final accuracies; each "
         "must be installed (default: none).",
     )
+
+
+def add_watching(parser: argparse.ArgumentParser) -> None:
+    """The flags of the live view of running stages."""
+    group = parser.add_argument_group("runs")
+    _add_root(group, "checkpoints")
+    _add_root(group, "logs")
+    group.add_argument(
+        "--run", type=run_name, help="Only this run and those below it, such as lenet5 (default: all)."
+    )
+    parser.add_argument(
+        "--interval",
+        type=SECONDS,
+        help="Seconds between two views (default: 2 on a terminal; elsewhere one view is printed).",
+    )
+    parser.add_argument("--once", action="store_true", help="Print one view as plain lines (default: live).")
 
 
 def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
