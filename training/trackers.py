@@ -8,18 +8,23 @@ import importlib
 import json
 import logging
 import math
+import netrc
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from utils.errors import UserError
-from utils.files import json_text, write_atomically
+from utils.files import json_text, locked, write_atomically
 
 Values = Mapping[str, float]
+
+_MLFLOW_PARAMETER = 500  # characters that MLflow keeps
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class WandB:
             resume="allow" if id else None,
             dir=str(run.store.parent),  # W&B adds a folder `wandb`
             config=dict(run.configuration),
-            mode=os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline"),
+            mode=os.environ.get("WANDB_MODE") or ("online" if _logged_in_to_wandb() else "offline"),
             settings=wandb.Settings(console="off", silent=True, save_code=False),
         )
 
@@ -131,15 +136,19 @@ class WandB:
         self._run.finish(exit_code=0 if finished else 1)
 
 
-def _has_wandb_key() -> bool:
-    """Whether the user is logged in to W&B, without asking for a key."""
-    import wandb
-
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+def _logged_in_to_wandb() -> bool:
+    """Whether `wandb login` or WANDB_API_KEY has provided a key. (`wandb.init` would ask for one.)"""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    try:
+        return host in netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class MLflow:
-    """MLflow; the tracking server in MLFLOW_TRACKING_URI, or files in the group's folder."""
+    """MLflow; the tracking server in MLFLOW_TRACKING_URI, or a database in the group's folder."""
 
     package = "mlflow>=2.10"
     module = "mlflow"
@@ -147,31 +156,36 @@ class MLflow:
     def __init__(self, run: TrackedRun, *, id: str | None, step: int) -> None:
         from mlflow import MlflowClient
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or run.store.resolve().as_uri()
-        self._client = MlflowClient(tracking_uri=uri)
-        self.id = id or self._new(run)
-        if id is not None:
+        database = run.store.resolve() / "mlflow.db"
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
+        # Of several processes, one creates the database and the experiment.
+        with locked(database):
+            self._client = MlflowClient(tracking_uri=uri)
+            experiment = self._experiment(run)
+        self._last = step
+        if id is None:
+            self.id = self._client.create_run(experiment, run_name=run.name).info.run_id
+            for name, value in run.configuration.items():
+                self._client.log_param(self.id, name, str(value)[:_MLFLOW_PARAMETER])
+        else:
+            self.id = id
             self._client.update_run(self.id, status="RUNNING")
 
-    def _new(self, run: TrackedRun) -> str:
+    def _experiment(self, run: TrackedRun) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.group
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            experiment_id = self._client.create_experiment(name)
-        else:
-            experiment_id = experiment.experiment_id
-        created = self._client.create_run(experiment_id, run_name=run.name).info.run_id
-        for name, value in run.configuration.items():
-            self._client.log_param(created, name, str(value)[:500])
-        return created
+        found = self._client.get_experiment_by_name(name)
+        return self._client.create_experiment(name) if found is None else found.experiment_id
 
     def log(self, step: int, values: Values) -> None:
-        for name, value in values.items():
-            self._client.log_metric(self.id, name, value, step=step)
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self.id, metrics=metrics)
+        self._last = step
 
     def close(self, figures: Values, *, finished: bool) -> None:
-        for name, value in figures.items():
-            self._client.log_metric(self.id, name, value)
+        self.log(self._last, figures)
         self._client.set_terminated(self.id, status="FINISHED" if finished else "FAILED")
 
 
