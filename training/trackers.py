@@ -156,12 +156,14 @@ class MLflow:
     def __init__(self, run: TrackedRun, *, id: str | None, step: int) -> None:
         from mlflow import MlflowClient
 
+        server = os.environ.get("MLFLOW_TRACKING_URI")
         database = run.store.resolve() / "mlflow.db"
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
         # Of several processes, one creates the database and the experiment.
         with locked(database):
-            self._client = MlflowClient(tracking_uri=uri)
-            experiment = self._experiment(run)
+            self._client = MlflowClient(tracking_uri=server or f"sqlite:///{database}")
+            experiment = self._experiment(
+                run, artifacts=None if server else str(database.parent / "artifacts")
+            )
         self._last = step
         if id is None:
             self.id = self._client.create_run(experiment, run_name=run.name).info.run_id
@@ -171,10 +173,12 @@ class MLflow:
             self.id = id
             self._client.update_run(self.id, status="RUNNING")
 
-    def _experiment(self, run: TrackedRun) -> str:
+    def _experiment(self, run: TrackedRun, *, artifacts: str | None) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.group
         found = self._client.get_experiment_by_name(name)
-        return self._client.create_experiment(name) if found is None else found.experiment_id
+        if found is not None:
+            return found.experiment_id
+        return self._client.create_experiment(name, artifact_location=artifacts)
 
     def log(self, step: int, values: Values) -> None:
         from mlflow.entities import Metric
