@@ -733,7 +733,7 @@ def test_spg_accepts_a_name_for_a_single_run(bash: Bash) -> None:
 def test_trackers_reach_every_training_script_and_the_check_before_any_job(bash: Bash) -> None:
     for script in ("baseline.sh", "wo_backbone.sh", "w_backbone.sh", "cpg_sequence.sh", "spg.sh"):
         bash.log.unlink(missing_ok=True)
-        succeeded(bash.run(script, LOG_TO="tensorboard wandb", JOBS="1"))
+        succeeded(bash.run(script, LOG_TO="tensorboard wandb"))
         trained = [
             command for command in bash.commands() if "main_normal" in command or "spg_main" in command
         ]
