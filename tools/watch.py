@@ -171,7 +171,9 @@ class Item:
     @property
     def reason(self) -> str:
         """Why it stopped."""
-        return self.state.error or f"stopped after epoch {self.epoch}"
+        if self.state.error:
+            return self.state.error
+        return f"stopped after epoch {self.epoch}" if self.state.epoch else "stopped before the first epoch"
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def take_view(*, checkpoints: Path, logs: Path, run: str | None = None) -> View:
         if place.stage and checkpoints_in(folder):
             counts.setdefault(place.run, Counter())[_LABELS.get(place.stage, place.stage)] += 1
         state = read_log(_log_of(folder, place, checkpoints=checkpoints, logs=logs))
-        title = _title(state) or folder.relative_to(checkpoints).as_posix().removeprefix(f"{place.run}/")
+        title = _title(state) or _rest(folder, place, checkpoints=checkpoints)
         item = Item(place.run, title, state)
         # A stage logs into its own folder and into that of each training run.
         key = (place.run, place.stage, title)
@@ -224,7 +226,7 @@ def take_view(*, checkpoints: Path, logs: Path, run: str | None = None) -> View:
             running[key] = item
         elif not held.isdisjoint(folder.parents):
             continue
-        elif state.error or (folder / RESUME_NAME).exists():
+        elif state.error or (folder / RESUME_NAME).exists() or _left_unfinished(folder, place, logs=logs):
             stopped.setdefault(key, item)
     finished = {name: _counted(counts[name]) for name in counts}
     for name, text in _sequences(logs):
@@ -261,6 +263,23 @@ def _log_of(folder: Path, place: Place, *, checkpoints: Path, logs: Path) -> Pat
     if (folder / flags.LOG_NAME).exists():
         return folder / flags.LOG_NAME
     return paths.stage_log(place.config, "cpg_sequence")
+
+
+def _left_unfinished(folder: Path, place: Place, *, logs: Path) -> bool:
+    """Whether a run stopped in `folder` before it saved anything."""
+    if not place.stage:
+        paths = Paths(checkpoints=Path(), logs=logs, data=Path(), run=place.run)
+        return paths.continual_log().exists() and not paths.metrics_file().exists()
+    # Of a sequence in one network, only the chosen networks are kept.
+    logged = (folder / flags.LOG_NAME).exists() and place.stage != "CPG_sequence"
+    return logged and not checkpoints_in(folder)
+
+
+def _rest(folder: Path, place: Place, *, checkpoints: Path) -> str:
+    """The folder below its run, stage and table."""
+    above = [part for part in (place.stage, place.config) if part]
+    parts = folder.relative_to(checkpoints).parts[len(place.run.split("/")) + len(above) :]
+    return "/".join(parts) or place.stage
 
 
 def _title(state: LogState) -> str:
@@ -369,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("checkpoints_root", "logs_root"):
         if not getattr(args, name).is_dir():
             raise UserError(f"--{name} {getattr(args, name)} is not a folder: name the one of the runs")
-    with suppress(KeyboardInterrupt):
+    try:
         if sys.stdout.isatty() and not args.once and importlib.util.find_spec("rich"):
             from rich.console import Console
 
@@ -378,6 +397,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         while args.interval:
             time.sleep(args.interval)
             print("\n".join(as_lines(_view(args))), flush=True)
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # the reader, such as head, has ended; nor can the interpreter flush at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -88,6 +88,24 @@ def test_a_run_is_running_while_its_folder_is_held_and_stopped_after(paths: Path
     assert len(lines_of(paths, run="lenet5")) == 2
 
 
+def test_a_run_that_has_not_begun_its_first_epoch_is_named_by_its_folder(paths: Paths) -> None:
+    with alone_in(paths.single_scratch("digits", "fish")):
+        assert lines_of(paths)[1] == "running   lenet5/seed1  fish/scratch  epoch -  accuracy -  left -"
+
+
+def test_a_run_that_was_killed_before_its_first_epoch_has_stopped(paths: Paths) -> None:
+    write(paths.baselines("digits") / "fish", log_lines(CONFIGURATION, TRAINING))
+    write(paths.in_sequence("digits", 1, "fish") / "scratch" / "width-1.0", log_lines(TRAINING, epoch(20)))
+    run = write(paths.logs / "spg/s/spg/seed1", log_lines("spg on s, seed 1: 5 tasks"))
+    with alone_in(paths.checkpoints / "spg/s/spg/seed1"):
+        pass
+    killed = "stopped   spg/s/spg/seed1  task 1 of 5  stopped before the first epoch"
+    expected = "stopped   lenet5/seed1  fish, prune 0.3  stopped before the first epoch"
+    assert lines_of(paths) == ["0 running, 2 stopped", expected, killed]
+    (run / "metrics.json").touch()
+    assert lines_of(paths) == ["0 running, 1 stopped", expected]
+
+
 def test_an_error_that_ends_a_run_is_in_its_log_and_in_the_view(paths: Paths) -> None:
     folder = write(paths.baselines("digits") / "fish", log_lines(CONFIGURATION, TRAINING))
     with pytest.raises(UserError), logs.to_file(folder / "train.log"):
