@@ -25,6 +25,7 @@ from pipeline.recipe import (
 from pipeline.train_task import TaskRun
 from training.checkpoints import fingerprint, save_checkpoint
 from training.outputs import remove_stale, require_same
+from training.trackers import require_trackers
 from utils import logs
 from utils.errors import UserError
 from utils.files import csv_text, json_text, write_atomically, write_changed
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: if a task has no scratch baseline, or another recipe made a finished output.
     """
+    require_trackers(args.log_to)
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     table = load_table(args.dataset_config, data_root=args.data_root)
     tasks = selected_tasks(args, table)

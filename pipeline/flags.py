@@ -8,6 +8,7 @@ from pathlib import Path
 from struct import pack, unpack
 from typing import Any, NoReturn
 
+from training.trackers import TRACKERS
 from utils.architecture_names import architecture_name
 from utils.errors import UserError, in_callers_words
 from utils.paths import LOCK_NAME, check_run, default_root
@@ -144,6 +145,7 @@ NUMBER_OF_CLASSES = Whole(-1, 1_000_000)
 WIDTH = Real(0, 100, above=True)
 SIZE = Whole(1, 65_536)
 LAYERS = Whole(1, 1_024)
+SECONDS = Real(0.1, 86_400)
 FREQUENCY = Real(0, 65_536, above=True)
 
 
@@ -401,6 +403,7 @@ def add_stage_values(parser: argparse.ArgumentParser) -> None:
     _add_widest(group)
     add_sparsities(group)
     add_allowed_loss(group)
+    add_tracking(group)
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -446,6 +449,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Only print the unfinished tasks of --dataset, one per line (default: train them).",
     )
+    add_tracking(group)
     add_baseline_file(group)
 
 
@@ -533,6 +537,34 @@ def add_chosen_pairs(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--csv_path", type=Path, help="CSV of the chosen backbones (default: from the layout)."
     )
+
+
+def add_tracking(group: argparse._ActionsContainer) -> None:
+    """The flag for experiment trackers."""
+    group.add_argument(
+        "--log_to",
+        choices=tuple(TRACKERS),
+        nargs="+",
+        default=[],
+        help="Experiment trackers that also receive each epoch, the recipe and the final accuracies; each "
+        "must be installed (default: none).",
+    )
+
+
+def add_watching(parser: argparse.ArgumentParser) -> None:
+    """The flags of the live view of running stages."""
+    group = parser.add_argument_group("runs")
+    _add_root(group, "checkpoints")
+    _add_root(group, "logs")
+    group.add_argument(
+        "--run", type=run_name, help="Only this run and those below it, such as lenet5 (default: all)."
+    )
+    parser.add_argument(
+        "--interval",
+        type=SECONDS,
+        help="Seconds between two views (default: 2 on a terminal; elsewhere one view is printed).",
+    )
+    parser.add_argument("--once", action="store_true", help="Print one view as plain lines (default: live).")
 
 
 def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -879,6 +911,7 @@ def add_continual(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Keep the checkpoint of every task (default: only the newest one).",
     )
+    add_tracking(group)
 
 
 def add_continual_report(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from data.tables import Table, Task
 from pipeline.flags import FROM_CSV, SEED_PLACE
 from training.checkpoints import load_checkpoint
+from training.trackers import Trackers
 from utils.errors import UserError
 from utils.files import read_csv, read_json
 from utils.paths import Paths, checkpoints_in, redo_command, widths_file
@@ -73,6 +74,16 @@ def one_run_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
             f"{args.run} is one run, but there are {len(seeds)} seeds: put {{seed}} into its name"
         )
     return [argparse.Namespace(**vars(args) | {"seed": seed}) for seed in seeds]
+
+
+def trackers_of(args: argparse.Namespace, paths: Paths) -> Trackers:
+    """The trackers that `--log_to` names, for the run whose files are at `paths`."""
+    return Trackers(
+        kinds=args.log_to,
+        folder=paths.tracking(),
+        checkpoints=paths.checkpoints / paths.run,
+        group=paths.run,
+    )
 
 
 def pairs_file(args: argparse.Namespace, config: str) -> Path:

@@ -19,11 +19,12 @@ from models import CONVOLUTIONAL
 from models.network import Network
 from pipeline.architectures import PLAIN, architecture
 from pipeline.flags import SEED_PLACE, add_settings, changed, settings_from
-from pipeline.fleet import read_reference
+from pipeline.fleet import read_reference, trackers_of
 from pipeline.recipe import ContinualRecipe, ContinualStageRecipe
 from pipeline.train_task import EpochLog, train_into, train_line, validation_line
 from training.loop import Compute, evaluate
 from training.outputs import Output, remove_output, require_same
+from training.trackers import Tracking, require_trackers
 from utils import logs, metrics
 from utils.architecture_names import FileArchitecture
 from utils.errors import UserError
@@ -35,6 +36,7 @@ from utils.tables import aligned, plus_minus
 
 TUNED = "alexnet"  # the only architecture with dropout; the sequences' dropouts are tuned for it
 JOINT = "all_tasks"
+SEQUENCE = "sequence"  # name of the sequence as a whole in trackers
 
 # Columns of the final table: the key in metrics.json, the heading, the format.
 _COLUMNS = (
@@ -50,6 +52,7 @@ _COLUMNS = (
 
 def run(args: argparse.Namespace) -> None:
     """Run an approach with one or several seeds, and print its metrics."""
+    require_trackers(args.log_to)
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     seeds = args.seeds or range(args.seed, args.seed + args.trials)
     results = [ContinualRun(args, seed=seed).run() for seed in seeds]
@@ -73,8 +76,8 @@ def add_approaches(parser: argparse.ArgumentParser) -> None:
 class ContinualLog(EpochLog):
     """Logs the epochs of an approach, and counts the epochs and seconds of its newest task."""
 
-    def __init__(self, model: Approach, *, output: Output, compute: Compute) -> None:
-        super().__init__(model, output=output, compute=compute)
+    def __init__(self, model: Approach, *, output: Output, compute: Compute, tracking: Tracking) -> None:
+        super().__init__(model, output=output, compute=compute, tracking=tracking)
         self._clock = synchronised_clock(compute.device)
         self._since = self._clock()
 
@@ -149,6 +152,7 @@ class ContinualRun:
         if decide_on == "validation":
             run = Paths.tuning_run_name(run, dropout=dropout)
         self.paths = self.paths_of(run)
+        self.trackers = trackers_of(args, self.paths)
         self._data: dict[int, TaskData] = {}
 
     def run_name(self, approach: str) -> str:
@@ -268,6 +272,7 @@ class ContinualRun:
             require_enough_images(self.sequence, data_root=self.args.data_root)
             history = self.learn_jointly() if self.kind.joint else self.learn_in_turn()
             result = self.metrics(history)
+            self.track(result)
             write_atomically(self.paths.metrics_file(), json.dumps(result, indent=1) + "\n")
             write_atomically(
                 self.paths.configuration_file(), json.dumps(self.configuration(), indent=1) + "\n"
@@ -373,6 +378,7 @@ class ContinualRun:
             restore=self.restore,
             batches=self.batches(data),
             compute=self.compute,
+            trackers=self.trackers,
             log=ContinualLog,
         )
 
@@ -444,6 +450,21 @@ class ContinualRun:
         if not self.kind.independent:
             return stored[-1]
         return None if None in stored else sum(stored)
+
+    def track(self, result: Mapping) -> None:
+        """Send the accuracies after each task, and the metrics, to the trackers."""
+        rows = [
+            {
+                "task": number,
+                **{f"accuracy/{name}": value for name, value in zip(self.names, row, strict=False)},
+            }
+            for number, row in enumerate(result["accuracy_matrix"], 1)
+        ]
+        # A repeated command finds the sequence already tracked.
+        resumed = not self.args.overwrite
+        with self.trackers.follow(SEQUENCE, configuration=result["arguments"], resumed=resumed) as tracking:
+            tracking.log(rows, step="task")
+            tracking.finish({key: result.get(key) for key, *_ in _COLUMNS})
 
     def reference(self) -> list[float] | None:
         """Accuracy of a network trained on each task alone; None, with a log line, if there is no such run.

@@ -63,5 +63,6 @@
 : "${DATA_ROOT:=data}"
 : "${CHECKPOINTS_ROOT:=checkpoints}"
 : "${LOGS_ROOT:=logs}"
+: "${LOG_TO:=}"              # experiment trackers: "tensorboard wandb mlflow"; each must be installed
 : "${RUN:=}"                 # name of the run; empty: <arch>/seed<seed>[-n<TRAIN_PER_CLASS>][-heldout]; {seed}: the seed
 : "${OVERWRITE:=0}"          # 1: redo finished work

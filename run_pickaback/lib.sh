@@ -137,6 +137,7 @@ _pickaback="baseline wo_backbone select_pruning_ratio_of_backbone find_backbone 
 ACCEPTED_BY=(
     "ARCH SEED SEEDS RUN OVERWRITE DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT: $_pickaback cpg_sequence spg"
     "DEVICE THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg"
+    "LOG_TO: $_pickaback cpg_sequence spg"
     "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL TRAIN_PER_CLASS GPUS JOBS: $_pickaback cpg_sequence"
     "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence"
     "ALLOW_ACC_LOSS MAX_WIDTH FREED: $_pickaback cpg_sequence"
@@ -269,6 +270,9 @@ common_args() { # the flags that several commands share; fan_out adds the task, 
     TRAINING_ARGS=("${COMMON_ARGS[@]}" --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR")
     words "$EXTRA_ARGS"
     TRAINING_ARGS+=(${WORDS[@]+"${WORDS[@]}"})
+    words "$LOG_TO"
+    LOG_TO_ARGS=(${WORDS[@]+--log_to "${WORDS[@]}"})
+    TRAINING_ARGS+=(${LOG_TO_ARGS[@]+"${LOG_TO_ARGS[@]}"})
 }
 
 # ---------------------------------------------------------------------------------------------
@@ -353,6 +357,8 @@ start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence 
     [[ -z $THREADS ]] || SPG_ARGS+=(--threads "$THREADS")
     [[ $NONDETERMINISTIC == 0 ]] || SPG_ARGS+=(--nondeterministic)
     [[ $OVERWRITE == 0 ]] || SPG_ARGS+=(--overwrite)
+    words "$LOG_TO"
+    ((${#WORDS[@]} == 0)) || SPG_ARGS+=(--log_to "${WORDS[@]}")
     words "$EXTRA_SPG_ARGS"
     SPG_ARGS+=(${WORDS[@]+"${WORDS[@]}"})
     trap end_stage EXIT
@@ -383,7 +389,7 @@ expand_tasks() { # set TASK_NAMES to the tasks that TASKS means; refuse the valu
     local names
     words "$SPARSITIES"
     names=$("$PYTHON_BIN" -m tools.list_tasks "${FILE_ARGS[@]}" ${SEARCH_ARGS[@]+"${SEARCH_ARGS[@]}"} \
-        ${REFUSALS[@]+"${REFUSALS[@]}"} --dataset "$TASKS" --precision "$PRECISION" --epochs "$EPOCHS" \
+        ${REFUSALS[@]+"${REFUSALS[@]}"} ${LOG_TO_ARGS[@]+"${LOG_TO_ARGS[@]}"} --dataset "$TASKS" --precision "$PRECISION" --epochs "$EPOCHS" \
         --prune_epochs "$PRUNE_EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR" --allow_acc_loss "$ALLOW_ACC_LOSS" \
         --max_allowed_network_width_multiplier "$MAX_WIDTH" --target_sparsity ${WORDS[@]+"${WORDS[@]}"})
     mapfile -t TASK_NAMES <<<"$names"

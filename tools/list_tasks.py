@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from data.tables import Table, load_table
 from pipeline import architectures, flags
+from training.trackers import require_trackers
 from utils.architecture_names import digest_of
 
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.check_sparsities(parser, args)
     if args.with_candidates and args.candidates is None:
         parser.error("--with_candidates requires --candidates")
+    require_trackers(args.log_to)
 
     table = load_table(args.dataset_config, data_root=args.data_root)
     # The default architecture needs no check, which would load PyTorch and take seconds.

@@ -16,6 +16,9 @@ FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 # In bytes: a log may hold some that are not UTF-8.
 _EPOCH_OF_LINE = re.compile(rb" Ep\. #(\d{1,9}) ")
 
+# Begins the last line of a log whose run ended with an error.
+STOPPED = "Stopped: "
+
 # Marks records that repeat what a progress bar shows on a terminal.
 _EPOCH = "epoch_line"
 
@@ -74,7 +77,7 @@ class _FileHandler(logging.FileHandler):
 
 @contextmanager
 def to_file(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Also append the log to `path` within the context.
+    """Also append the log to `path` within the context, and the error that ends it.
 
     Args:
         shared: whether other processes log to it, too.
@@ -91,11 +94,21 @@ def to_file(path: Path, *, shared: bool = False) -> Iterator[None]:
     root.addHandler(handler)
     try:
         yield
+    except Exception as error:
+        # To the file alone: the script's last line says it on the terminal.
+        with suppress(OSError):
+            handler.handle(_error_record(error))
+        raise
     finally:
         root.removeHandler(handler)
         # Closing retries a failed write, and would hide the error that names the file.
         with suppress(OSError):
             handler.close()
+
+
+def _error_record(error: Exception) -> logging.LogRecord:
+    message = " ".join(str(error).split()) or type(error).__name__
+    return logging.getLogger().makeRecord("root", logging.ERROR, "", 0, STOPPED + "%s", (message,), None)
 
 
 def epoch_line(message: str) -> None:

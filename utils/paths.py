@@ -138,6 +138,10 @@ class Paths:
         over = f"_seeds-{'-'.join(map(str, seeds))}" if seeds else ""
         return self.logs / self.run / f"report_{config}{over}.csv"
 
+    def tracking(self) -> Path:
+        """Folder of the experiment trackers' files."""
+        return self.logs / self.run / "tracking"
+
     # One folder per task and stage
 
     def baselines(self, config: str, *, width_multiplier: float = 1.0) -> Path:
@@ -255,6 +259,35 @@ def width_folder(folder: Path, width_multiplier: float) -> Path:
 def widths_file(folder: Path) -> Path:
     """JSON of the accuracy at each width, in a target's folder."""
     return folder / "widths.json"
+
+
+_STAGE_FOLDER = re.compile(r"(baseline_scratch|CPG_\w+?)(_width-[\d.]+)?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a folder under the root of checkpoints belongs.
+
+    Attributes:
+        run: the run's name.
+        stage: name of the stage's folder without a width; empty for the folders of SPG.
+        config: the task table; empty for the folders of SPG.
+    """
+
+    run: str
+    stage: str
+    config: str
+
+
+def place_of(folder: Path, *, checkpoints: Path) -> Place:
+    """Where `folder` belongs; `run` is the whole relative path if it is not in a stage's folder."""
+    parts = folder.relative_to(checkpoints).parts
+    for index, part in enumerate(parts):
+        stage = _STAGE_FOLDER.fullmatch(part)
+        if stage and index:
+            config = parts[index + 1] if index + 1 < len(parts) else ""
+            return Place("/".join(parts[:index]), stage[1], config)
+    return Place("/".join(parts), "", "")
 
 
 # The script that writes the checkpoints in a folder of the layout.

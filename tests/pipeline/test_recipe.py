@@ -27,6 +27,7 @@ from training.outputs import Output
 EXEMPT = {
     *("data_root", "checkpoints_root", "logs_root", "run", "device", "threads", "val_batch_size"),
     *("overwrite", "list_unfinished", "log_path", "logfile", "load_folder", "save_folder", "jsonfile"),
+    "log_to",
     *("compute_report", "report_file", "num_classes", "csv_path", "candidates", "mode", "backbone"),
     *("pruning_ratio_to_acc_record_file", "target_sparsity", "max_allowed_network_width_multiplier"),
     *("fleet", "reuse", "freed"),  # of a target on a backbone: tests/pipeline/test_controls.py

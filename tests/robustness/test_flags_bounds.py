@@ -16,12 +16,12 @@ import transfer_kv_perceiver_io as transfer_script
 from pipeline import flags
 from tests.helpers import refusal
 from tests.run_pickaback.test_stages_bash import Bash
-from tools import list_tasks, report, select_pruning_ratio, verify_pairs
+from tools import list_tasks, report, select_pruning_ratio, verify_pairs, watch
 from utils import errors
 
 SCRIPTS = [
     *(packnet_script, cpg_script, multimodal_script, search_script, transfer_script, spg_script),
-    *(list_tasks, report, select_pruning_ratio, verify_pairs),
+    *(list_tasks, report, select_pruning_ratio, verify_pairs, watch),
 ]
 PATHOLOGICAL = ["nan", "inf", "-inf", "1e309", "1e308", "9" * 5000, "-" + "9" * 30, "0x10", "", "١e999"]
 

@@ -829,6 +829,27 @@ def test_spg_accepts_a_name_for_a_single_run(bash: Bash) -> None:
     assert len(bash.commands()) == 1
 
 
+def test_trackers_reach_every_training_script_and_the_check_before_any_job(bash: Bash) -> None:
+    for script in ("baseline.sh", "wo_backbone.sh", "w_backbone.sh", "cpg_sequence.sh", "spg.sh"):
+        bash.log.unlink(missing_ok=True)
+        succeeded(bash.run(script, LOG_TO="tensorboard wandb"))
+        trained = [
+            command for command in bash.commands() if "main_normal" in command or "spg_main" in command
+        ]
+        assert trained and all(" --log_to tensorboard wandb " in f"{command} " for command in trained)
+    bash.log.unlink()
+    result = bash.run("baseline.sh", LOG_TO="mlflow", FAKE_REFUSED="--log_to mlflow")
+    assert (result.returncode, result.stderr) == (1, "error: refused\n")
+    assert not bash.commands()
+
+
+def test_watching_needs_no_argument_and_accepts_any_variable(bash: Bash) -> None:
+    succeeded(bash.run("watch.sh", "--once", EPOCHS="3", SEQ="x", LOGS_ROOT="mine"))
+    (command,) = bash.commands()
+    assert command.startswith("-m tools.watch ") and " --once " in command
+    assert value(command, "--logs_root") == str(bash.folder / "mine")
+
+
 # Variables that a stage cannot act on.
 
 
