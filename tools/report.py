@@ -32,7 +32,7 @@ from utils.errors import UserError
 from utils.files import csv_text, read_csv, write_atomically
 from utils.paths import Paths, checkpoints_in, redo_command, widths_file
 from utils.significance import at_chance, interval
-from utils.tables import Spread, as_text, is_signed, plus_minus
+from utils.tables import Spread, aligned, as_text, is_signed, plus_minus
 
 NOTES = """\
 Accuracies on the test set. w1.0, w1.5 …: on the backbone at that width. own: the task's own unpruned
@@ -50,9 +50,9 @@ the target's own modality and of the other; untransferred: as other, but without
 run_all_MM.sh --control."""
 RULES_NOTES = "{rules}: last width on the backbone chosen by that rule."
 CHANCE_NOTES = """\
-The scratch network of {tasks} is not above chance (one-sided binomial test, p ≥ 0.05):
-its baseline decides nothing sensible in stage 2-2 and growth, and gain (scratch) says nothing. Train it for
-longer, or at another LR."""
+Scratch networks not above chance (one-sided binomial test, p ≥ 0.05): {tasks}.
+Their baselines decide nothing sensible in stage 2-2 and growth, and gain (scratch) says nothing: train them
+for longer, or at another learning rate."""
 
 Row = dict[str, object]
 
@@ -432,24 +432,26 @@ def print_table(tables: Sequence[Sequence[Row]], columns: Sequence[str]) -> None
 
 def print_intervals(tables: Sequence[Sequence[Row]], columns: Sequence[str]) -> None:
     """Print the mean over tasks of each gain with its confidence interval."""
-    averaged = f", each task's gain averaged over {len(tables)} seeds" if len(tables) > 1 else ""
+    lines = []
     for name in filter(is_signed, columns):
         cells = [values_of(tables, index, name) for index in range(len(tables[0]))]
         gains = [statistics.fmean(values) for values in cells if values]
-        if len(gains) < 2:
-            continue
-        low, high = interval(gains)
-        print(
-            f"{name}: {statistics.fmean(gains):+.3f}, 95 % interval {low:+.3f} to {high:+.3f} "
-            f"(paired Student t over {len(gains)} tasks{averaged})"
-        )
+        if len(gains) > 1:
+            low, high = interval(gains)
+            lines.append(
+                (name, f"{statistics.fmean(gains):+.3f}", f"{low:+.3f} to {high:+.3f}", str(len(gains)))
+            )
+    if lines:
+        gain = "gain" if len(tables) == 1 else f"gain averaged over {len(tables)} seeds"
+        print(f"\n{aligned(('', 'mean', '95 % interval', 'tasks'), lines, ruled=False)}")
+        print(f"(paired: Student t over tasks, of each task's {gain})\n")
 
 
 def print_notes(
     args: argparse.Namespace, tables: Sequence[Sequence[Row]], columns: Sequence[str], *, table: Table
 ) -> None:
     """Say what the columns mean, and which values to distrust."""
-    by_chance = sorted({row["task"] for rows in tables for row in rows if row.get("at chance")})
+    by_chance = dict.fromkeys(row["task"] for rows in tables for row in rows if row.get("at chance"))
     if by_chance:
         print(CHANCE_NOTES.format(tasks=", ".join(by_chance)))
     print(NOTES)
@@ -462,7 +464,7 @@ def print_notes(
     if rules:
         print(RULES_NOTES.format(rules=", ".join(rules)))
     if args.protocol == "published":
-        print("Growth, pruning ratio and backbone were chosen on the test set (--protocol published).")
+        print("Growth, pruning ratio and backbone were chosen on the test set (protocol published).")
 
 
 if __name__ == "__main__":

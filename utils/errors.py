@@ -38,6 +38,7 @@ def end_on_interrupt() -> None:
 
 # What the stages in bash call the flags that messages advise to set.
 _VARIABLES = {
+    "allow_acc_loss": "ALLOW_ACC_LOSS",
     "arch": "ARCH",
     "batch_size": "BATCH_SIZE",
     "candidates": "CANDIDATES",
