@@ -72,15 +72,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     flags.check_seeds(parser, args)
+    if args.in_sequence and not args.seeds:
+        parser.error("--in_sequence requires --seeds")
     table = load_table(args.dataset_config, data_root=args.data_root)
     runs = one_run_per_seed(args)
+    paths = paths_of(runs[0])
+    seeds = args.seeds if len(runs) > 1 else ()
     if args.in_sequence:
         tables = [sequence_rows(paths_of(run), config=table.name) for run in runs]
+        check_same_tasks(tables)
+        path = paths.in_sequence_report(table.name, seeds=args.seeds)
     else:
+        path = paths.report_file(table.name, seeds=seeds)
         tables = [rows_of(run, table=table) for run in runs]
         check_any_trained(tables)
     columns = common_columns(tables)
-    path = paths_of(runs[0]).report_file(table.name, seeds=args.seeds)
     write_report(path, tables, columns)
     print_table(tables, columns)
     print_intervals(tables, columns)
@@ -326,6 +332,21 @@ def sequence_rows(paths: Paths, *, config: str) -> list[Row]:
                 row[name] = int(value) if name == "id" else float(value)
         rows.append(row)
     return rows
+
+
+def check_same_tasks(tables: Sequence[Sequence[Row]]) -> None:
+    """Refuse sequences of different tasks.
+
+    Raises:
+        UserError: naming the tasks of the first two that differ.
+    """
+    orders = [",".join(str(row["task"]) for row in rows) for rows in tables]
+    for order in orders:
+        if order != orders[0]:
+            raise UserError(
+                f"the seeds learned different sequences, {orders[0]} and {order}: run cpg_sequence.sh with "
+                "the same tasks for every seed"
+            )
 
 
 def check_any_trained(tables: Sequence[Sequence[Row]]) -> None:

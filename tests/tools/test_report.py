@@ -151,3 +151,22 @@ def test_a_rule_gets_a_column_once_there_are_two(fleet: Fleet) -> None:
         (row,) = read(fleet)
         assert ("farthest" in row) == (rule == "nearest")
     assert row["nearest"] == row["w2.0"] and row["nearest backbone"] == "zero_one"
+
+
+def test_the_tables_of_a_sequence_are_averaged_over_seeds(fresh: Fleet) -> None:
+    flags = fresh.files("--in_sequence", "--seeds", "1", "2")
+    for seed, end in ((1, 0.5), (2, 0.7)):
+        path = Fleet(root=fresh.root, data=fresh.data, run=f"lenet5/seed{seed}").paths.in_sequence_report(
+            "digits"
+        )
+        path.parent.mkdir(parents=True)
+        path.write_text(f"id,task,scratch,end,gain\n3,four_five,,{end},{end - 0.4}\n")
+    report.main(flags)
+    with fresh.paths.in_sequence_report("digits", seeds=[1, 2]).open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["id"], row["task"], row["scratch"]) == ("3", "four_five", "")
+    assert (float(row["end"]), float(row["gain"])) == pytest.approx((0.6, 0.2))
+    assert float(row["end sd"]) == pytest.approx(0.2 / 2**0.5)
+
+    path.write_text("id,task,end\n1,zero_one,0.5\n")
+    assert "learned different sequences, four_five and zero_one: " in refusal(report.main, flags)
