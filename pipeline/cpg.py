@@ -373,7 +373,7 @@ def warn_at_chance(baseline: float, *, task: str, labels: Tensor | None) -> None
     if labels is not None and at_chance(baseline, labels.tolist()):
         logging.warning(
             "The scratch baseline of %s, %.4f, is not above chance (%d samples): neither pruning ratio nor "
-            "growth should be decided by it; train the scratch network for longer, or at another LR",
+            "growth should be decided by it; train the scratch network for longer, or at another --lr",
             *(task, baseline, len(labels)),
         )
 

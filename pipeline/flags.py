@@ -327,12 +327,12 @@ def add_seeds(
     help: str = "Seeds to summarise; the name of a run then contains {seed} (default: --seed alone).",
 ) -> None:
     """The flag that names several seeds."""
-    group.add_argument("--seeds", type=SEED, nargs="+", default=[], help=help)
+    group.add_argument("--seeds", type=SEED, nargs="+", help=help)
 
 
 def check_seeds(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Reject a seed that is given twice."""
-    if len(set(args.seeds)) < len(args.seeds):
+    if args.seeds and len(set(args.seeds)) < len(args.seeds):
         parser.error("--seeds names a seed twice")
 
 
@@ -949,7 +949,7 @@ def check_trials(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     check_seeds(parser, args)
     if args.trials > 1 and args.seeds:
         parser.error("--trials and --seeds both name seeds: leave out one of them")
-    several = "--seeds" if len(args.seeds) > 1 else "--trials" if args.trials > 1 else None
+    several = "--seeds" if len(args.seeds or ()) > 1 else "--trials" if args.trials > 1 else None
     if several and args.run and SEED_PLACE not in args.run:
         parser.error(f"{several} makes several runs: leave out --run, or put {SEED_PLACE} into it")
     if several and args.tune:

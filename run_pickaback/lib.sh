@@ -207,6 +207,7 @@ check_seeds() { # set SEED_LIST to SEEDS if this stage is to run for each of the
         SEED_LIST=()
     fi
     RUN=${RUN//'{seed}'/$SEED}
+    FLEET=${FLEET//'{seed}'/$SEED}
 }
 
 check_switches() {
@@ -309,7 +310,8 @@ run_for_each_seed() { # run this stage for each of SEED_LIST, then print its tab
     for seed in "${SEED_LIST[@]}"; do
         echo "== seed $seed of ${SEED_LIST[*]}"
         cd "$CALLED_FROM" # the arguments may hold a relative path
-        run_one env "SEED=$seed" "RUN=${RUN//'{seed}'/$seed}" ${jobs[@]+"${jobs[@]}"} \
+        run_one env "SEED=$seed" "RUN=${RUN//'{seed}'/$seed}" "FLEET=${FLEET//'{seed}'/$seed}" \
+            ${jobs[@]+"${jobs[@]}"} \
             bash "$LAUNCHED_AS" ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}
         cd "$REPOSITORY"
     done

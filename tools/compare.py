@@ -49,8 +49,7 @@ class Compared:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = flags.parser(__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = flags.parser(__doc__.partition("\n")[0])
     parser.add_argument(
         "runs",
         nargs="+",
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print()
     print_accuracies(runs, labels, tasks=tasks, column=args.column)
     for label, run in zip(labels[1:], runs[1:], strict=True):
-        print(test_line(runs[0], run, label=f"{label}-A", seeds=len(args.seeds)))
+        print(test_line(runs[0], run, label=f"{label}-A", seeds=len(args.seeds or ())))
 
 
 def compared(name: str, args: argparse.Namespace, *, table: Table, tasks: Sequence[Task]) -> Compared:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.loading import validation_labels
 from data.tables import Table, Task, load_table
-from methods.modeldiff import RULES
+from methods.rules import RULES
 from pipeline import flags
 from pipeline.architectures import PLAIN, SHARABLE
 from pipeline.fleet import (
@@ -32,7 +32,7 @@ from utils.errors import UserError
 from utils.files import csv_text, read_csv, write_atomically
 from utils.paths import Paths, checkpoints_in, redo_command, widths_file
 from utils.significance import at_chance, interval
-from utils.tables import Spread, as_text, is_signed, plus_minus
+from utils.tables import Spread, aligned, as_text, is_signed, plus_minus
 
 NOTES = """\
 Accuracies on the test set. w1.0, w1.5 …: on the backbone at that width. own: the task's own unpruned
@@ -50,9 +50,9 @@ the target's own modality and of the other; untransferred: as other, but without
 run_all_MM.sh --control."""
 RULES_NOTES = "{rules}: last width on the backbone chosen by that rule."
 CHANCE_NOTES = """\
-The scratch network of {tasks} is not above chance (one-sided binomial test, p ≥ 0.05):
-its baseline decides nothing sensible in stage 2-2 and growth, and gain (scratch) says nothing. Train it for
-longer, or at another LR."""
+Scratch networks not above chance (one-sided binomial test, p ≥ 0.05): {tasks}.
+Their baselines decide nothing sensible in stage 2-2 and growth, and gain (scratch) says nothing: train them
+for longer, or at another learning rate."""
 
 Row = dict[str, object]
 
@@ -72,15 +72,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     flags.check_seeds(parser, args)
+    if args.in_sequence and not args.seeds:
+        parser.error("--in_sequence requires --seeds")
     table = load_table(args.dataset_config, data_root=args.data_root)
     runs = one_run_per_seed(args)
+    paths = paths_of(runs[0])
+    seeds = args.seeds if len(runs) > 1 else ()
     if args.in_sequence:
         tables = [sequence_rows(paths_of(run), config=table.name) for run in runs]
+        check_same_tasks(tables)
+        path = paths.in_sequence_report(table.name, seeds=args.seeds)
     else:
+        path = paths.report_file(table.name, seeds=seeds)
         tables = [rows_of(run, table=table) for run in runs]
         check_any_trained(tables)
     columns = common_columns(tables)
-    path = paths_of(runs[0]).report_file(table.name, seeds=args.seeds)
     write_report(path, tables, columns)
     print_table(tables, columns)
     print_intervals(tables, columns)
@@ -328,6 +334,21 @@ def sequence_rows(paths: Paths, *, config: str) -> list[Row]:
     return rows
 
 
+def check_same_tasks(tables: Sequence[Sequence[Row]]) -> None:
+    """Refuse sequences of different tasks.
+
+    Raises:
+        UserError: naming the tasks of the first two that differ.
+    """
+    orders = [",".join(str(row["task"]) for row in rows) for rows in tables]
+    for order in orders:
+        if order != orders[0]:
+            raise UserError(
+                f"the seeds learned different sequences, {orders[0]} and {order}: run cpg_sequence.sh with "
+                "the same tasks for every seed"
+            )
+
+
 def check_any_trained(tables: Sequence[Sequence[Row]]) -> None:
     """Refuse a report without a single network.
 
@@ -432,24 +453,26 @@ def print_table(tables: Sequence[Sequence[Row]], columns: Sequence[str]) -> None
 
 def print_intervals(tables: Sequence[Sequence[Row]], columns: Sequence[str]) -> None:
     """Print the mean over tasks of each gain with its confidence interval."""
-    averaged = f", each task's gain averaged over {len(tables)} seeds" if len(tables) > 1 else ""
+    lines = []
     for name in filter(is_signed, columns):
         cells = [values_of(tables, index, name) for index in range(len(tables[0]))]
         gains = [statistics.fmean(values) for values in cells if values]
-        if len(gains) < 2:
-            continue
-        low, high = interval(gains)
-        print(
-            f"{name}: {statistics.fmean(gains):+.3f}, 95 % interval {low:+.3f} to {high:+.3f} "
-            f"(paired Student t over {len(gains)} tasks{averaged})"
-        )
+        if len(gains) > 1:
+            low, high = interval(gains)
+            lines.append(
+                (name, f"{statistics.fmean(gains):+.3f}", f"{low:+.3f} to {high:+.3f}", str(len(gains)))
+            )
+    if lines:
+        gain = "gain" if len(tables) == 1 else f"gain averaged over {len(tables)} seeds"
+        print(f"\n{aligned(('', 'mean', '95 % interval', 'tasks'), lines, ruled=False)}")
+        print(f"(paired: Student t over tasks, of each task's {gain})\n")
 
 
 def print_notes(
     args: argparse.Namespace, tables: Sequence[Sequence[Row]], columns: Sequence[str], *, table: Table
 ) -> None:
     """Say what the columns mean, and which values to distrust."""
-    by_chance = sorted({row["task"] for rows in tables for row in rows if row.get("at chance")})
+    by_chance = dict.fromkeys(row["task"] for rows in tables for row in rows if row.get("at chance"))
     if by_chance:
         print(CHANCE_NOTES.format(tasks=", ".join(by_chance)))
     print(NOTES)
@@ -462,7 +485,7 @@ def print_notes(
     if rules:
         print(RULES_NOTES.format(rules=", ".join(rules)))
     if args.protocol == "published":
-        print("Growth, pruning ratio and backbone were chosen on the test set (--protocol published).")
+        print("Growth, pruning ratio and backbone were chosen on the test set (protocol published).")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,14 @@ def select(
         args.pruning_ratio_to_acc_record_file or record_file(folder), ratios=args.target_sparsity
     )
     baseline = read_baseline(args.jsonfile or paths.baseline_file(table.name), task=task.name)
-    labels = validation_labels(table, task, data_root=args.data_root, protocol=args.protocol, seed=args.seed)
+    labels = validation_labels(
+        table,
+        task,
+        data_root=args.data_root,
+        protocol=args.protocol,
+        seed=args.seed,
+        train_per_class=args.train_per_class,
+    )
     warn_at_chance(baseline, task=task.name, labels=labels)
     ratio = choose_ratio(record, baseline=baseline, allow_acc_loss=args.allow_acc_loss)
     log_choice(ratio, task=task.name, accuracy=record[ratio], baseline=baseline)

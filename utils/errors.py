@@ -38,6 +38,7 @@ def end_on_interrupt() -> None:
 
 # What the stages in bash call the flags that messages advise to set.
 _VARIABLES = {
+    "allow_acc_loss": "ALLOW_ACC_LOSS",
     "arch": "ARCH",
     "batch_size": "BATCH_SIZE",
     "candidates": "CANDIDATES",
@@ -46,6 +47,8 @@ _VARIABLES = {
     "dataset_config": "CONFIG",
     "device": "DEVICE",
     "epochs": "EPOCHS",
+    "fleet": "FLEET",
+    "freed": "FREED",
     "lr": "LR",
     "max_allowed_network_width_multiplier": "MAX_WIDTH",
     "max_iterations": "MAX_ITERATIONS",
@@ -53,11 +56,13 @@ _VARIABLES = {
     "precision": "PRECISION",
     "protocol": "PROTOCOL",
     "prune_epochs": "PRUNE_EPOCHS",
+    "reuse": "REUSE",
     "run": "RUN",
     "seed": "SEED",
     "seq": "SEQ",
     "target_sparsity": "SPARSITIES",
     "text_encoder": "TEXT_ENCODER",
+    "train_per_class": "TRAIN_PER_CLASS",
 }
 # A flag, and the space before its value where one follows: a number, or NAME.
 _FLAG = re.compile(

@@ -135,8 +135,7 @@ class Paths:
 
     def report_file(self, config: str, *, seeds: Sequence[int] = ()) -> Path:
         """CSV of the latest report; of one over several `seeds`, in the run of the first of them."""
-        over = f"_seeds-{'-'.join(map(str, seeds))}" if seeds else ""
-        return self.logs / self.run / f"report_{config}{over}.csv"
+        return self.logs / self.run / f"report_{config}{_over(seeds)}.csv"
 
     def tracking(self) -> Path:
         """Folder of the experiment trackers' files."""
@@ -183,9 +182,9 @@ class Paths:
         """Folder of the `number`-th task (from 1) learned in sequence in one network."""
         return self._stage("CPG_sequence", config) / f"{number:02}_{task}"
 
-    def in_sequence_report(self, config: str) -> Path:
-        """CSV of each task's accuracy when it was learned and at the end."""
-        return self.logs / self.run / f"cpg_sequence_{config}.csv"
+    def in_sequence_report(self, config: str, *, seeds: Sequence[int] = ()) -> Path:
+        """CSV of each task's accuracy when it was learned and at the end; `seeds` as in `report_file`."""
+        return self.logs / self.run / f"cpg_sequence_{config}{_over(seeds)}.csv"
 
     # A run of SPG or an approach compared with it, on a sequence of tasks
 
@@ -319,6 +318,10 @@ def redo_command(checkpoint: Path) -> str:
 
 def _among(modality: str) -> str:
     return "" if modality == "all" else f"_{modality}"
+
+
+def _over(seeds: Sequence[int]) -> str:
+    return f"_seeds-{'-'.join(map(str, seeds))}" if seeds else ""
 
 
 def _wide(width_multiplier: float) -> str:

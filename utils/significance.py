@@ -21,7 +21,9 @@ def at_chance(accuracy: float, labels: Sequence[int]) -> bool:
     samples = len(labels)
     chance = max(Counter(labels).values()) / samples
     right = round(accuracy * samples)
-    return chance == 1 or bdtrc(right - 1, samples, chance) >= LEVEL if right else True
+    if right == 0 or chance == 1:
+        return True
+    return bool(bdtrc(right - 1, samples, chance) >= LEVEL)  # the probability of `right` or more
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

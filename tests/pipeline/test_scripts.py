@@ -35,7 +35,7 @@ from tests.helpers import (
     same,
     snapshot,
 )
-from tools import export_task, list_tasks, report, verify_pairs
+from tools import compare, export_task, list_tasks, report, verify_pairs
 from tools import select_pruning_ratio as select_script
 from utils import logs
 from utils.files import read_csv
@@ -45,6 +45,7 @@ SCRIPTS = [
     cpg_script,
     search_script,
     select_script,
+    compare,
     report,
     list_tasks,
     export_task,

@@ -90,7 +90,7 @@ def test_a_stage_that_is_missing_leaves_its_cells_empty(
 def test_a_scratch_network_at_chance_is_named(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     report.main(fleet.files("--dataset", "3"))
     (row,) = read(fleet)
-    named = "The scratch network of four_five is not above chance" in capsys.readouterr().out
+    named = "p ≥ 0.05): four_five." in capsys.readouterr().out
     assert named == (row.get("at chance") == "yes") == (float(row["scratch"]) < 0.6)
 
 
@@ -136,10 +136,12 @@ def test_the_interval_of_a_gain_is_paired_over_tasks(capsys: pytest.CaptureFixtu
     ]
     report.print_intervals(tables, ["id", "task", "gain"])
     expected = scipy.stats.t.interval(0.95, 2, loc=0.03, scale=scipy.stats.sem([0.02, 0.03, 0.04]))
-    assert capsys.readouterr().out == (
-        f"gain: +0.030, 95 % interval {expected[0]:+.3f} to {expected[1]:+.3f} "
-        "(paired Student t over 3 tasks, each task's gain averaged over 2 seeds)\n"
-    )
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "        mean     95 % interval  tasks",
+        f"gain  +0.030  {expected[0]:+.3f} to {expected[1]:+.3f}      3",
+        "(paired: Student t over tasks, of each task's gain averaged over 2 seeds)",
+        "",
+    ]
 
 
 def test_a_rule_gets_a_column_once_there_are_two(fleet: Fleet) -> None:
@@ -149,3 +151,22 @@ def test_a_rule_gets_a_column_once_there_are_two(fleet: Fleet) -> None:
         (row,) = read(fleet)
         assert ("farthest" in row) == (rule == "nearest")
     assert row["nearest"] == row["w2.0"] and row["nearest backbone"] == "zero_one"
+
+
+def test_the_tables_of_a_sequence_are_averaged_over_seeds(fresh: Fleet) -> None:
+    flags = fresh.files("--in_sequence", "--seeds", "1", "2")
+    for seed, end in ((1, 0.5), (2, 0.7)):
+        path = Fleet(root=fresh.root, data=fresh.data, run=f"lenet5/seed{seed}").paths.in_sequence_report(
+            "digits"
+        )
+        path.parent.mkdir(parents=True)
+        path.write_text(f"id,task,scratch,end,gain\n3,four_five,,{end},{end - 0.4}\n")
+    report.main(flags)
+    with fresh.paths.in_sequence_report("digits", seeds=[1, 2]).open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["id"], row["task"], row["scratch"]) == ("3", "four_five", "")
+    assert (float(row["end"]), float(row["gain"])) == pytest.approx((0.6, 0.2))
+    assert float(row["end sd"]) == pytest.approx(0.2 / 2**0.5)
+
+    path.write_text("id,task,end\n1,zero_one,0.5\n")
+    assert "learned different sequences, four_five and zero_one: " in refusal(report.main, flags)
