@@ -128,8 +128,8 @@ def cells(entries: Mapping) -> list[str]:
         if mean is None:
             shown.append("-")
         else:
-            # The bytes do not depend on the seed.
-            shown.append(plus_minus(mean, spread if spread else math.nan, spec=spec))
+            single = spread is None or (key == "bytes" and spread == 0)
+            shown.append(plus_minus(mean, math.nan if single else spread, spec=spec))
     return shown
 
 

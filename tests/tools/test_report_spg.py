@@ -48,7 +48,7 @@ def test_mean_and_standard_deviation_over_seeds(logs: Path, capsys: pytest.Captu
     spg, one = (
         next(line.split() for line in shown.splitlines() if line.startswith(name)) for name in ("spg", "one")
     )
-    assert spg == ["spg", "3", "0.700±0.200", "0.100", "-0.100", "+0.020", "20±10", "2,000"]
+    assert spg == ["spg", "3", "0.700±0.200", "0.100±0.000", "-0.100±0.000", "+0.020±0.000", "20±10", "2,000"]
     assert one == ["one", "1", "0.800", "0.100", "-0.100", "-", "10", "2,000"]
     assert "Not finished: one seed 2, one seed 3, er seed 1, er seed 2, er seed 3." in shown
     assert "not comparable" not in shown
