@@ -244,7 +244,7 @@ def add_tasks(group: argparse._ActionsContainer) -> None:
         help="Architecture: a name, or a function in a file of your own, path/to/my_net.py:my_net.",
     )
     group.add_argument(
-        "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
+        "--dataset_config", default="digits_few", help="Task table: a name, or a TOML file with one table."
     )
     group.add_argument(
         "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."

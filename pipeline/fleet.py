@@ -14,7 +14,7 @@ from training.checkpoints import load_checkpoint
 from training.trackers import Trackers
 from utils.errors import UserError
 from utils.files import read_csv, read_json
-from utils.paths import Paths, checkpoints_in, redo_command, widths_file
+from utils.paths import Paths, checkpoints_in, control_file, redo_command, widths_file
 
 # Largest width multiplier that a result file may name.
 WIDEST = 10_000.0
@@ -208,6 +208,17 @@ def read_widths(folder: Path) -> dict[float, dict]:
     if not widths:
         raise UserError(f"{path} holds no width: {again}")
     return {width: widths[width] for width in sorted(widths)}
+
+
+def read_control(folder: Path) -> dict:
+    """The metrics of a control; {} if it was not run."""
+    path = control_file(folder)
+    if not path.exists():
+        return {}
+    metrics = read_json(path, remedy="delete it, and run its stage again").get("metrics")
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path} holds no metrics: delete it, and run its stage again")
+    return metrics
 
 
 def read_arguments(path: Path, entry: str) -> dict:

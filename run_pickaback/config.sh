@@ -5,7 +5,7 @@
 # shellcheck shell=bash disable=SC2034
 
 # tasks and network
-: "${CONFIG:=digits}"        # task table: digits, cifar100, digits_docs or your own .toml file (1st argument)
+: "${CONFIG:=digits_few}"    # task table: digits_few, digits, cifar100, digits_docs or your own .toml file (1st argument)
 : "${TASKS:=all}"            # names, ids or ranges: 4  1-20  fish,14  all (2nd argument)
 : "${ARCH:=lenet5}"          # or a file's function, my_net.py:my_net (docs/usage.md). *_MM.sh default to
                              # perceiver_io; spg.sh to alexnet, unless set in the environment
@@ -39,6 +39,7 @@
                              # other,1-20; in run_all*.sh with several tasks, all means the tasks of the run
 : "${MAX_ITERATIONS:=}"      # 3-1: mutations of the probes; empty: 100, and 0 for Perceivers
 : "${EXTRA_SEARCH_ARGS:=}"   # 3-1: more flags for the search: "--epsilon 0.05"
+: "${CONTROL:=0}"            # run_all*.sh: 1 adds the controls, as --control does
 : "${KV_TRANSFER:=1}"        # w_backbone_MM.sh: 0 skips the K/V transfer (a control)
 : "${MAX_WIDTH:=2.0}"        # 3-2, cpg_sequence.sh: maximum width multiplier
 : "${EXTRA_SEQUENCE_ARGS:=}" # cpg_sequence.sh: more flags: "--stop_pruning_early --keep_checkpoints"

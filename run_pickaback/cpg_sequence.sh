@@ -3,7 +3,7 @@
 #
 # usage: bash run_pickaback/cpg_sequence.sh [config] [tasks]
 #
-#   config  task table: digits (default), cifar100 or your own .toml file
+#   config  task table: digits_few (default), digits, cifar100 or your own .toml file
 #   tasks   names, ids or ranges, learned in this order: 4  1-20  fish,14  all (default)
 #
 # Missing scratch baselines are trained first, as by baseline.sh. Finished tasks are skipped. The variables

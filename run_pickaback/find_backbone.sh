@@ -3,7 +3,7 @@
 #
 # usage: bash run_pickaback/find_backbone.sh [config] [targets]
 #
-#   config   task table: digits (default), cifar100 or your own .toml file
+#   config   task table: digits_few (default), digits, cifar100 or your own .toml file
 #   targets  names, ids or ranges: 4  1-20  fish,14  all (default)
 #
 # BACKBONE is a rule (farthest, nearest, random, or one of those in docs/rules.md) or a task. The variables in

@@ -89,7 +89,7 @@ parse_arguments() { # [config] [tasks]
 
 parse_control() { # [config] [tasks] [--control]: set CONTROL; the rest goes to REST
     local argument
-    CONTROL=0 REST=()
+    REST=()
     for argument in "$@"; do
         if [[ $argument == --control ]]; then CONTROL=1; else REST+=("$argument"); fi
     done
@@ -143,6 +143,7 @@ ACCEPTED_BY=(
     "ALLOW_ACC_LOSS MAX_WIDTH FREED: $_pickaback cpg_sequence"
     "BACKBONE CANDIDATES FLEET MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback"
     "REUSE: w_backbone"
+    "CONTROL: run_all run_all_MM"
     "KV_TRANSFER: w_backbone_MM run_all_MM"
     "EXTRA_SEQUENCE_ARGS: cpg_sequence"
     "SEQ APPR TRIALS EXTRA_SPG_ARGS: spg"
@@ -212,7 +213,7 @@ check_seeds() { # set SEED_LIST to SEEDS if this stage is to run for each of the
 
 check_switches() {
     local name
-    for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC; do
+    for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC CONTROL; do
         [[ ${!name} == [01] ]] || die "$name=${!name} must be 0 or 1"
     done
     [[ $DEVICE =~ ^(auto|cpu|cuda(:[0-9]{1,4})?)$ ]] || die "DEVICE=$DEVICE must be auto, cpu, cuda or cuda:<i>"

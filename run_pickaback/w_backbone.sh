@@ -4,7 +4,7 @@
 # usage: bash run_pickaback/w_backbone.sh [config] [targets]
 #        bash run_pickaback/w_backbone.sh [config] --backbone TASK --target TARGETS
 #
-#   config             task table: digits (default), cifar100 or your own .toml file
+#   config             task table: digits_few (default), digits, cifar100 or your own .toml file
 #   targets            names, ids or ranges: 4  1-20  fish,14  all (default)
 #   --backbone TASK    use this backbone (name or id) instead of the one chosen in stage 3-1; all: every one of
 #                      CANDIDATES in turn

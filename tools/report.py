@@ -24,6 +24,7 @@ from pipeline.fleet import (
     one_run_per_seed,
     pairs_file,
     paths_of,
+    read_control,
     read_widths,
     test_accuracy,
 )
@@ -43,6 +44,9 @@ SINGLE_NOTES = "±: standard error of the mean over tasks."
 SEEDS_NOTES = (
     "±: standard deviation over seeds {seeds}; gains need every seed, other cells take those there are."
 )
+REUSE_NOTES = """\
+copy: a dense copy of the backbone's unpruned network, fine-tuned; gain (copy): w1.0 minus it. probe: a linear
+classifier on that network's frozen features."""
 CONTROL_NOTES = "scratch@w: stage 1's network at the width that the target ended at."
 MULTIMODAL_NOTES = """\
 its modality: the backbone's. after transfer: last width. same, other: last width on the best backbone of
@@ -92,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_intervals(tables, columns)
     if not args.in_sequence:
         print_notes(args, tables, columns, table=table)
+        for line in summary(tables, table=table, copies=copies_of(runs, table=table)):
+            print(line)
     print(f"The same table: {path}")
 
 
@@ -200,6 +206,10 @@ def task_row(
     for rule, path in (choices or {}).items():
         found = on_choice(task, table=table, paths=paths, pairs=path)
         by_rule |= {rule: found.accuracy, f"{rule} backbone": found.backbone}
+    copied, probed = (
+        {} if chosen is None else read_control(paths.reused(config, chosen.name, task.name, how=how))
+        for how in ("copy", "probe")
+    )
     labels = None
     if scratch is not None:
         labels = validation_labels(table, task, data_root=paths.data, protocol="published", seed=0)
@@ -227,6 +237,9 @@ def task_row(
         "other": among["other"].accuracy,
         "best of other": among["other"].backbone,
         "untransferred": untransferred.accuracy,
+        "copy": copied.get("test_accuracy"),
+        "gain (copy)": difference(target.widths.get(1.0), copied.get("test_accuracy")),
+        "probe": probed.get("test_accuracy"),
         **by_rule,
     }
 
@@ -479,6 +492,8 @@ def print_notes(
     print(SINGLE_NOTES if len(tables) == 1 else SEEDS_NOTES.format(seeds=", ".join(map(str, args.seeds))))
     if "scratch@w" in columns:
         print(CONTROL_NOTES)
+    if "copy" in columns:
+        print(REUSE_NOTES)
     if is_multimodal(table):
         print(MULTIMODAL_NOTES)
     rules = [rule for rule in RULES if rule in columns]
@@ -486,6 +501,50 @@ def print_notes(
         print(RULES_NOTES.format(rules=", ".join(rules)))
     if args.protocol == "published":
         print("Growth, pruning ratio and backbone were chosen on the test set (protocol published).")
+
+
+# The outcome in words
+
+
+def copies_of(runs: Sequence[argparse.Namespace], *, table: Table) -> list[dict]:
+    """Metrics of the fine-tuned copies of the chosen backbones, of every run."""
+    found = []
+    for args in runs:
+        paths, pairs = paths_of(args), pairs_file(args, table.name)
+        for task in table.select(args.dataset):
+            backbone = backbone_if_chosen(task, table=table, pairs=pairs, asked=args.backbone)
+            if backbone is not None:
+                found.append(read_control(paths.reused(table.name, backbone.name, task.name, how="copy")))
+    return [metrics for metrics in found if metrics]
+
+
+def summary(tables: Sequence[Sequence[Row]], *, table: Table, copies: Sequence[Mapping]) -> list[str]:
+    """Who gained what from whom, in words, where some tasks of the table have few images and others all."""
+    few, many, gained = [], [], []
+    for row in (row for rows in tables for row in rows):
+        gain = row.get("gain") if row.get("gain") is not None else row.get("gain@1.0")
+        if gain is None:
+            continue
+        drawn = table.task(str(row["task"])).train_per_class is not None
+        (few if drawn else many).append(gain)
+        if drawn:
+            gained.append(f"{row['task']} {gain:+.3f} from {row['backbone']}")
+    lines = []
+    if few and many:
+        lines.append(
+            f"Devices with few images gained {statistics.fmean(few):+.3f} from another device's network over "
+            f"training alone ({', '.join(gained)}); those with all images, {statistics.fmean(many):+.3f}."
+        )
+    if lines and copies:
+        before, after = (
+            statistics.fmean(metrics[f"backbone_accuracy_{when}"] for metrics in copies)
+            for when in ("before", "after")
+        )
+        lines.append(
+            "The other devices lost nothing; fine-tuning a copy changes a backbone's own accuracy from "
+            f"{before:.3f} to {after:.3f}."
+        )
+    return lines
 
 
 if __name__ == "__main__":

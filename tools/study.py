@@ -22,11 +22,11 @@ from methods.footprint import stored_bytes
 from methods.ownership import SharedNetwork
 from pipeline import flags
 from pipeline.architectures import PLAIN, SHARABLE, requested_architecture
-from pipeline.fleet import paths_of, read_widths, test_accuracy
+from pipeline.fleet import paths_of, read_control, read_widths, test_accuracy
 from training.checkpoints import load_checkpoint
 from utils.errors import UserError
-from utils.files import csv_text, read_csv, read_json, write_atomically
-from utils.paths import Paths, checkpoint_in, control_file
+from utils.files import csv_text, read_csv, write_atomically
+from utils.paths import Paths, checkpoint_in
 from utils.resampling import Estimate, bootstrap_mean, holm, paired_p
 from utils.tables import aligned
 
@@ -178,17 +178,6 @@ def read_result(
             )
         )
     return Result(target=target, seed=seed, alone=Alone(packnet=packnet, cpg=cpg), pairs=pairs)
-
-
-def read_control(folder: Path) -> dict:
-    """The metrics of a control; {} if it was not run."""
-    path = control_file(folder)
-    if not path.exists():
-        return {}
-    metrics = read_json(path, remedy="delete it, and run the study again").get("metrics")
-    if not isinstance(metrics, dict):
-        raise UserError(f"{path} holds no metrics: delete it, and run the study again")
-    return metrics
 
 
 def read_scores(path: Path) -> dict[tuple[str, str], dict[str, float]]:
