@@ -32,8 +32,10 @@ requested_config() { # ARGUMENTS…: print the first that is neither an option n
     echo "${1:-${CONFIG:-}}"
 }
 
-# A table's own defaults take precedence over the general ones. ("$@" holds the arguments of the stage.)
+# A table's own defaults take precedence over the general ones, except for that of CONFIG itself. ("$@" holds the
+# arguments of the stage.)
 _name=$(requested_config "$@")
+: "${_name:=$(sed -n 's/^: "${CONFIG:=\([^}]*\)}".*/\1/p' run_pickaback/config.sh)}"
 if [[ $_name =~ ^[a-z_0-9]+$ && -f run_pickaback/config_$_name.sh ]]; then
     # shellcheck source=run_pickaback/config_digits_docs.sh
     source "run_pickaback/config_$_name.sh"
