@@ -90,8 +90,7 @@ class Choices:
         Raises:
             Unfinished: if it is not yet, and work is only being listed.
         """
-        files = self.own, self.last
-        if all(file.chosen(target) == chosen and file.arguments(target) == stamp for file in files):
+        if self.last.chosen(target) == chosen and self.last.arguments(target) == stamp:
             return
         if listing:
             raise Unfinished
