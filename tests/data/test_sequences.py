@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data import sequences
+from data import loading, sequences
 from data.prepare import main as prepare
 from data.sequences import (
     drawn_by_class,
@@ -266,3 +266,189 @@ def test_texts_are_refused(tmp_path):
     )
     with pytest.raises(UserError, match=r"task os of table words has texts: .* read images only"):
         load_sequence(str(tmp_path / "words.toml"), data_root=tmp_path, seed=1)
+
+
+# Sequences of a small table.
+
+ENTRY = {"tasks": 3, "classes": 2, "train": 3, "val": 1, "test": 2, "dropout": [0.1, 0.2]}
+FOLDERS = {"birds": ["crow", "duck", "owl"], "pets": ["cat", "dog", "rat"]}
+
+
+@pytest.fixture
+def small(make_tree, make_table, monkeypatch):
+    """A function that adds to the known sequences one of the images of `FOLDERS`, and its data root."""
+    root = make_tree(FOLDERS, train=5, test=3)
+    text = '[animals]\nroot = "pictures"\nsize = 8\naugment = { crop_padding = 2, flip = true }\n'
+    table = str(make_table(text))
+
+    def define(**more):
+        entry = {**ENTRY, "table": table, "by": "classes", **more}
+        monkeypatch.setattr(sequences, "_entries", lambda: {"small": entry})
+        return root
+
+    return define
+
+
+def images_by_class(source, root, split):
+    """Class name → images of one split, read task by task."""
+    found = {}
+    for task in source.tasks:
+        how = {"data_root": root, "protocol": "published", "seed": 1, "device": "cpu"}
+        samples = getattr(loading.load_task(source, task, **how), split)
+        for label, name in enumerate(task.classes):
+            found[name] = images(loading.Samples(samples.inputs[samples.labels == label], samples.labels))
+    return found
+
+
+def test_every_image_of_a_task_comes_from_its_class(small):
+    root = small()
+    sequence = load_sequence("small", data_root=root, seed=1)
+    assert [(task.id, task.name) for task in sequence.table.tasks] == [
+        *((1, "task_1"), (2, "task_2"), (3, "task_3"))
+    ]
+    assert sequence.counts == {"train": 6, "val": 2, "test": 4}
+    names = [name for task in sequence.table.tasks for name in task.classes]
+    assert sorted(names) == ["cat", "crow", "dog", "duck", "owl", "rat"]
+    known = {split: images_by_class(sequence.source, root, split) for split in ("train", "test")}
+    for number, task in enumerate(sequence.table.tasks, 1):
+        data = load_task(sequence, number, data_root=root, device="cpu")
+        assert [len(getattr(data, split)) for split in ("train", "validation", "test")] == [6, 2, 4]
+        for split, origin in (("train", "train"), ("validation", "train"), ("test", "test")):
+            samples = getattr(data, split)
+            for image, label in zip(samples.inputs, samples.labels.tolist(), strict=True):
+                assert image.numpy().tobytes() in known[origin][task.classes[label]]
+        assert not images(data.train) & images(data.validation)
+        assert (data.table, data.task, data.protocol) == (sequence.table, task, "heldout")
+
+
+def test_a_sequence_without_settings_of_its_own_has_imagenets_statistics_and_no_augmentation(small):
+    root = small()
+    sequence = load_sequence("small", data_root=root, seed=1)
+    assert (sequence.name, sequence.table.name, sequence.source.name) == ("small", "small", "animals")
+    assert (sequence.width, sequence.dropout, sequence.seed) == (1.0, (0.1, 0.2), 1)
+    assert (sequence.source.size, sequence.table.size) == (8, 8)
+    assert (sequence.table.augment.crop_padding, sequence.table.augment.flip) == (0, False)
+    data = load_task(sequence, 1, data_root=root, device="cpu")
+    assert data.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert data.std.tolist() == pytest.approx([0.229, 0.224, 0.225])
+    assert data.task.modality == "image"
+
+
+def test_a_sequence_can_set_size_statistics_and_width(small):
+    root = small(size=6, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], width=0.5)
+    sequence = load_sequence("small", data_root=root, seed=1)
+    assert (sequence.source.name, sequence.table.size, sequence.width) == ("animals-6", 6, 0.5)
+    data = load_task(sequence, 1, data_root=root, device="cpu")
+    assert data.train.inputs.shape == (6, 3, 6, 6)
+    assert data.mean.tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert data.std.tolist() == pytest.approx([0.4, 0.5, 0.6])
+
+
+def test_names_of_tasks_sort_in_their_order(small, digits_root):
+    small(table="digits", tasks=10, classes=1)
+    tasks = load_sequence("small", data_root=digits_root, seed=1).table.tasks
+    assert [task.name for task in tasks] == [*(f"task_0{number}" for number in range(1, 10)), "task_10"]
+
+
+def test_users_are_tasks_in_an_order_drawn_by_seed(small):
+    root = small(by="tasks", tasks=2, classes=3)
+    orders = {
+        tuple(task.name for task in load_sequence("small", data_root=root, seed=seed).table.tasks)
+        for seed in range(8)
+    }
+    assert orders == {("birds", "pets"), ("pets", "birds")}
+    sequence = load_sequence("small", data_root=root, seed=1)
+    assert all(list(task.classes) == FOLDERS[task.name] for task in sequence.table.tasks)
+    assert [task.id for task in sequence.table.tasks] == [1, 2]
+    # A table with more users than the sequence needs: the first ones.
+    fewer = load_sequence("small", data_root=small(by="tasks", tasks=1, classes=3), seed=1)
+    assert [task.name for task in fewer.table.tasks] == ["birds"]
+    known = images_by_class(fewer.source, root, "train")
+    data = load_task(fewer, 1, data_root=root, device="cpu")
+    assert images(data.train) <= known["crow"] | known["duck"] | known["owl"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"tasks": 2},
+            r"cache/animals holds 6 of 4 classes: run `python -m data.prepare animals`",
+        ),
+        ({"by": "tasks", "tasks": 3}, r"cache/animals holds 2 of 3 users: run `python"),
+    ],
+)
+def test_a_table_with_other_classes_or_too_few_users_is_refused(small, settings, message):
+    root = small()
+    load_task(load_sequence("small", data_root=root, seed=1), 1, data_root=root, device="cpu")
+    with pytest.raises(UserError, match=message) as refused:
+        load_sequence("small", data_root=small(**settings), seed=1)
+    assert str(refused.value).endswith(f"raw files in {root / 'pictures'} or says where to get them")
+
+
+@pytest.mark.parametrize(
+    ("split", "needed"), [("train", "10 train images in .*, 12"), ("test", "6 test .*, 8")]
+)
+def test_a_task_with_too_few_images_is_refused(small, split, needed):
+    root = small(**{split: 5 if split == "train" else 4})
+    sequence = load_sequence("small", data_root=root, seed=1)
+    with pytest.raises(
+        UserError, match=rf"^small: task task_1 has {needed} are needed: complete the raw files"
+    ):
+        load_task(sequence, 1, data_root=root, device="cpu")
+
+
+def test_an_unknown_sequence_is_refused_by_name():
+    with pytest.raises(UserError, match=r"^unknown sequence 'other': choose from digits_5, cifar100_10, "):
+        load_sequence("other", data_root=None, seed=1)
+
+
+def test_a_joint_task_holds_the_samples_of_every_task_shuffled_by_seed(small):
+    root = small()
+    sequence = load_sequence("small", data_root=root, seed=1)
+    parts = [load_task(sequence, number, data_root=root, device="cpu") for number in (1, 2, 3)]
+    joint = joint_task(sequence, parts, name="all")
+    assert (joint.task.id, joint.task.name) == (0, "all")
+    assert joint.task.classes[:3] == (
+        *(f"task_1/{name}" for name in parts[0].task.classes),
+        f"task_2/{parts[1].task.classes[0]}",
+    )
+    for split in ("train", "validation", "test"):
+        expected = {
+            (image.numpy().tobytes(), 2 * number + label)
+            for number, part in enumerate(parts)
+            for image, label in zip(
+                getattr(part, split).inputs, getattr(part, split).labels.tolist(), strict=True
+            )
+        }
+        found = getattr(joint, split)
+        pairs = [
+            (image.numpy().tobytes(), label)
+            for image, label in zip(found.inputs, found.labels.tolist(), strict=True)
+        ]
+        assert {*pairs} == expected and len(pairs) == len(expected)
+    assert joint.train.labels.tolist() != joint.train.labels.sort().values.tolist()
+    again, renamed = (joint_task(sequence, parts, name=name) for name in ("all", "other"))
+    reseeded = joint_task(replace(sequence, seed=2), parts, name="all")
+    assert torch.equal(again.train.labels, joint.train.labels)
+    assert again.fingerprint == joint.fingerprint
+    assert not torch.equal(reseeded.train.labels, joint.train.labels)
+    assert not torch.equal(renamed.train.labels, joint.train.labels)
+    assert joint_task(sequence, parts[::-1], name="all").fingerprint != joint.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("sizes", "total", "drawn"),
+    [
+        ([3, 3, 3], 4, [2, 1, 1]),  # the first of equal remainders is rounded up
+        ([1, 8, 3], 6, [1, 4, 1]),  # 0.5, 4, 1.5: one of two
+        ([2, 3], 5, [2, 3]),
+        ([2, 3], 0, [0, 0]),
+        ([], 0, []),
+    ],
+)
+def test_shares_are_rounded_by_largest_remainder(sizes, total, drawn):
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
+    rows = stratified(labels, total, generator=torch.Generator().manual_seed(0))
+    assert rows.dtype == torch.int64
+    assert labels[rows].bincount(minlength=len(sizes)).tolist() == drawn

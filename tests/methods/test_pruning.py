@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import models
-from methods.cpg import choose_ratio, reasons_to_grow, weight_optimizer, width_multipliers
+from methods.cpg import choose_ratio, ratio_for_room, reasons_to_grow, weight_optimizer, width_multipliers
 from methods.gradual_pruning import GradualPruning, smallest, sparsity_at
 from methods.ownership import SharedNetwork
 from methods.packnet import PackNetPruning
@@ -163,3 +163,9 @@ def test_a_network_grows_while_it_is_under_its_baseline_or_cannot_fit_its_traini
     assert width_multipliers(1.0, 2.0) == [1.0, 1.5, 2.0]
     assert width_multipliers(1.0, 1.0) == [1.0]
     assert width_multipliers(1.0, 1.7) == [1.0, 1.5]
+
+
+def test_the_ratio_for_room() -> None:
+    assert [ratio_for_room(remaining) for remaining in (0, 1, 2, 3, 9, 19, 50)] == [
+        *(0.0, 0.5, 0.7, 0.8, 0.9, 0.9, 0.95)
+    ]

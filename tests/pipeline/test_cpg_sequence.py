@@ -15,7 +15,6 @@ import CPG_cifar100_main_normal as cpg_script
 import models
 import training.outputs
 from data.text_encoders import MAX_TOKENS
-from methods.cpg import ratio_for_room
 from methods.ownership import SharedNetwork
 from pipeline import cpg_sequence
 from pipeline.cpg_sequence import TaskInSequence
@@ -211,12 +210,6 @@ def test_flags_that_contradict_a_sequence_are_rejected(
         cpg_script.main(flags(fresh, *wrong))
     assert ended.value.code == 2
     assert named in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_the_ratio_for_room() -> None:
-    assert [ratio_for_room(remaining) for remaining in (0, 1, 2, 3, 9, 19, 50)] == [
-        *(0.0, 0.5, 0.7, 0.8, 0.9, 0.9, 0.95)
-    ]
 
 
 class Scripted:
