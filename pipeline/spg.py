@@ -272,11 +272,11 @@ class ContinualRun:
             require_enough_images(self.sequence, data_root=self.args.data_root)
             history = self.learn_jointly() if self.kind.joint else self.learn_in_turn()
             result = self.metrics(history)
-            self.track(result)
             write_atomically(self.paths.metrics_file(), json.dumps(result, indent=1) + "\n")
             write_atomically(
                 self.paths.configuration_file(), json.dumps(self.configuration(), indent=1) + "\n"
             )
+            self.track(result)
         return result
 
     def clear(self) -> None:

@@ -394,7 +394,8 @@ expand_tasks() { # set TASK_NAMES to the tasks that TASKS means; refuse the valu
     local names
     words "$SPARSITIES"
     names=$("$PYTHON_BIN" -m tools.list_tasks "${FILE_ARGS[@]}" ${SEARCH_ARGS[@]+"${SEARCH_ARGS[@]}"} \
-        ${REFUSALS[@]+"${REFUSALS[@]}"} ${LOG_TO_ARGS[@]+"${LOG_TO_ARGS[@]}"} --dataset "$TASKS" --precision "$PRECISION" --epochs "$EPOCHS" \
+        ${REFUSALS[@]+"${REFUSALS[@]}"} ${LOG_TO_ARGS[@]+"${LOG_TO_ARGS[@]}"} \
+        --dataset "$TASKS" --precision "$PRECISION" --epochs "$EPOCHS" \
         --prune_epochs "$PRUNE_EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR" --allow_acc_loss "$ALLOW_ACC_LOSS" \
         --max_allowed_network_width_multiplier "$MAX_WIDTH" --target_sparsity ${WORDS[@]+"${WORDS[@]}"})
     mapfile -t TASK_NAMES <<<"$names"

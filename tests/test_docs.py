@@ -20,8 +20,8 @@ FOLDERS = (
 REJECTED = {"--cuda", "--workers", "--image_size", "--mask_scale"}
 # Flags of the bash stages.
 STAGE_FLAGS = {"--control", "--target", "--help"}
-# Flags of TensorBoard, W&B and MLflow's own commands.
-OF_TRACKERS = {"--logdir", "--append", "--backend"}
+# Flags of TensorBoard's and MLflow's own commands.
+OF_TRACKERS = {"--logdir", "--backend"}
 # Scripts in a synopsis.
 PLACEHOLDERS = {"run_pickaback/X.sh", "tools/X.py"}
 

@@ -66,7 +66,7 @@ class Tracker(Protocol):
         """
 
     def log(self, step: int, values: Values) -> None:
-        """Send the values of one step; they must be visible if the process is killed afterwards."""
+        """Send the values of one step; they must not be lost if the process is killed afterwards."""
 
     def close(self, figures: Values, *, finished: bool) -> None:
         """Send the final figures and close the training run.
