@@ -79,7 +79,7 @@ def one_run_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
 def trackers_of(args: argparse.Namespace, paths: Paths) -> Trackers:
     """The trackers that `--log_to` names, for the run whose files are at `paths`."""
     return Trackers(
-        kinds=args.log_to,
+        kinds=args.log_to or (),
         folder=paths.tracking(),
         checkpoints=paths.checkpoints / paths.run,
         group=paths.run,
