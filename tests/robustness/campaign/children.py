@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import torch._dynamo  # noqa: F401 (the first optimizer of a process imports it, for two seconds)
+
 import CPG_cifar100_main_normal
 import CPG_MM_main_normal
 import packnet_cifar100_main_normal

@@ -23,72 +23,13 @@ PART = "inputs"
 ACCEPTED = 3.0
 MEMORY = 12 << 30
 
-TEXTS = (
-    *[
-        r"-",
-        r"--",
-        r"-x",
-        r"--help",
-        r".",
-        r"..",
-        r"../x",
-        r"/",
-        r"~",
-        r"*",
-        r"a/b",
-        r"a\b",
-        r"$HOME",
-        r"`id`",
-        r"$(id)",
-        r";id",
-        r"|id",
-        r"%s%n",
-        r"{0}",
-        r"{}",
-        r"\x00",
-        r"ä",
-        r"日本",
-        r"all",
-        r"none",
-        r"None",
-        r"nan",
-        r"inf",
-        r"-inf",
-        r"True",
-        r"null",
-        r"same",
-        r"other",
-        r"random",
-        r"0",
-        r"-0",
-        r"00",
-        r"-1",
-        r"1",
-        r"2",
-        r"999",
-        r"1e3",
-        r"1_0",
-        r"0x1",
-        r"1.5",
-        r"1e-320",
-        r"1e308",
-        r"1e309",
-        r"0.99999999",
-        r"1-",
-        r"1-999999999",
-        r"3-1",
-        r"1,,2",
-        r"1-2-3",
-        r"from_csv",
-        r"from_target",
-        r"con",
-        r"NUL",
-        r"cuda:99",
-        r"cpu:1",
-        r"meta",
-    ],
-    *("", " ", "a\nb", "a\rb", "a\tb", "\x1b[31m", "\udcff", "a" * 300, "x" * 5000, "9" * 30, "9" * 5000),
-)
+_COMMON = r"""
+    - -- -x --help . .. ../x / ~ * a/b a\b $HOME `id` $(id) ;id |id %s%n {0} {} \x00 ä 日本 con NUL
+    all none None nan inf -inf True null same other random from_csv from_target cuda:99 cpu:1 meta
+    0 -0 00 -1 1 2 999 1e3 1_0 0x1 1.5 1e-320 1e308 1e309 0.99999999 1- 1-999999999 3-1 1,,2 1-2-3
+"""
+_RARE = ("", " ", "a\nb", "a\rb", "a\tb", "\x1b[31m", "\udcff", "a" * 300, "x" * 5000, "9" * 30, "9" * 5000)
+TEXTS = (*_COMMON.split(), *_RARE)
 # Flags whose value names a file or folder that a command writes.
 _WRITTEN = (
     *("--save_folder", "--log_path", "--report_file", "--jsonfile", "--csv_path"),
