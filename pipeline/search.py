@@ -30,6 +30,7 @@ from training.outputs import Unfinished, require_same
 from utils import logs
 from utils.errors import UserError
 from utils.files import read_csv, update_csv, update_json
+from utils.folders import alone_in
 from utils.paths import arguments_file, checkpoint_in
 from utils.runtime import resolve_device, set_up_process
 from utils.seeds import derive_seed
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
         logs.configuration(vars(args))
         logs.protocol(args.protocol)
         for target in targets:
-            search.find(target)
+            with alone_in(search.result.parent, part=f"{search.result.name}.{target.id}"):
+                search.find(target)
 
 
 class Search:

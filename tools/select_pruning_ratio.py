@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import argparse
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from training.outputs import remove_stale, require_same
 from utils import logs
 from utils.errors import UserError
 from utils.files import read_json
+from utils.folders import alone_in
 from utils.paths import Paths, checkpoint_in, checkpoints_in, record_file, sparsity_folder
 
 REMEDY = "run run_pickaback/wo_backbone.sh for this task first"
@@ -50,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         logs.configuration(vars(args))
         logs.protocol(args.protocol)
         for task in tasks:
-            select(args, paths=paths, table=table, task=task, load=load)
+            folder = paths.pruned(table.name, task.name)
+            with alone_in(folder) if folder.is_dir() else nullcontext():
+                select(args, paths=paths, table=table, task=task, load=load)
 
 
 def select(

@@ -35,8 +35,8 @@ def end_on_interrupt() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _line(message: str) -> str:
-    # A path may contain line breaks.
+def one_line(message: str) -> str:
+    """A message without its line breaks: a path may contain some."""
     return message.replace("\n", "\\n").replace("\r", "\\r")
 
 
@@ -52,13 +52,13 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         main(None)
     except UserError as error:
-        sys.exit(_line(f"error: {error}"))
+        sys.exit(one_line(f"error: {error}"))
     except OSError as error:
         if error.filename is None and error.errno not in _REMEDIES:
             raise
         where = error.filename or "writing output"
         remedy = _REMEDIES.get(error.errno, "check the path and run the same command again")
-        sys.exit(_line(f"error: {where}: {error.strerror}: {remedy}"))
+        sys.exit(one_line(f"error: {where}: {error.strerror}: {remedy}"))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
             raise

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from utils.errors import one_line
 from utils.files import write_changed
 
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
@@ -17,6 +18,16 @@ _EPOCH_OF_LINE = re.compile(rb" Ep\. #(\d{1,9}) ")
 
 # Marks records that repeat what a progress bar shows on a terminal.
 _EPOCH = "epoch_line"
+
+
+class _Formatter(logging.Formatter):
+    """A record is one line, whatever its message names."""
+
+    def __init__(self) -> None:
+        super().__init__(FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
 
 
 def _side_by_side() -> bool:
@@ -41,7 +52,7 @@ def to_terminal() -> None:
             root.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
     handler.of_this_project = True
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(_Formatter())
     if sys.stderr.isatty() or _side_by_side():
         handler.addFilter(lambda record: not hasattr(record, _EPOCH))
     root.addHandler(handler)
@@ -78,7 +89,7 @@ def to_file(path: Path, *, shared: bool = False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _FileHandler(path)
     handler.shared = shared
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(_Formatter())
     root = logging.getLogger()
     root.addHandler(handler)
     try:

@@ -3,13 +3,13 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.robustness.campaign import damage, fuzz, inputs, kills, shell, surroundings
 from tests.robustness.campaign.lines import Line, Results, table
-from tests.robustness.campaign.stages import STAGES, References
+from tests.robustness.campaign.stages import BY_NAME, STAGES, References, Stage
 
 
 def main() -> None:
@@ -18,10 +18,14 @@ def main() -> None:
     parser.add_argument("--part", choices=list(PARTS), nargs="+", default=list(PARTS), help="Parts to run.")
     parser.add_argument("--hours", type=float, default=1.0, help="Time for all parts together.")
     parser.add_argument("--count", type=int, help="Stop a part once it has tried so many.")
+    parser.add_argument(
+        "--stage", choices=list(BY_NAME), nargs="+", help="Stages to run, with those that they need."
+    )
     parser.add_argument("--seed", type=int, default=1, help="Random seed.")
     parser.add_argument("--table", action="store_true", help="Only print the table of the results so far.")
     args = parser.parse_args()
-    campaign = Campaign(args.folder.resolve(), seed=args.seed, count=args.count)
+    stages = [stage for stage in STAGES if args.stage is None or stage.name in args.stage]
+    campaign = Campaign(args.folder.resolve(), stages=stages, seed=args.seed, count=args.count)
     if not args.table:
         total = sum(PARTS[part][1] for part in args.part)
         for part in args.part:
@@ -33,14 +37,15 @@ def main() -> None:
 
 
 class Campaign:
-    """The folder, the seed and the time of a campaign.
+    """The folder, the stages, the seed and the time of a campaign.
 
     Attributes:
         until: when the part that is running must stop.
     """
 
-    def __init__(self, folder: Path, *, seed: int, count: int | None) -> None:
+    def __init__(self, folder: Path, *, stages: Sequence[Stage], seed: int, count: int | None) -> None:
         self.folder = folder
+        self.stages = stages
         self.seed = seed
         self.count = count
         self.until = 0.0
@@ -74,7 +79,7 @@ class Campaign:
 
     def references(self) -> References:
         """The results of undisturbed runs, made once."""
-        found = References(self.folder / "references")
+        found = References(self.folder / "references", stages=self.stages)
         found.folder.mkdir(exist_ok=True)
         found.prepare(report=self.say)
         return found
@@ -83,9 +88,9 @@ class Campaign:
 def kill(campaign: Campaign) -> None:
     """Kill forked commands; the stages take turns, those with larger shares more often."""
     references = campaign.references()
-    spent = {stage.name: campaign.results.tried(kills.PART, stage.name) for stage in STAGES}
+    spent = {stage.name: campaign.results.tried(kills.PART, stage.name) for stage in campaign.stages}
     while campaign.goes_on(kills.PART):
-        stage = min(STAGES, key=lambda stage: spent[stage.name] / stage.share)
+        stage = min(campaign.stages, key=lambda stage: spent[stage.name] / stage.share)
         line = kills.attempt(stage, references=references, **campaign.next(kills.PART, stage.name))
         spent[stage.name] += max(line.tried, 1)
         campaign.add(line)
@@ -121,7 +126,7 @@ def damage_files(campaign: Campaign) -> None:
     """Damage every file that a stage reads, once in each way; the end of the time does not end this part."""
     references = campaign.references()
     folder = campaign.next(damage.PART, "")["folder"]
-    for stage in STAGES:
+    for stage in (stage for stage in campaign.stages if stage.name in damage.STAGES):
         for case in list(damage.cases(stage, references=references, folder=folder)):
             for kind in damage.DAMAGES:
                 what = f"{kind}, {case.label}"
@@ -137,7 +142,8 @@ def change_surroundings(campaign: Campaign) -> None:
     """Run every stage in each of the odd surroundings, once."""
     references = campaign.references()
     for kind in surroundings.KINDS:
-        for stage in surroundings.STAGES[campaign.results.tried(surroundings.PART, kind) :]:
+        stages = [stage for stage in campaign.stages if stage.name in surroundings.STAGES]
+        for stage in stages[campaign.results.tried(surroundings.PART, kind) :]:
             line = campaign.next(surroundings.PART, kind)
             campaign.add(
                 surroundings.attempt(

@@ -16,6 +16,10 @@ from tests.robustness.campaign.lines import Line
 from tests.robustness.campaign.stages import References, Stage, copy, differences
 
 PART = "damage"
+STAGES = (
+    *("stage 1", "stage 2-1", "stage 2-2", "stage 3-1", "stage 3-2, with growth", "cpg_sequence.sh"),
+    *("spg_main.py, spg", "K/V transfer", "multimodal, stage 3-2"),
+)
 _SAYS_SO = ("damaged", "WARNING", "not valid", "not found")
 
 

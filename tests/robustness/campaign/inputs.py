@@ -16,7 +16,7 @@ from unittest import mock
 
 from tests.robustness.campaign.children import ENTRIES, Child, Ended
 from tests.robustness.campaign.lines import Line
-from tests.robustness.campaign.stages import BY_NAME, CPG, SEARCH, SELECT, References, Stage, copy
+from tests.robustness.campaign.stages import BY_NAME, CPG, References, Stage, copy
 
 PART = "inputs"
 # Seconds of processor time after which a command counts as accepted: some hostile values are merely large.
@@ -156,7 +156,7 @@ def command_line(
     draw: random.Random, *, references: References, root: Path, outside: Path
 ) -> tuple[Stage, list[str]]:
     """A stage's command with one to three hostile flags, on roots where it has finished."""
-    stage = BY_NAME[draw.choice(_VICTIMS)]
+    stage = draw.choice([stage for stage in references.stages if stage.name in _VICTIMS])
     copy(references.after(stage), root)
     argv = stage.argv(root, references.data)
     files = [str(path) for path in outside.rglob("*")] + [
@@ -247,28 +247,22 @@ def task_table(
 
 # Result files
 
+_LOGS = "logs/lenet5/seed1"
+_RECORD = "checkpoints/lenet5/seed1/CPG_single_scratch_woexp/digits/zero_one/gradual_prune/record.txt"
+_WIDTHS = (
+    "checkpoints/lenet5/seed1/CPG_fromsingle_scratch_woexp_target/digits/*/four_five/scratch/widths.json"
+)
+# Each with a stage that reads it.
 _FILES = (
-    ("logs/lenet5/seed1/baseline_digits_acc_scratch.txt", "stage 2-2", SELECT),
-    ("logs/lenet5/seed1/baseline_digits_acc_scratch.txt", "stage 3-2, with growth", CPG),
-    ("logs/lenet5/seed1/pickaback_digits_result.csv", "stage 3-2, with growth", CPG),
-    ("logs/lenet5/seed1/pickaback_digits_result.csv", "stage 3-1", SEARCH),
-    ("logs/lenet5/seed1/pickaback_digits_table.csv", "stage 3-1", SEARCH),
-    ("logs/lenet5/seed1/pickaback_digits_result.csv.arguments.json", "stage 3-1", SEARCH),
-    (
-        "checkpoints/lenet5/seed1/CPG_single_scratch_woexp/digits/zero_one/gradual_prune/record.txt",
-        "stage 2-2",
-        SELECT,
-    ),
-    (
-        "checkpoints/lenet5/seed1/CPG_single_scratch_woexp/digits/zero_one/gradual_prune/record.txt",
-        "stage 2-1",
-        CPG,
-    ),
-    (
-        "checkpoints/lenet5/seed1/CPG_fromsingle_scratch_woexp_target/digits/{backbone}/four_five/scratch/widths.json",
-        "stage 3-2, with growth",
-        CPG,
-    ),
+    (f"{_LOGS}/baseline_digits_acc_scratch.txt", "stage 2-2"),
+    (f"{_LOGS}/baseline_digits_acc_scratch.txt", "stage 3-2, with growth"),
+    (f"{_LOGS}/pickaback_digits_result.csv", "stage 3-2, with growth"),
+    (f"{_LOGS}/pickaback_digits_result.csv", "stage 3-1"),
+    (f"{_LOGS}/pickaback_digits_table.csv", "stage 3-1"),
+    (f"{_LOGS}/pickaback_digits_result.csv.arguments.json", "stage 3-1"),
+    (_RECORD, "stage 2-2"),
+    (_RECORD, "stage 2-1"),
+    (_WIDTHS, "stage 3-2, with growth"),
 )
 
 
@@ -276,11 +270,11 @@ def result_file(
     draw: random.Random, *, references: References, root: Path, outside: Path
 ) -> tuple[Stage, list[str]]:
     """A finished stage, one of whose result files holds hostile values, run again."""
-    name, stage_name, _ = draw.choice(_FILES)
+    present = {stage.name for stage in references.stages}
+    name, stage_name = draw.choice([entry for entry in _FILES if entry[1] in present])
     stage = BY_NAME[stage_name]
     copy(references.after(stage), root)
-    found = sorted(root.glob(name.replace("{backbone}", "*")))
-    path = found[0]
+    (path,) = root.glob(name)
     if path.suffix == ".csv":
         path.write_bytes(_hostile_csv(path.read_text(), draw))
     else:

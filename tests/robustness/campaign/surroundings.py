@@ -9,12 +9,12 @@ from pathlib import Path
 from tests.robustness.campaign import children
 from tests.robustness.campaign.inputs import misreported
 from tests.robustness.campaign.lines import Line
-from tests.robustness.campaign.stages import BY_NAME, References, Stage, copy, differences
+from tests.robustness.campaign.stages import References, Stage, copy, differences
 
 PART = "surroundings"
 NOBODY = 65534
 ODD = "a b\nä日本'\"$x;*"
-_STAGES = (
+STAGES = (
     "stage 1",
     "stage 2-1",
     "stage 2-2",
@@ -131,4 +131,3 @@ KINDS: dict[str, Callable[..., tuple]] = {
     "two users": another_user,
     "odd names of folders": odd_names,
 }
-STAGES = tuple(BY_NAME[name] for name in _STAGES)
