@@ -15,6 +15,7 @@ from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, requested_architecture, resolved_mutations
 from pipeline.flags import add_search
 from pipeline.fleet import (
+    CHOSEN,
     check_text_encoder,
     named_backbone,
     pairs_file,
@@ -159,6 +160,7 @@ class Search:
         if not rows:
             return False
         made_with = read_arguments(arguments_file(self.result), str(target.id))
+        made_with.pop(CHOSEN, None)
         require_same(made_with, recipe.stamp(), where=self.result)
         logging.info("The backbone of target %d is chosen: skipped (--overwrite redoes it)", target.id)
         logging.info("Selected backbone for target %d = (as before) %s", target.id, rows[0]["task_id"])
@@ -181,7 +183,7 @@ class Search:
         row = {"target_id": target.id, "task_id": chosen}
         # Remove the earlier row first: a kill in between must not leave it with the new recipe.
         update_csv(self.result, [], columns=RESULT_COLUMNS, replace=replaced)
-        update_json(arguments_file(self.result), {str(target.id): recipe.stamp()})
+        update_json(arguments_file(self.result), {str(target.id): recipe.stamp() | {CHOSEN: chosen}})
         update_csv(self.result, [row], columns=RESULT_COLUMNS, replace=replaced)
 
     def model(self, task: Task) -> tuple[Model, str]:

@@ -129,12 +129,13 @@ def damage_files(campaign: Campaign) -> None:
     for stage in (stage for stage in campaign.stages if stage.name in damage.STAGES):
         for case in list(damage.cases(stage, references=references, folder=folder)):
             for kind in damage.DAMAGES:
-                what = f"{kind}, {case.label}"
-                if campaign.results.tried(damage.PART, what) or not campaign.lacks(damage.PART):
+                if kind == damage.MISPRINT and not case.name.endswith(damage.TEXTS):
                     continue
-                campaign.add(
-                    damage.attempt(case, kind, references=references, **campaign.next(damage.PART, what))
-                )
+                known = campaign.results.has(damage.PART, f"{kind}, {case.label}")
+                if known or not campaign.lacks(damage.PART):
+                    continue
+                arguments = campaign.next(damage.PART, f"{stage.name}, {kind}")
+                campaign.add(damage.attempt(case, kind, references=references, **arguments))
     damage.clean(folder)
 
 

@@ -40,7 +40,22 @@ def empty(content: bytes, draw: random.Random) -> bytes:
     return b""
 
 
-DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {"a bit": flip, "cut": cut, "emptied": empty}
+def misprint(content: bytes, draw: random.Random) -> bytes:
+    """Replace a digit by another: a text file stays readable."""
+    damaged = bytearray(content)
+    place = draw.choice([place for place, byte in enumerate(content) if byte in b"0123456789"])
+    damaged[place] = draw.choice([digit for digit in b"0123456789" if digit != content[place]])
+    return bytes(damaged)
+
+
+MISPRINT = "another digit"
+TEXTS = (".txt", ".csv", ".json")
+DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "a bit": flip,
+    "cut": cut,
+    "emptied": empty,
+    MISPRINT: misprint,
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,8 @@ def _record_reads(file: Path) -> None:
 def attempt(case: Case, kind: str, *, references: References, number: int, seed: int, folder: Path) -> Line:
     """Damage a file, run the stage, and judge what came of it."""
     draw = random.Random(f"{seed} {case.label} {kind}")
-    line = Line(part=PART, what=f"{kind}, {case.label}", number=number, tried=1)
+    detail = f"{kind}, {case.label}"
+    line = Line(part=PART, what=f"{case.stage.name}, {kind}", number=number, detail=detail, tried=1)
     root, data = folder / "root", folder / "data"
     copy((references.after if case.finished else references.before)(case.stage), root)
     copy(references.data, data)
@@ -107,7 +123,7 @@ def attempt(case: Case, kind: str, *, references: References, number: int, seed:
     path.write_bytes(damaged)
     ended = children.run(case.stage.entry, case.stage.argv(root, data), output=folder / "output")
     if problem := misreported(ended):
-        line.tracebacks.append(f"{line.what}: {problem}: {ended.output[-1500:]}")
+        line.tracebacks.append(f"{detail}: {problem}: {ended.output[-1500:]}")
         return line
     if ended.status != 0:
         named = path.name in ended.output.splitlines()[-1]
@@ -122,7 +138,7 @@ def attempt(case: Case, kind: str, *, references: References, number: int, seed:
     others = [text for text in found if not text.startswith(own)]
     said = any(word in ended.output for word in _SAYS_SO)
     if others and not said:
-        line.silent.append(f"{line.what}: {others}")
+        line.silent.append(f"{detail}: {others}")
     elif others:
         line.notes["differs, with a warning"] = 1
     elif found and path.exists() and path.read_bytes() == damaged:

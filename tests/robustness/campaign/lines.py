@@ -15,6 +15,7 @@ class Line:
         part: part of the campaign.
         what: row of the table.
         number: number of the attempt within the row; with the campaign's seed, it determines the attempt.
+        detail: what exactly was tried, where attempts are listed in advance.
         tried: how often something was tried in it: kills, inputs, files.
         lost: finished work that was gone, or a command that could no longer finish.
         differing: files that are not what an undisturbed run writes.
@@ -26,6 +27,7 @@ class Line:
     part: str
     what: str
     number: int
+    detail: str = ""
     tried: int = 0
     lost: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
@@ -56,6 +58,10 @@ class Results:
     def attempts(self, part: str, what: str) -> int:
         """The number of attempts of a row."""
         return sum(line.part == part and line.what == what for line in self.lines)
+
+    def has(self, part: str, detail: str) -> bool:
+        """Whether something listed in advance was tried."""
+        return any(line.part == part and line.detail == detail for line in self.lines)
 
     def tried(self, part: str, what: str | None = None) -> int:
         """How often a part of the campaign, or one of its rows, has tried something."""
