@@ -34,7 +34,7 @@ def test_a_quick_campaign_finds_nothing(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     results = Results(tmp_path)
