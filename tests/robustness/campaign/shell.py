@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers import REPOSITORY
-from tests.robustness.campaign.children import PATIENCE, TRACEBACK
+from tests.robustness.campaign.children import PATIENCE_ON_THE_CLOCK, TRACEBACK
 from tests.robustness.campaign.lines import Line
 from tests.robustness.campaign.stages import copy, differences
 
 PART = "kills of bash scripts"
 MOST = 3
 # How long the processes of a killed script may go on, in seconds.
-GRACE = 30
+GRACE = 120
 VARIABLES = {
     "EPOCHS": "3",
     "PRUNE_EPOCHS": "2",
@@ -104,7 +104,7 @@ def attempt(script: Script, *, data: Path, number: int, seed: int, folder: Path)
                 line.tried += 1
                 line.notes["of the outer script alone"] += alone
         try:
-            status = process.wait(PATIENCE if not killed else GRACE)
+            status = process.wait(PATIENCE_ON_THE_CLOCK if not killed else GRACE)
         except subprocess.TimeoutExpired:
             status = None
         where = f"{script.name} {number}, kill {line.tried}"

@@ -171,11 +171,13 @@ class References:
             Failed: if a stage does not end with status 0.
         """
         root = self.folder / "root"
+        earlier = self.folder / "nothing"
         for stage in self.stages:
+            before, earlier = earlier, self.after(stage)
             if self._times(stage).exists():
                 continue
-            copy(root, self.before(stage))
-            copy(self.before(stage), root)
+            copy(before, self.before(stage))
+            copy(before, root)
             ended = children.run(stage.entry, stage.argv(root, self.data), output=self.folder / "output")
             if ended.status != 0:
                 raise Failed(f"{stage.name}: exit status {ended.status}: {ended.output[-2000:]}")
