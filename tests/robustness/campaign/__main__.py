@@ -19,7 +19,10 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0, help="Time for all parts together.")
     parser.add_argument("--count", type=int, help="Stop a part once it has tried so many.")
     parser.add_argument(
-        "--stage", choices=list(BY_NAME), nargs="+", help="Stages to run, with those that they need."
+        "--stage",
+        choices=list(BY_NAME),
+        nargs="+",
+        help="Stages to run; name also those whose results they need (default: all).",
     )
     parser.add_argument("--seed", type=int, default=1, help="Random seed.")
     parser.add_argument("--table", action="store_true", help="Only print the table of the results so far.")
