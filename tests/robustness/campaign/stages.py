@@ -1,6 +1,7 @@
 """The stages that the campaign runs, with tiny settings, and their unharmed results."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ class Stage:
             "--logs_root",
             root / "logs",
         )
-        return [*map(str, roots), *self.flags]
+        table = () if self.entry == SPG else ("--dataset_config", DIGITS)
+        return [*map(str, roots), *table, *self.flags]
 
 
 def _continual(approach: str, *, share: float = 0.6) -> Stage:
@@ -238,6 +240,10 @@ def _difference(expected: Path, found: Path, *, roots: tuple[Path, Path]) -> str
         return f"cannot be read ({type(error).__name__})"
 
 
+# The roots of any attempt, as `config.json` records them.
+_ROOT = re.compile(r"[^\s\"]*/root(?=/)")
+
+
 def _timeless(value: Any, roots: tuple[Path, Path]) -> Any:
     """The value without durations, and with the same name for both roots."""
     if isinstance(value, dict):
@@ -247,4 +253,5 @@ def _timeless(value: Any, roots: tuple[Path, Path]) -> Any:
     if isinstance(value, str):
         for root in roots:
             value = value.replace(str(root), "")
+        return _ROOT.sub("", value)
     return value
