@@ -46,6 +46,16 @@ def footprint(shared: SharedNetwork, task: str, *, inputs: Tensor) -> dict:
     }
 
 
+def packed_bytes(shared: SharedNetwork) -> int:
+    """Bytes that send a network to another device: owners packed into bits, and the weights that are owned.
+
+    Free weights are 0 and are not sent. Private tensors, heads and packed piggymasks are.
+    """
+    shared.snapshot()
+    free = sum(int((layer.owner == 0).sum()) for layer in shared.layers().values())
+    return stored_bytes(shared)["total"] - free * next(shared.network.parameters()).element_size()
+
+
 def as_text(metrics: dict) -> str:
     """Format what `footprint` returned as a few aligned lines."""
     parameters, size, work = metrics["parameters"], metrics["bytes"], metrics["multiply_adds"]
