@@ -281,9 +281,7 @@ class SharedNetwork:
         self.snapshot()
         index = self.index_of(task)
         masks = self.tasks[index - 1].piggymasks
-        earlier = {
-            name: (owner > 0) & (owner < index) for name, owner in self.owners_as(task).items()
-        }
+        earlier = {name: (owner > 0) & (owner < index) for name, owner in self.owners_as(task).items()}
         return {
             name: before & _picked(masks[name]) if name in masks else before
             for name, before in earlier.items()

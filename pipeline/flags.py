@@ -14,6 +14,7 @@ from utils.precisions import PRECISIONS
 FROM_TARGET = "from_target"
 FROM_CSV = "from_csv"
 EVERY = "all"
+ANY_SEED = "{seed}"
 REUSES = ("cpg", "copy", "probe")
 FREED = ("zero", "random", "dead")
 LOG_NAME = "train.log"
@@ -148,6 +149,12 @@ def run_name(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def run_pattern(text: str) -> str:
+    """The type of `--run` where a report shows several runs: `{seed}` stands for any seed."""
+    run_name(text.replace(ANY_SEED, "1"))
+    return text
+
+
 @dataclass(frozen=True)
 class Candidates:
     """The tasks that may become a target's backbone.
@@ -184,8 +191,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add_computing(parser)
 
 
-def add_files(parser: argparse.ArgumentParser) -> None:
-    """Which tasks to run, and where their files are."""
+def add_files(parser: argparse.ArgumentParser, *, several_runs: bool = False) -> None:
+    """Which tasks to run, and where their files are.
+
+    Args:
+        several_runs: let `--run` be repeated, and name folders of runs and patterns with `{seed}`.
+    """
     group = parser.add_argument_group("tasks and files")
     add_tasks(group)
     _add_sizes(group)
@@ -195,7 +206,18 @@ def add_files(parser: argparse.ArgumentParser) -> None:
         help="Text encoder: hash (needs no download), a model such as bert-base-uncased, or a local folder "
         "in Hugging Face format.",
     )
-    _add_results(group, run="<arch>/seed<seed>[-n<N>][-heldout]")
+    default = "<arch>/seed<seed>[-n<N>][-heldout]"
+    if several_runs:
+        _add_roots_of_results(group)
+        group.add_argument(
+            "--run",
+            action="append",
+            type=run_pattern,
+            help="A run under the roots, a folder of runs, or a name with {seed} in it; may be repeated "
+            f"(default: {default}).",
+        )
+    else:
+        _add_results(group, run=default)
     _add_samples(group)
     _add_seed(group)
 
@@ -255,9 +277,13 @@ def _add_root(group: argparse._ActionsContainer, name: str) -> None:
     )
 
 
-def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
+def _add_roots_of_results(group: argparse._ArgumentGroup) -> None:
     _add_root(group, "checkpoints")
     _add_root(group, "logs")
+
+
+def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
+    _add_roots_of_results(group)
     group.add_argument("--run", type=run_name, help=f"Name of the run under the roots (default: {run}).")
 
 

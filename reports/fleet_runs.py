@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.tables import Table, Task
-from pipeline.fleet import chosen_backbone, read_arguments, read_baseline, read_widths
 from pipeline.fleet import accuracy as checked_accuracy
+from pipeline.fleet import read_arguments, read_baseline, read_widths
 from reports.reading import (
     LayerShares,
     Problem,
@@ -151,6 +151,7 @@ class FleetRun:
     """Everything that a report shows of one run.
 
     Attributes:
+        choice: target → the backbone that stage 3-1 chose last.
         arguments: recorded argument → its values in any network of the run.
         commands: stage → the resolved arguments of its last process.
         fingerprints: task → the fingerprint of its data.
@@ -163,6 +164,7 @@ class FleetRun:
     pruning: list[Pruning] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     picks: list[Pick] = field(default_factory=list)
+    choice: dict[str, str] = field(default_factory=dict)
     pairs: list[Pair] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
     ownership: list[Ownership] = field(default_factory=list)
@@ -311,6 +313,8 @@ class _FleetReader:
             by_name = path.stem.removeprefix(published.stem).removeprefix("_")
             for pick in self.reader.existing(path, lambda file: list(self.picks_in(file))) or []:
                 rule = by_name or pick.rule
+                if path == published:
+                    self.found.choice[pick.target] = pick.backbone
                 if pick.target in shown and (rule, pick.target) not in known:
                     known.add((rule, pick.target))
                     self.found.picks.append(replace(pick, rule=rule))
@@ -379,10 +383,10 @@ class _FleetReader:
             self.record(trained.arguments, task=name)
             found.ownership.append(Ownership(name, TARGET, trained.layers))
             found.bytes.append(Bytes(name, TARGET, "stored", trained.stored))
-        for path in (control_file(self.paths.reused(self.config, backbone, name, how=COPY)),):
-            metrics = self.reader.existing(path, _read_control)
-            if metrics and isinstance(metrics.get("bytes"), int):
-                found.bytes.append(Bytes(name, COPY, "stored", metrics["bytes"]))
+        copied = control_file(self.paths.reused(self.config, backbone, name, how=COPY))
+        metrics = self.reader.existing(copied, _read_control)
+        if metrics and isinstance(metrics.get("bytes"), int):
+            found.bytes.append(Bytes(name, COPY, "stored", metrics["bytes"]))
         if widest in (None, 1.0):
             return
         plain = self.paths.baselines(self.config, width_multiplier=widest) / name
@@ -395,14 +399,9 @@ class _FleetReader:
     def backbone_of(self, task: Task) -> str | None:
         """The backbone to show: the last choice if it was trained, else the best by validation."""
         trained = [pair for pair in self.found.pairs if pair.target == task.name]
-        path = self.paths.result_csv(self.config)
-        if path.exists():
-            try:
-                chosen = chosen_backbone(path, table=self.table, target=task).name
-            except UserError:
-                chosen = ""  # damaged files are already listed, and a missing row is no damage
-            if any(pair.backbone == chosen for pair in trained):
-                return chosen
+        chosen = self.found.choice.get(task.name)
+        if any(pair.backbone == chosen for pair in trained):
+            return chosen
         best = max(trained, key=lambda pair: (pair.how == TARGET, pair.validation), default=None)
         return None if best is None else best.backbone
 
@@ -431,10 +430,14 @@ class _FleetReader:
             if logs:
                 self.found.seconds[stage] = sum(times)
                 newest = max(logs, key=lambda log: log.stat().st_mtime)
-                self.found.commands[stage] = self.reader.attempt(lambda log=newest: configuration_of(log)) or ""
+                self.found.commands[stage] = (
+                    self.reader.attempt(lambda log=newest: configuration_of(log)) or ""
+                )
         search = self.paths.stage_log(self.config, "find_backbone")
         if search.exists():
-            self.found.seconds["3-1 choice of backbones"] = self.reader.attempt(lambda: seconds_of(search)) or 0.0
+            self.found.seconds["3-1 choice of backbones"] = (
+                self.reader.attempt(lambda: seconds_of(search)) or 0.0
+            )
             self.found.commands["3-1 choice of backbones"] = (
                 self.reader.attempt(lambda: configuration_of(search)) or ""
             )

@@ -114,7 +114,9 @@ class Reader:
 
     def rows(self, path: Path, *, columns: tuple[str, ...] = ()) -> list[dict[str, str]]:
         """The rows of a CSV file; none if it does not exist or is damaged."""
-        return self.existing(path, lambda file: read_csv(file, columns=columns, remedy="redo its stage")) or []
+        return (
+            self.existing(path, lambda file: read_csv(file, columns=columns, remedy="redo its stage")) or []
+        )
 
 
 def read_trained(path: Path, *, table: Table | None) -> Trained:

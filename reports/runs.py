@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.flags import ANY_SEED
 from utils.errors import UserError
-from utils.paths import check_run
 
-SEED = "{seed}"
 _SEED = re.compile(r"(?<![^/_.-])seed(\d+)(?![^/_.-])")
 # Files that a run has in its folder of logs.
 _SUFFIXES = (".txt", ".csv", ".json", ".log")
@@ -30,16 +29,6 @@ class Run:
     name: str
     group: str
     seed: int | None
-
-
-def check_pattern(text: str) -> str:
-    """A run, a folder of runs, or a name that holds `{seed}`.
-
-    Raises:
-        UserError: for any other name.
-    """
-    check_run(text.replace(SEED, "1"))
-    return text
 
 
 def known_runs(logs: Path) -> list[str]:
@@ -64,30 +53,30 @@ def find_runs(asked: Sequence[str], *, checkpoints: Path, logs: Path) -> list[Ru
     runs: dict[str, Run] = {}
     for pattern in asked:
         names = [name for name in known if _means(pattern, name)]
-        if not names and SEED not in pattern and (checkpoints / pattern).is_dir():
+        if not names and ANY_SEED not in pattern and (checkpoints / pattern).is_dir():
             names = [pattern]
         if not names:
             listed = ", ".join(known[:_LISTED]) + (", …" if len(known) > _LISTED else "")
             raise UserError(f"there is no run {pattern} in {logs}: choose from {listed or 'none'}")
         for name in names:
             seed = _seed_in(name, pattern)
-            group = pattern if SEED in pattern else _SEED.sub("seed" + SEED, name)
+            group = pattern if ANY_SEED in pattern else _SEED.sub("seed" + ANY_SEED, name)
             runs.setdefault(name, Run(name, group, seed))
     return list(runs.values())
 
 
 def _expression(pattern: str) -> str:
-    return re.escape(pattern).replace(re.escape(SEED), r"(\d+)")
+    return re.escape(pattern).replace(re.escape(ANY_SEED), r"(\d+)")
 
 
 def _means(pattern: str, name: str) -> bool:
-    if SEED in pattern:
+    if ANY_SEED in pattern:
         return re.fullmatch(_expression(pattern), name) is not None
     return name == pattern or name.startswith(f"{pattern}/")
 
 
 def _seed_in(name: str, pattern: str) -> int | None:
-    found = re.fullmatch(_expression(pattern), name) if SEED in pattern else _SEED.search(name)
+    found = re.fullmatch(_expression(pattern), name) if ANY_SEED in pattern else _SEED.search(name)
     return int(found[1]) if found else None
 
 

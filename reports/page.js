@@ -1,0 +1,92 @@
+"use strict";
+// Draws the charts of the page, and copies tables.
+(() => {
+  const parse = (id) => JSON.parse(document.getElementById(id)?.textContent ?? "{}");
+  const charts = parse("charts");
+  const config = parse("config");
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const SPACING = 24;
+  const SMALLEST = 170; // width of a small chart, in pixels
+
+  // Small charts take as many columns as fit. Their axis labels have no known width: the first guess is
+  // corrected once the chart is drawn.
+  function fitted(spec, width, taken) {
+    if (!spec.facet) return spec;
+    const facets = new Set(spec.datasets.rows.map((row) => row.facet)).size;
+    const room = width - taken;
+    const columns = Math.max(1, Math.min(facets, Math.floor((room + SPACING) / (SMALLEST + SPACING))));
+    const each = Math.floor((room + SPACING) / columns) - SPACING;
+    return { ...spec, columns, spacing: SPACING, spec: { ...spec.spec, width: Math.max(each, 60) } };
+  }
+
+  async function draw(element) {
+    const id = element.dataset.chart;
+    const width = element.clientWidth;
+    const options = {
+      actions: false,
+      mode: "vega-lite",
+      renderer: "svg",
+      logLevel: 1,
+      bind: document.getElementById(`controls-${id}`),
+      tooltip: { theme: dark.matches ? "dark" : "light" },
+      config: {
+        ...config,
+        aria: false,
+        legend: { ...config.legend, columns: Math.max(1, Math.floor(width / 290)), labelLimit: width - 60 },
+      },
+    };
+    let taken = 90;
+    for (let attempt = 0; attempt < 3; attempt += 1) {
+      element.view?.finalize();
+      options.bind.replaceChildren();
+      element.view = (await vegaEmbed(element, fitted(charts[id], width, taken), options)).view;
+      const over = element.querySelector("svg").width.baseVal.value - width;
+      if (!charts[id].facet || (over <= 0 && over > -60)) break;
+      taken += over + 2;
+    }
+    element.drawnAt = width;
+  }
+
+  async function drawAll() {
+    for (const element of document.querySelectorAll("[data-chart]")) {
+      if (element.drawnAt !== element.clientWidth) {
+        await draw(element);
+        await new Promise((done) => setTimeout(done)); // keeps the page responsive
+      }
+    }
+    document.body.dataset.drawn = "yes";
+  }
+
+  let waiting;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(drawAll, 200);
+  });
+
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details.numbers:not([open])")];
+    for (const details of opened) details.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const details of opened) details.open = false;
+  });
+
+  if (!matchMedia("(min-width: 70rem)").matches) document.querySelector("nav details").open = false;
+
+  const status = document.getElementById("status");
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      const rows = [...document.getElementById(button.dataset.copy).rows];
+      const text = rows.map((row) => [...row.cells].map((cell) => cell.textContent).join("\t")).join("\n");
+      try {
+        await navigator.clipboard.writeText(text);
+        status.textContent = button.textContent = "Copied";
+      } catch {
+        status.textContent = button.textContent = "Copying is not allowed here: select the table instead";
+      }
+    });
+  }
+
+  drawAll();
+})();

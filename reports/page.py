@@ -1,0 +1,121 @@
+"""A report as one HTML file that needs no network, and its charts as SVG and PDF."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from reports.charts import config
+from reports.figures import Figure, Numbers, Section
+from reports.reading import Problem
+from utils.files import csv_text, write_atomically
+
+_FOLDER = Path(__file__).parent
+# Longer tables are cut in the page; the file to download has all rows.
+_ROWS = 400
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page shows.
+
+    Attributes:
+        made: when and how, in words.
+        problems: what is missing or damaged.
+    """
+
+    title: str
+    made: str
+    sections: Sequence[Section]
+    problems: Sequence[Problem]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures, in order."""
+        return [figure for section in self.sections for figure in section.figures]
+
+
+def html(report: Report) -> str:
+    """The page."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell": cell, "csv_uri": csv_uri}
+    environment.tests["number"] = _is_number
+    charts = {figure.id: figure.chart for figure in report.figures if figure.chart}
+    return environment.get_template("page.html").render(
+        report=report,
+        limit=_ROWS,
+        style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+        script=(_FOLDER / "page.js").read_text(encoding="utf-8"),
+        vega=_vega() if charts else "",
+        charts=_for_script(charts),
+        config=_for_script(config()),
+    )
+
+
+def write(path: Path, text: str) -> None:
+    """Write a page."""
+    write_atomically(path, text)
+
+
+def write_figures(report: Report, folder: Path) -> int:
+    """Write every chart as SVG and PDF; returns the number of charts."""
+    charts = [figure for figure in report.figures if figure.chart]
+    for figure in charts:
+        spec = dict(figure.chart) | {"config": config() | {"background": "white"}, "padding": 8}
+        if spec.get("width") == "container":
+            spec["width"] = 560
+        svg = vl_convert.vegalite_to_svg(spec)
+        write_atomically(folder / f"{figure.id}.svg", svg)
+        write_atomically(folder / f"{figure.id}.pdf", vl_convert.svg_to_pdf(svg))
+    return len(charts)
+
+
+@cache
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    return vl_convert.javascript_bundle()
+
+
+def _for_script(value: Any) -> str:
+    """JSON that cannot end the script element that holds it."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def cell(value: object) -> str:
+    """A cell of a table."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if value != 0 and abs(value) < 0.001:
+            return f"{value:.2g}"
+        return f"{value:.4f}".rstrip("0").rstrip(".") if math.isfinite(value) else str(value)
+    return str(value)
+
+
+def csv_uri(numbers: Numbers) -> str:
+    """A link that holds the numbers as a CSV file."""
+    rows = [{name: _rounded(row.get(name)) for name in numbers.columns} for row in numbers.rows]
+    return "data:text/csv;charset=utf-8," + quote(csv_text(rows, numbers.columns), safe=" ,.:;()[]=+-_/")
+
+
+def _rounded(value: object) -> object:
+    return round(value, 6) if isinstance(value, float) else value
