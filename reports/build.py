@@ -17,6 +17,7 @@ from reports.page import Report
 from reports.provenance import problems_of, provenance_section
 from reports.runs import Run, find_runs
 from utils.errors import UserError
+from utils.runtime import set_threads
 
 
 def build(args: argparse.Namespace, *, now: datetime) -> Report:
@@ -25,6 +26,7 @@ def build(args: argparse.Namespace, *, now: datetime) -> Report:
     Raises:
         UserError: if a run does not exist, or if none holds anything of the task table.
     """
+    set_threads(1)
     table = load_table(args.dataset_config, data_root=args.data_root)
     tasks = table.select(args.dataset)
     by_default = paths_of(argparse.Namespace(**vars(args) | {"run": None}))

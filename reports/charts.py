@@ -41,16 +41,16 @@ def dots(
         zero_line: draw a line at 0, for differences.
     """
     base = alt.Chart(_data()).encode(
-        y=alt.Y("task:N", sort=list(tasks), title=None, axis=alt.Axis(labelLimit=180, grid=True)),
+        y=alt.Y("task:N", sort=list(tasks), title=None, axis=alt.Axis(grid=True)),
         yOffset=alt.YOffset("series:N", sort=list(series)),
         color=_colour(series),
     )
     scale = alt.Scale(zero=zero_line)
     intervals = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("low:Q", title=x, scale=scale), x2=alt.X2("high:Q")
+        x=alt.X("low:Q", title=x, scale=scale, axis=alt.Axis(tickCount=6)), x2=alt.X2("high:Q")
     )
     means = base.mark_point(filled=True, size=45, opacity=1).encode(
-        x=alt.X("mean:Q", title=x, scale=scale),
+        x=alt.X("mean:Q", title=x, scale=scale, axis=alt.Axis(tickCount=6)),
         shape=_shape(series),
         tooltip=[
             alt.Tooltip("task:N"),
@@ -78,25 +78,23 @@ def lines(
     series: Sequence[str],
     facets: Sequence[str] = (),
     marked: bool = False,
-    log: bool = False,
     steps: bool = False,
-    x_format: str = "",
+    x_format: str,
 ) -> dict:
     """Lines with bands, optionally one small chart per facet.
 
     Args:
         rows: x, series, mean, low, high, and facet where there are `facets`; a row with `rule` draws a
             horizontal line there, one with `point` a mark at (x, point).
-        x, y: titles of the axes.
+        x, y: titles of the axes; x_format: of the numbers along the first.
         marked: draw a mark at every value.
-        log: logarithmic x axis.
         steps: draw steps instead of straight lines.
     """
     base = alt.Chart().encode(
         x=alt.X(
             "x:Q",
             title=x,
-            scale=alt.Scale(type="log" if log else "linear", zero=False, nice=not log),
+            scale=alt.Scale(zero=False),
             axis=alt.Axis(grid=False, format=x_format, tickCount=5),
         ),
         color=_colour(series),
@@ -114,10 +112,10 @@ def lines(
     if any(row.get("point") is not None for row in rows):
         point = base.mark_point(size=90, strokeWidth=2.5, filled=False).encode(y=alt.Y("point:Q"))
         layers.append(point)
-    chart = alt.layer(*layers, data=_data())
+    chart = alt.layer(*layers)
     if not facets:
-        return _spec(chart.properties(width="container", height=260), rows)
-    return _spec(_small(chart, facets).resolve_scale(x="shared", y="shared"), rows)
+        return _spec(chart.properties(data=_data(), width="container", height=260), rows)
+    return _spec(_small(chart, facets), rows)
 
 
 def heat_map(
@@ -152,9 +150,12 @@ def heat_map(
     )
     base = alt.Chart(_data()).encode(
         x=alt.X(
-            "column:N", sort=list(columns), title=x, axis=alt.Axis(labelAngle=0, orient="top", ticks=False)
+            "column:N",
+            sort=list(columns),
+            title=x,
+            axis=alt.Axis(labelAngle=0, labelOverlap="greedy", orient="top", ticks=False),
         ),
-        y=alt.Y("row:N", sort=list(tasks), title=y, axis=alt.Axis(labelLimit=150, ticks=False)),
+        y=alt.Y("row:N", sort=list(tasks), title=y, axis=alt.Axis(ticks=False)),
     )
     parameter = None
     if len(choices) > 1:
@@ -180,7 +181,7 @@ def heat_map(
     )
     layers = [cells]
     if max(len(columns), len(tasks)) <= _MANY:
-        dark_text = "abs(datum.value) < 0.6 * %f" % extent if diverging else "datum.bright"
+        dark_text = f"abs(datum.value) < {0.6 * extent}" if diverging else "datum.bright"
         layers.append(
             base.mark_text(fontSize=11, dy=8 if any(row.get("picks") for row in rows) else 0).encode(
                 text=alt.Text("shown:Q", format=format),
@@ -196,7 +197,14 @@ def heat_map(
     best = base.transform_filter("datum.best == true")
     layers.append(
         best.mark_point(
-            filled=True, shape="diamond", size=26, fill="#FFFFFF", stroke="#000000", opacity=1, yOffset=dy
+            filled=True,
+            shape="diamond",
+            size=40,
+            fill="#FFFFFF",
+            stroke="#000000",
+            strokeWidth=1.2,
+            opacity=1,
+            yOffset=dy,
         )
     )
     step = 40 if len(layers) > 4 else 20
@@ -220,7 +228,7 @@ def stacked(
             x=alt.X(
                 "value:Q", title=x, stack="zero", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=3)
             ),
-            y=alt.Y("layer:N", sort=list(layers), title=None, axis=alt.Axis(grid=False, labelLimit=90)),
+            y=alt.Y("layer:N", sort=list(layers), title=None, axis=alt.Axis(grid=False)),
             color=_colour(series),
             order=alt.Order("order:Q"),
             tooltip=[
@@ -232,7 +240,7 @@ def stacked(
         )
     )
     height = {"height": max(len(layers) * 18, 40)}
-    return _spec(_small(alt.layer(bars, data=_data()), facets, **height), rows)
+    return _spec(_small(alt.layer(bars), facets, **height), rows)
 
 
 def bars(rows: Rows, *, x: str, names: Sequence[str], series: Sequence[str], format: str) -> dict:
@@ -243,7 +251,7 @@ def bars(rows: Rows, *, x: str, names: Sequence[str], series: Sequence[str], for
     """
     several = len(series) > 1
     base = alt.Chart(_data()).encode(
-        y=alt.Y("name:N", sort=list(names), title=None, axis=alt.Axis(labelLimit=220, grid=False)),
+        y=alt.Y("name:N", sort=list(names), title=None, axis=alt.Axis(grid=False)),
         x=alt.X("value:Q", title=x, axis=alt.Axis(format=format, tickCount=4)),
         color=_colour(series) if several else alt.value(PALETTE[0]),
         tooltip=[
@@ -268,7 +276,9 @@ def config() -> dict:
             **{"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
             **{"gridColor": "#8884", "domainColor": "#888", "tickColor": "#888"},
         },
+        "axisY": {"labelLimit": 260},
         "legend": {
+            "layout": {"top": {"anchor": "start", "bounds": "full", "direction": "vertical", "margin": 12}},
             **{"orient": "top", "title": None, "labelFontSize": 12, "titleFontSize": 12},
             **{"labelLimit": 260, "titleFontWeight": "normal", "symbolSize": 90, "symbolStrokeWidth": 2},
         },
@@ -297,7 +307,7 @@ def _small(chart: alt.LayerChart, facets: Sequence[str], **properties: float) ->
 
 def _colour(series: Sequence[str]) -> alt.Color:
     colours = [PALETTE[index % len(PALETTE)] for index in range(len(series))]
-    legend = alt.Legend() if len(series) > 1 else None
+    legend = alt.Legend(symbolOpacity=1) if len(series) > 1 else None
     return alt.Color(
         "series:N",
         sort=list(series),

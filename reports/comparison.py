@@ -22,8 +22,8 @@ def comparison_section(groups: Sequence[Group]) -> Section:
     return Section(
         id="comparison",
         title="Comparison",
-        text=f"Every group of runs is compared with {groups[0].name}, task by task; each value is a mean over "
-        "seeds.",
+        text=f"Every group of runs is compared with {groups[0].name}, task by task; each value is a mean "
+        "over seeds.",
         figures=[figure for figure in figures if figure is not None],
     )
 
@@ -140,8 +140,8 @@ def by_samples(groups: Sequence[Group]) -> Figure | None:
     return Figure(
         id="comparison-samples",
         title="Gain by the number of training images",
-        text="Gain over training alone at the same width by training samples per class; mean and 95 % interval "
-        "over tasks.",
+        text="Gain over training alone at the same width by training samples per class; mean and 95 % "
+        "interval over tasks.",
         chart=charts.dots(
             drawn, x="gain in test accuracy", series=series, tasks=order, zero_line=True, format="+.3f"
         ),

@@ -32,8 +32,8 @@ def continual_section(runs: Sequence[ContinualRun], *, sequence: str, slug: str)
     return Section(
         id=slug,
         title=f"Sequence {sequence}",
-        text="One network learns the tasks in turn. Intervals are 95 % (Student t) over seeds, where there are "
-        "several.",
+        text="One network learns the tasks in turn. Intervals are 95 % (Student t) over seeds, if "
+        "there are several.",
         facts=[
             Fact(f"Average accuracy: {name}", f"{mean.value:.3f}", _note(mean))
             for name, mean in averages.items()
@@ -183,8 +183,8 @@ def forgetting(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: 
     return Figure(
         id=f"{slug}-forgetting",
         title="Forgetting and transfer by task",
-        text="Forgetting: the best accuracy on a task minus the accuracy at the end. Forward transfer: the accuracy "
-        "when learned minus that of a network trained on the task alone (approach one, same seed).",
+        text="Forgetting: the best accuracy on a task minus the accuracy at the end. Forward transfer: the "
+        "accuracy when learned minus that of a network trained on the task alone (approach one, same seed).",
         chart=charts.dots(
             drawn,
             x="forgetting",
@@ -322,7 +322,13 @@ def rates(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: str) 
         title="Learning-rate steps",
         text="The learning rate of every epoch, counted over all tasks, in the first seed of each approach.",
         chart=charts.lines(
-            drawn, x="epoch", y="learning rate", series=("learning rate",), facets=list(shown), steps=True
+            drawn,
+            x="epoch",
+            y="learning rate",
+            series=("learning rate",),
+            facets=list(shown),
+            steps=True,
+            x_format="d",
         ),
         table=Numbers(("approach", "task", "epochs", "first lr", "last lr"), table),
         data=Numbers(("approach", "seed", "task", "epoch", "lr"), rows),

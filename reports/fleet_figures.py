@@ -21,7 +21,7 @@ from reports.fleet_runs import (
     FleetRun,
     Reached,
 )
-from reports.statistics import Mean, mean_by, paired, spread
+from reports.statistics import Mean, mean_by, spread
 
 LABELS = {
     SCRATCH: "alone, PackNet's layers",
@@ -103,7 +103,7 @@ def fleet_section(group: Group, *, table: str) -> Section:
         title=group.name,
         text=f"Task table {table}, {len(group.tasks)} tasks"
         + (f", seeds {seeds}." if seeds else ".")
-        + " Accuracies are on the test set. Intervals are 95 % (Student t) over seeds, where there are several.",
+        + " Accuracies are on the test set. Intervals are 95 % (Student t) over seeds, if there are several.",
         facts=facts(group),
         figures=[figure for figure in built if figure is not None],
     )
@@ -138,8 +138,8 @@ def accuracies(group: Group) -> Figure | None:
     return Figure(
         id=f"{group.slug}-accuracy",
         title="Accuracy by task",
-        text="Test accuracy of every network trained for a task: alone, pruned, on its backbone at each width, "
-        "and the controls.",
+        text="Test accuracy of every network trained for a task: alone, pruned, on its backbone at each "
+        "width, and the controls.",
         chart=charts.dots(drawn, x="test accuracy", series=order, tasks=group.shown),
         table=_wide(group, means, order),
         data=Numbers(("seed", "id", "task", "network", "backbone", "accuracy"), rows),
@@ -232,8 +232,7 @@ def facts(group: Group) -> list[Fact]:
     ):
         chosen = [row for row in rows if row["network"] == network]
         by_task = mean_by(chosen, key=lambda row: row["task"], value=lambda row: row["gain"])
-        test = paired([mean.value for mean in by_task.values()])
-        mean = test.difference
+        mean = Mean.of([mean.value for mean in by_task.values()])
         note = f"{len(by_task)} tasks"
         if mean.low is not None:
             note = f"95 % over {len(by_task)} tasks: {mean.low:+.3f} to {mean.high:+.3f}"
@@ -290,10 +289,16 @@ def pruning(group: Group) -> Figure | None:
     return Figure(
         id=f"{group.slug}-pruning",
         title="Pruning",
-        text="Accuracy on the samples that decide, by sparsity. The dashed line is the scratch baseline that a "
-        "pruned network has to reach; a ring marks the chosen ratio of each seed.",
+        text="Accuracy on the samples that decide, by sparsity. The dashed line is the scratch baseline that "
+        "a pruned network has to reach; a ring marks the chosen ratio of each seed.",
         chart=charts.lines(
-            drawn, x="sparsity", y="accuracy", series=(series, "chosen"), facets=facets, marked=True
+            drawn,
+            x="sparsity",
+            y="accuracy",
+            series=(series, "chosen"),
+            facets=facets,
+            marked=True,
+            x_format=".1f",
         ),
         table=Numbers((*_ACROSS, "baseline", "chosen ratio", "accuracy there"), summary),
         data=Numbers((*_ACROSS, "sparsity", "accuracy", "baseline", "chosen"), rows),
@@ -347,9 +352,9 @@ def scores(group: Group) -> Figure | None:
     return Figure(
         id=f"{group.slug}-scores",
         title="Scores of the candidates",
-        text="What each rule gives to every candidate, scaled from the rule's lowest to its highest score; rings "
-        "mark the backbones that the rule picked. ddv_cos and ddv_euc are distances: the rule farthest picks "
-        "the largest ddv_euc, nearest the smallest.",
+        text="What each rule gives to every candidate, scaled from the rule's lowest to its highest score; "
+        "rings mark the backbones that the rule picked. ddv_cos and ddv_euc are distances: the rule "
+        "farthest picks the largest ddv_euc, nearest the smallest.",
         chart=charts.heat_map(
             drawn,
             columns=[_short(group, task.name) for task in group.tasks],
@@ -598,8 +603,8 @@ def ownership(group: Group) -> Figure | None:
     return Figure(
         id=f"{group.slug}-ownership",
         title="Who owns which share of each layer",
-        text="The weights of each target's network at its last width. A target sees the backbone's weights that "
-        "it picks and its own.",
+        text="The weights of each target's network at its last width. A target sees the backbone's weights "
+        "that it picks and its own.",
         chart=charts.stacked(drawn, series=_OWNERS, facets=facets, x="share of weights", layers=layers),
         table=Numbers(("task", "layer", *_OWNERS), table),
         data=Numbers((*_ACROSS, "layer", "weights", "owner", "share"), rows),
@@ -709,7 +714,7 @@ def sequence_owners(group: Group) -> Figure | None:
     means = mean_by(
         rows, key=lambda row: (row["after"], row["layer"], row["owner"]), value=lambda row: row["share"]
     )
-    owners = list(dict.fromkeys(row["owner"] for row in rows if row["owner"] != "free")) + ["free"]
+    owners = [*dict.fromkeys(row["owner"] for row in rows if row["owner"] != "free"), "free"]
     drawn = [
         {"facet": after, "layer": layer, "series": owner, "value": mean.value, "order": owners.index(owner)}
         for (after, layer, owner), mean in means.items()
@@ -777,13 +782,14 @@ def curves(group: Group) -> Figure | None:
     return Figure(
         id=f"{group.slug}-curves",
         title="Training curves",
-        text="Accuracy on the samples that decide, by epoch. The table shows the last epochs; the file has all.",
+        text="Accuracy on the samples that decide, by epoch. The table shows the last epochs.",
         chart=charts.lines(
             drawn,
             x="epoch",
             y="accuracy",
             series=[label for label in _CURVES.values() if any(row["network"] == label for row in rows)],
             facets=facets,
+            x_format="d",
         ),
         table=Numbers(columns, list(last.values())),
         data=Numbers(columns, rows),
@@ -804,8 +810,8 @@ def seconds(group: Group) -> Figure | None:
     return Figure(
         id=f"{group.slug}-seconds",
         title="Time of each stage",
-        text="Seconds from the first to the last line of every process's log, summed over processes; tasks may "
-        "have run side by side.",
+        text="Seconds from the first to the last line of every process's log, summed over processes; tasks "
+        "may have run side by side.",
         chart=charts.bars(drawn, x="seconds", names=list(means), series=("seconds",), format="~s"),
         table=Numbers(("seed", "stage", "seconds"), rows),
     )

@@ -2,11 +2,18 @@
 // Draws the charts of the page, and copies tables.
 (() => {
   const parse = (id) => JSON.parse(document.getElementById(id)?.textContent ?? "{}");
-  const charts = parse("charts");
+  const charts = Object.fromEntries(Object.entries(parse("charts")).map(([id, spec]) => [id, expanded(spec)]));
   const config = parse("config");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const SPACING = 24;
-  const SMALLEST = 170; // width of a small chart, in pixels
+
+  // Rows come as lists, which are shorter than objects.
+  function expanded({ columns_of_rows: columns, rows, ...spec }) {
+    const objects = rows.map((row) =>
+      Object.fromEntries(columns.flatMap((name, index) => (row[index] === null ? [] : [[name, row[index]]]))),
+    );
+    return { ...spec, datasets: { rows: objects } };
+  }
 
   // Small charts take as many columns as fit. Their axis labels have no known width: the first guess is
   // corrected once the chart is drawn.
@@ -14,7 +21,8 @@
     if (!spec.facet) return spec;
     const facets = new Set(spec.datasets.rows.map((row) => row.facet)).size;
     const room = width - taken;
-    const columns = Math.max(1, Math.min(facets, Math.floor((room + SPACING) / (SMALLEST + SPACING))));
+    const smallest = width < 500 ? 110 : 170;
+    const columns = Math.max(1, Math.min(facets, Math.floor((room + SPACING) / (smallest + SPACING))));
     const each = Math.floor((room + SPACING) / columns) - SPACING;
     return { ...spec, columns, spacing: SPACING, spec: { ...spec.spec, width: Math.max(each, 60) } };
   }
@@ -32,10 +40,12 @@
       config: {
         ...config,
         aria: false,
+        axisY: { ...config.axisY, labelLimit: Math.min(260, Math.max(100, width * 0.3)) },
+        header: { ...config.header, labelLimit: width < 500 ? 130 : 200 },
         legend: { ...config.legend, columns: Math.max(1, Math.floor(width / 290)), labelLimit: width - 60 },
       },
     };
-    let taken = 90;
+    let taken = 60;
     for (let attempt = 0; attempt < 3; attempt += 1) {
       element.view?.finalize();
       options.bind.replaceChildren();

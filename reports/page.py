@@ -1,8 +1,10 @@
 """A report as one HTML file that needs no network, and its charts as SVG and PDF."""
 
+import gzip
 import json
 import math
-from collections.abc import Sequence
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,13 +15,15 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reports.charts import config
-from reports.figures import Figure, Numbers, Section
+from reports.figures import Figure, Section
 from reports.reading import Problem
 from utils.files import csv_text, write_atomically
 
 _FOLDER = Path(__file__).parent
 # Longer tables are cut in the page; the file to download has all rows.
 _ROWS = 400
+# Bytes of a CSV file above which it is compressed.
+_LONG = 50_000
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,9 @@ def html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": cell, "csv_uri": csv_uri}
+    environment.filters |= {"cell": cell, "csv_link": csv_link}
     environment.tests["number"] = _is_number
-    charts = {figure.id: figure.chart for figure in report.figures if figure.chart}
+    charts = {figure.id: _compact(figure.chart) for figure in report.figures if figure.chart}
     return environment.get_template("page.html").render(
         report=report,
         limit=_ROWS,
@@ -94,6 +98,17 @@ def _for_script(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
+def _compact(spec: Mapping[str, Any]) -> dict:
+    """A specification whose rows are lists, in the order of `columns`; the page's script expands them."""
+    rows = spec["datasets"]["rows"]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    values = [[_rounded(row.get(name)) for name in columns] for row in rows]
+    return {name: value for name, value in spec.items() if name != "datasets"} | {
+        "columns_of_rows": columns,
+        "rows": values,
+    }
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -111,10 +126,20 @@ def cell(value: object) -> str:
     return str(value)
 
 
-def csv_uri(numbers: Numbers) -> str:
-    """A link that holds the numbers as a CSV file."""
+def csv_link(figure: Figure) -> dict[str, str]:
+    """A link that holds a figure's numbers as a CSV file, compressed if it is long."""
+    numbers = figure.numbers
     rows = [{name: _rounded(row.get(name)) for name in numbers.columns} for row in numbers.rows]
-    return "data:text/csv;charset=utf-8," + quote(csv_text(rows, numbers.columns), safe=" ,.:;()[]=+-_/")
+    text = csv_text(rows, numbers.columns)
+    if len(text) <= _LONG:
+        uri = "data:text/csv;charset=utf-8," + quote(text, safe=" ,.:;()[]=+-_/")
+        return {"name": f"{figure.id}.csv", "uri": uri, "kind": "CSV"}
+    packed = b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return {
+        "name": f"{figure.id}.csv.gz",
+        "uri": f"data:application/gzip;base64,{packed}",
+        "kind": "compressed CSV",
+    }
 
 
 def _rounded(value: object) -> object:

@@ -7,14 +7,15 @@ from importlib import metadata
 from reports.continual_runs import ContinualRun
 from reports.figures import Figure, Numbers, Section
 from reports.fleet_figures import Group
+from reports.fleet_runs import OWN, PRUNED, SCRATCH, TARGET
 from reports.reading import Problem
 
 _PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy", "altair", "vl-convert-python")
 _MISSING = {
-    "scratch": "baseline.sh",
-    "own": "wo_backbone.sh",
-    "pruned": "select_pruning_ratio_of_backbone.sh",
-    "target": "w_backbone.sh",
+    SCRATCH: ("scratch network", "baseline.sh"),
+    OWN: ("own network", "wo_backbone.sh"),
+    PRUNED: ("chosen pruned network", "select_pruning_ratio_of_backbone.sh"),
+    TARGET: ("target on a backbone", "w_backbone.sh"),
 }
 
 
@@ -124,10 +125,9 @@ def problems_of(groups: Sequence[Group], continual: Sequence[ContinualRun]) -> l
             if run.in_sequence and not run.reached:
                 continue
             for network, tasks in run.missing.items():
-                named = "all tasks" if len(tasks) == len(group.tasks) else ", ".join(tasks)
-                found.append(
-                    Problem(run.run.name, f"not there yet: {_MISSING[network]} for {named} ({network})")
-                )
+                what, script = _MISSING[network]
+                named = "any task" if len(tasks) == len(group.tasks) else ", ".join(tasks)
+                found.append(Problem(run.run.name, f"no {what} of {named}: {script} makes it"))
     for run in continual:
         found += run.problems
     return found

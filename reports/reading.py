@@ -159,7 +159,7 @@ def _shares(shared: SharedNetwork) -> Iterator[LayerShares]:
     for name, owner in shared.owners_as(newest).items():
         counts = owner.flatten().bincount(minlength=len(shared.tasks) + 1).tolist()
         owned = {record.name: counts[number] for number, record in enumerate(shared.tasks, 1)}
-        yield LayerShares(name.removeprefix("features."), owned, counts[0], int(picked[name].sum()))
+        yield LayerShares(name, owned, counts[0], int(picked[name].sum()))
 
 
 def seconds_of(log: Path) -> float:

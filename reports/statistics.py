@@ -1,19 +1,25 @@
 """Means over seeds and tasks, their intervals, and paired tests."""
 
 import math
-import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import numpy
-from scipy import stats
+from scipy import special, stats
 
 CONFIDENCE = 0.95
 _RESAMPLES = 9_999
 
 Row = TypeVar("Row")
 Key = TypeVar("Key", bound=Hashable)
+
+
+@cache
+def _quantile(degrees: int) -> float:
+    """The quantile of Student's t that the intervals use."""
+    return float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,12 @@ class Mean:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Mean":
         """The mean of at least one value."""
-        mean, count = statistics.fmean(values), len(values)
+        count = len(values)
+        mean = math.fsum(values) / count
         if count < 2:
             return cls(mean, None, None, count)
-        error = statistics.stdev(values) / math.sqrt(count)
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+        half = _quantile(count - 1) * math.sqrt(variance / count)
         return cls(mean, mean - half, mean + half, count)
 
 
