@@ -45,8 +45,8 @@ def dots(
         yOffset=alt.YOffset("series:N", sort=list(series)),
         color=_colour(series),
     )
-    scale = alt.Scale(zero=zero_line)
-    intervals = base.mark_rule(strokeWidth=2).encode(
+    scale = alt.Scale(domain=_domain(rows, zero=zero_line), nice=True)
+    intervals = base.mark_rule(strokeWidth=2, clip=True).encode(
         x=alt.X("low:Q", title=x, scale=scale, axis=alt.Axis(tickCount=6)), x2=alt.X2("high:Q")
     )
     means = base.mark_point(filled=True, size=45, opacity=1).encode(
@@ -99,8 +99,10 @@ def lines(
         ),
         color=_colour(series),
     )
-    vertical = alt.Scale(zero=False)
-    band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=y, scale=vertical), y2=alt.Y2("high:Q"))
+    vertical = alt.Scale(domain=_domain(rows), nice=True)
+    band = base.mark_area(opacity=0.2, clip=True).encode(
+        y=alt.Y("low:Q", title=y, scale=vertical), y2=alt.Y2("high:Q")
+    )
     shape = "step-after" if steps else "linear"
     line = base.mark_line(strokeWidth=2, interpolate=shape, point=marked).encode(
         y=alt.Y("mean:Q", title=y, scale=vertical), tooltip=_tooltip(x, y)
@@ -263,7 +265,10 @@ def bars(rows: Rows, *, x: str, names: Sequence[str], series: Sequence[str], for
     if several:
         base = base.encode(yOffset=alt.YOffset("series:N", sort=list(series)))
     height = len(names) * (16 * len(series) + 8)
-    return _spec(alt.layer(base.mark_bar()).properties(width="container", height=height), rows)
+    chart = alt.layer(base.mark_bar()).properties(
+        width="container", height=height, usermeta={"names": "long"}
+    )
+    return _spec(chart, rows)
 
 
 def config() -> dict:
@@ -287,6 +292,23 @@ def config() -> dict:
     }
 
 
+def _domain(rows: Rows, *, zero: bool = False) -> list[float]:
+    """The values that an axis covers: all means, and intervals as far as they leave the means readable.
+
+    With two seeds, an interval can be many times as wide as all differences between the means.
+
+    Args:
+        zero: cover 0, too.
+    """
+    names = ("mean", "rule", "point")
+    shown = [row[name] for row in rows for name in names if row.get(name) is not None]
+    shown += [0.0] * zero
+    low, high = min(shown), max(shown)
+    room = max((high - low) / 2, 1e-3)
+    ends = [row[name] for row in rows for name in ("low", "high") if row.get(name) is not None]
+    return [max(min([low, *ends]), low - room), min(max([high, *ends]), high + room)]
+
+
 def _data() -> alt.NamedData:
     return alt.NamedData("rows")
 
@@ -296,6 +318,9 @@ def _spec(chart: alt.TopLevelMixin, rows: Rows) -> dict:
     spec = chart.to_dict()
     for name in ("$schema", "config"):
         spec.pop(name, None)
+    longest = max((len(str(row["series"])) for row in rows if "series" in row), default=0)
+    # What the page's script needs to place legends.
+    spec["usermeta"] = {"longest": longest} | spec.get("usermeta", {})
     return spec | {"datasets": {"rows": [dict(row) for row in rows]}}
 
 

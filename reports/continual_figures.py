@@ -33,7 +33,7 @@ def continual_section(runs: Sequence[ContinualRun], *, sequence: str, slug: str)
         id=slug,
         title=f"Sequence {sequence}",
         text="One network learns the tasks in turn. Intervals are 95 % (Student t) over seeds, if "
-        "there are several.",
+        "there are several; the charts cut long ones.",
         facts=[
             Fact(f"Average accuracy: {name}", f"{mean.value:.3f}", _note(mean))
             for name, mean in averages.items()

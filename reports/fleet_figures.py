@@ -103,7 +103,8 @@ def fleet_section(group: Group, *, table: str) -> Section:
         title=group.name,
         text=f"Task table {table}, {len(group.tasks)} tasks"
         + (f", seeds {seeds}." if seeds else ".")
-        + " Accuracies are on the test set. Intervals are 95 % (Student t) over seeds, if there are several.",
+        + " Accuracies are on the test set. Intervals are 95 % (Student t) over seeds, if there are several; "
+        "the charts cut long ones.",
         facts=facts(group),
         figures=[figure for figure in built if figure is not None],
     )
@@ -820,10 +821,10 @@ def seconds(group: Group) -> Figure | None:
 def stored(group: Group) -> Figure | None:
     """Bytes that networks take, and that a backbone would send."""
     labels = {
-        (PRUNED, "stored"): "a task's own network, chosen ratio",
-        (PRUNED, "sent"): "that network, packed to be sent",
-        (TARGET, "stored"): "backbone and target in one network",
-        (COPY, "stored"): "backbone and a fine-tuned copy, two networks",
+        (PRUNED, "stored"): "own network, chosen ratio",
+        (PRUNED, "sent"): "the same, packed",
+        (TARGET, "stored"): "backbone + target, one network",
+        (COPY, "stored"): "backbone + copy, two networks",
     }
     rows = [
         {
@@ -845,8 +846,8 @@ def stored(group: Group) -> Figure | None:
     return Figure(
         id=f"{group.slug}-bytes",
         title="Bytes",
-        text="Mean over tasks. Ownership and piggymasks count as packed bits. Packed to be sent: without the "
-        "free weights, which are zero.",
+        text="Mean over tasks. Ownership and piggymasks count as packed bits. Packed: what is sent to a "
+        "device that uses the network as a backbone, without the free weights, which are zero.",
         chart=charts.bars(drawn, x="bytes", names=names, series=("bytes",), format="~s"),
         table=Numbers(("network", "mean bytes", "networks"), table),
         data=Numbers(("seed", "task", "network", "bytes"), rows),

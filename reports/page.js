@@ -30,6 +30,8 @@
   async function draw(element) {
     const id = element.dataset.chart;
     const width = element.clientWidth;
+    const { longest, names } = charts[id].usermeta;
+    const share = names === "long" ? 0.55 : 0.36; // of the width, for the labels of the y axis
     const options = {
       actions: false,
       mode: "vega-lite",
@@ -40,9 +42,9 @@
       config: {
         ...config,
         aria: false,
-        axisY: { ...config.axisY, labelLimit: Math.min(260, Math.max(100, width * 0.3)) },
+        axisY: { ...config.axisY, labelLimit: Math.min(300, width * share) },
         header: { ...config.header, labelLimit: width < 500 ? 130 : 200 },
-        legend: { ...config.legend, columns: Math.max(1, Math.floor(width / 290)), labelLimit: width - 60 },
+        legend: { ...config.legend, columns: Math.max(1, Math.floor(width / (longest * 6.5 + 50))), labelLimit: width - 60 },
       },
     };
     let taken = 60;

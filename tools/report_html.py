@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     lacking = [name for name in EXTRA if find_spec(name) is None]
     if lacking:
         raise UserError(
-            f"the report needs {', '.join(lacking)}: run `python -m pip install '.[report]'` with the interpreter "
-            "of the stages (.venv/bin/python)"
+            f"the report needs {', '.join(lacking)}: run `.venv/bin/python -m pip install '.[report]'`, or "
+            "with PYTHON set, that interpreter"
         )
     # Needs the extra.
     from reports import build, page
