@@ -19,5 +19,9 @@ else
     "$PYTHON_BIN" -m ruff check .
     "$PYTHON_BIN" -m ruff format --check .
 fi
-# In the foreground, so that a debugger has the terminal.
-"$PYTHON_BIN" -m pytest "$@"
+# One process per core, except for a debugger, which needs the terminal.
+workers=()
+if [[ " $* " != *" --pdb"* && " $* " != *" -n"* ]] && "$PYTHON_BIN" -c 'import xdist' 2>/dev/null; then
+    workers=(-n "$(getconf _NPROCESSORS_ONLN)" --dist loadfile)
+fi
+"$PYTHON_BIN" -m pytest ${workers[@]+"${workers[@]}"} "$@"

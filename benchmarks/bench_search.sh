@@ -15,7 +15,7 @@ trap 'rm -rf "$scratch"' EXIT
 for run in 1 2 3 4 5; do
     begun=$(date +%s.%N)
     "$PYTHON_BIN" pickaback_perceiverIO.py "${COMMON_ARGS[@]}" --target_id "${2:-14}" --max_iterations 100 \
-        --threads "${THREADS:-1}" --overwrite --csv_path "$scratch/result.csv" 2>"$scratch/log"
+        --threads "${THREADS:-1}" --scores chosen --overwrite --csv_path "$scratch/result.csv" 2>"$scratch/log"
     ended=$(date +%s.%N)
     echo "search $run: $(awk "BEGIN { printf \"%.2f\", $ended - $begun }") s," \
         "$(grep -c 'euc-cos' "$scratch/log") candidates; $(grep -o 'Selected.*' "$scratch/log")"

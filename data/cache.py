@@ -147,6 +147,20 @@ def classes_in(path: Path, *, remedy: str, kind: str = "image") -> list[str]:
     return _opened(path, remedy=f"delete it and {remedy}", kind=kind)["classes"]
 
 
+def labels_of(data_root: Path, table: str, task: str, split: str) -> "Tensor | None":
+    """The labels of one split of one task, int64 (N,), memory-mapped; None if it is in no cache.
+
+    Of texts, the cache of any encoder is read.
+
+    Raises:
+        UserError: if it is truncated or not a cache.
+    """
+    for path in sorted((folder_of(data_root, table) / task).glob(f"{split}*.pt")):
+        kind = "image" if path.stem == split else "text"
+        return _opened(path, remedy="delete it", kind=kind)["labels"]
+    return None
+
+
 def _opened(path: Path, *, remedy: str, kind: str) -> dict[str, Any]:
     record = read_tensors(path, what=f"a cache of {kind}s", remedy=remedy, mmap=True)
     if (

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data import cache
 from data.augmentation import Augmenter, Draws
 from data.cache import channel_statistics
 from data.splits import load_split
@@ -133,7 +134,8 @@ def load_task(
     train = _samples(train_record)
     per_class = _effective(train_per_class, task, labels=train.labels)
     if per_class is not None:
-        train = _drawn(train, per_class, seed=derive_seed(seed, table.name, task.name, "train_per_class"))
+        rows = _drawn(train.labels, per_class, seed=_seed_of_draw(seed, table, task))
+        train = Samples(train.inputs[rows], train.labels[rows])
     if encoder is None:
         measured = train_record["mean"], train_record["std"]
         if per_class is not None and task.mean is None:
@@ -176,6 +178,34 @@ def load_task(
     )
 
 
+def validation_labels(
+    table: Table,
+    task: Task,
+    *,
+    data_root: Path,
+    protocol: str,
+    seed: int,
+    train_per_class: int | None = None,
+) -> Tensor | None:
+    """Labels of the samples that decisions are based on, int64 (N,), without reading the samples.
+
+    Args:
+        protocol, seed, train_per_class: as in `load_task`.
+
+    Returns:
+        None if the task is not in the cache.
+    """
+    published = protocol == "published"
+    owner = task.origin or table
+    labels = cache.labels_of(data_root, owner.name, task.name, "test" if published else "train")
+    if labels is None or published:
+        return labels
+    per_class = _effective(train_per_class, task, labels=labels)
+    if per_class is not None:
+        labels = labels[_drawn(labels, per_class, seed=_seed_of_draw(seed, table, task))]
+    return labels[_held_out(labels, task, seed=derive_seed(seed, table.name, task.name))]
+
+
 def _samples(record: dict[str, Any]) -> Samples:
     return Samples(record["tokens"] if "tokens" in record else record["images"], record["labels"])
 
@@ -201,14 +231,17 @@ def _effective(requested: int | None, task: Task, *, labels: Tensor) -> int | No
     return count if int(held.max()) > count else None
 
 
-def _drawn(samples: Samples, per_class: int, *, seed: int) -> Samples:
-    """`per_class` samples of each class, or all if there are fewer, in their original order."""
+def _seed_of_draw(seed: int, table: Table, task: Task) -> int:
+    return derive_seed(seed, table.name, task.name, "train_per_class")
+
+
+def _drawn(labels: Tensor, per_class: int, *, seed: int) -> Tensor:
+    """Increasing indices of `per_class` samples of each class, or of all if there are fewer."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(samples), generator=generator)
-    labels = samples.labels[order]
-    chosen = [order[labels == label][:per_class] for label in labels.unique()]
-    rows = torch.cat(chosen).sort().values
-    return Samples(samples.inputs[rows], samples.labels[rows])
+    order = torch.randperm(len(labels), generator=generator)
+    shuffled = labels[order]
+    chosen = [order[shuffled == label][:per_class] for label in shuffled.unique()]
+    return torch.cat(chosen).sort().values
 
 
 def _held_out(labels: Tensor, task: Task, *, seed: int) -> Tensor:
@@ -318,6 +351,16 @@ class Batches:
             shuffle=self._shuffle,
             augment=self._augment,
         )
+
+    @property
+    def samples(self) -> Samples:
+        """The training samples as stored, in fixed order."""
+        return self._samples
+
+    @property
+    def to_inputs(self) -> ToInputs:
+        """The transform from stored samples to network inputs."""
+        return self._data.to_inputs
 
     @cached_property
     def _augmenter(self) -> Augmenter:

@@ -2,8 +2,8 @@
 
 TABLE is the name of a table, or the path of a .toml file that defines one. Without --source, the raw files
 are looked for in the data folder and, for tables that can be downloaded, downloaded there. A table that does
-not list its tasks or classes takes them from the folders there. Running the command again redoes only what is
-missing or out of date.
+not list its tasks or classes takes them from the folders there, or in --source. Running the command again
+redoes only what is missing or out of date.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.download_encoder:
         download_encoder(args.text_encoder)
 
-    table = load_table(args.table, data_root=args.data_root)
+    table = load_table(args.table, data_root=args.data_root, source=args.source)
     fill_cache(table, source=args.source, data_root=args.data_root, text_encoder=args.text_encoder)
 
 

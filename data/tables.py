@@ -24,6 +24,8 @@ RESERVED = (
     *("all", "same", "other", "random", "farthest", "nearest", "from_csv", "from_target"),
     *("rsa", "cka", "leep", "nce", "logme", "hscore", "parc", "knn", "logistic", "accuracy", "room", "race"),
 )
+# What else to do if raw files are missing where the table expects them.
+ELSEWHERE = "set DATA_ROOT (--data_root) to the folder they are under"
 # Inclusive bounds of the numbers in a table.
 _SIZES = (1, 1024)
 _PADDINGS = (0, 64)
@@ -173,7 +175,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A setting's value, for a message."""
     try:
         return _cut(repr(value))
@@ -186,12 +188,13 @@ def known_tables() -> tuple[str, ...]:
     return tuple(_known())
 
 
-def load_table(config: str, *, data_root: Path) -> Table:
+def load_table(config: str, *, data_root: Path, source: Path | None = None) -> Table:
     """Read a task table.
 
     Args:
         config: a known name (see `known_tables`), or the path of a .toml file with one table.
         data_root: folder of the raw files, read only for tasks and classes that the entry omits.
+        source: folder to read those from instead: the tree of raw files, or the folder that holds it.
 
     Raises:
         UserError: for an unknown table (the message lists the known ones) or an invalid entry.
@@ -204,25 +207,27 @@ def load_table(config: str, *, data_root: Path) -> Table:
                 f"unknown task table {config!r}: choose from {', '.join(entries)}, "
                 "or give the path of a .toml file"
             )
-        return _parse(config, entries[config], where=f"table {config}", data_root=Path(data_root))
+        where = f"table {config}"
+        return _parse(config, entries[config], where=where, data_root=Path(data_root), given=source)
 
     path = Path(config)
     if not path.is_file():
         raise UserError(f"{path} not found: give a table's file, or one of {', '.join(known_tables())}")
-    entries = _read_toml(path)
+    entries = read_toml(path)
     if len(entries) != 1:
         raise UserError(f"{path} holds {len(entries)} tables ({', '.join(entries)}): keep one")
     (name, entry), *_ = entries.items()
     if name in known_tables():
         raise UserError(f"{path}: {name} is the name of a table in data/: choose another name")
-    return _parse(name, entry, where=f"{path} [{name}]", data_root=Path(data_root))
+    where = f"{path} [{name}]"
+    return _parse(name, entry, where=where, data_root=Path(data_root), given=source)
 
 
 def _known() -> dict[str, Any]:
-    return {name: entry for path in _TABLES_FILES for name, entry in _read_toml(path).items()}
+    return {name: entry for path in _TABLES_FILES for name, entry in read_toml(path).items()}
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -231,34 +236,43 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML ({error}): correct it") from error
 
 
-def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
+def _parse(name: str, entry: object, *, where: str, data_root: Path, given: Path | None = None) -> Table:
+    """Read a table's entry.
+
+    Args:
+        given: the folder in `--source`.
+    """
     if not isinstance(entry, Mapping):
         raise UserError(f"{where} is not a table: write `[{name}]`, then its settings")
-    _check_keys(entry, _TABLE_KEYS, where)
+    check_keys(entry, _TABLE_KEYS, where)
     _check_name(name, "table", where)
 
     source = _choice(entry, "source", _SOURCES, where)
     roots = {modality: entry.get(key, "") for modality, key in _ROOT_KEYS.items()}
-    given = [modality for modality, root in roots.items() if isinstance(root, str) and root]
-    if source not in BUNDLED and not given:
+    rooted = [modality for modality, root in roots.items() if isinstance(root, str) and root]
+    if source not in BUNDLED and not rooted:
         raise UserError(f'{where} has no root: add the folder of its images, e.g. root = "{name}"')
     for modality, root in roots.items():
         if not isinstance(root, str):
-            raise UserError(f"{where}: {_ROOT_KEYS[modality]} is {_shown(root)}: write the name of a folder")
+            raise UserError(f"{where}: {_ROOT_KEYS[modality]} is {shown(root)}: write the name of a folder")
     channels = _integer(entry, "channels", 3, where)
     if channels not in (1, 3):
-        raise UserError(f"{where}: channels is {_shown(channels)}: write 1 (grey) or 3 (RGB)")
+        raise UserError(f"{where}: channels is {shown(channels)}: write 1 (grey) or 3 (RGB)")
     size = _integer(entry, "size", 32, where, bounds=_SIZES)
     download = _boolean(entry, "download", where)
-    usual = BUNDLED.get(source, "text" if given == ["text"] else "image")
+    usual = BUNDLED.get(source, "text" if rooted == ["text"] else "image")
     modality = _choice(entry, "modality", MODALITIES, where, default=usual)
     augment = _augmentation(entry.get("augment", {}), where)
-    statistics = _statistics(entry, channels, where)
+    statistics = statistics_of(entry, channels, where)
     per_class = _per_class(entry, where, default=None)
 
     folders = {
         modality: _Folders(
-            name=name, modality=modality, root=data_root / root, caches=cache.folder_of(data_root, name)
+            name=name,
+            modality=modality,
+            root=data_root / root if given is None else tree_in(given, Path(root).name),
+            caches=cache.folder_of(data_root, name),
+            given=given is not None,
         )
         for modality, root in roots.items()
     }
@@ -267,7 +281,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
         task_entries = [{"name": task} for task in folders["image"].prepared()]
     elif task_entries is None:
         task_entries = [
-            {"name": task, "modality": modality} for modality in given for task in folders[modality].tasks()
+            {"name": task, "modality": modality} for modality in rooted for task in folders[modality].tasks()
         ]
     if not isinstance(task_entries, list) or not all(isinstance(task, Mapping) for task in task_entries):
         raise UserError(f"{where}: tasks is not a list of tables: write one [[{name}.tasks]] for each task")
@@ -278,7 +292,7 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path) -> Table:
     tasks: list[Task] = []
     for number, task_entry in enumerate(task_entries, start=1):
         task_where = f"{where} task {number}"
-        _check_keys(task_entry, _BORROWED_KEYS if "table" in task_entry else _TASK_KEYS, task_where)
+        check_keys(task_entry, _BORROWED_KEYS if "table" in task_entry else _TASK_KEYS, task_where)
         task_name = task_entry.get("name")
         _check_name(task_name, "task", task_where)
         if any(task_name == task.name for task in tasks):
@@ -330,7 +344,7 @@ def _own(
             held.cached_classes(name) if table.source == "archive" else held.classes(name, raw_folder or name)
         )
     _check_classes(classes, where)
-    mean, std = _statistics(entry, table.channels, where)
+    mean, std = statistics_of(entry, table.channels, where)
     if modality == "text" and mean is not None:
         raise UserError(f"{where} has texts: leave out mean and std, which apply to images")
     if modality == "image" and mean is None:
@@ -344,7 +358,7 @@ def _completed(entry: Mapping, earlier: Sequence[Task], *, where: str) -> Mappin
         return entry
     twins = [task for task in earlier if task.name == entry["twin"]]
     if not twins:
-        raise UserError(f"{where}: twin is {_shown(entry['twin'])}: name an earlier task")
+        raise UserError(f"{where}: twin is {shown(entry['twin'])}: name an earlier task")
     (twin,) = twins
     return {"classes": list(twin.classes), "folder": twin.folder} | entry
 
@@ -353,7 +367,7 @@ def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_roo
     """A task of another known table, with that table's classes, normalisation, raw files and cache."""
     if entry["table"] not in known_tables() or entry["table"] == table.name:
         known = ", ".join(known_tables())
-        raise UserError(f"{where}: table is {_shown(entry['table'])}: choose another of {known}")
+        raise UserError(f"{where}: table is {shown(entry['table'])}: choose another of {known}")
     origin = load_table(entry["table"], data_root=data_root)
     if (origin.channels, origin.size) != (table.channels, table.size):
         raise UserError(
@@ -365,15 +379,20 @@ def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_roo
 
 @dataclass(frozen=True)
 class _Folders:
-    """Tasks and classes as the folders list them, or the cache if the raw tree is gone."""
+    """Tasks and classes as the folders list them, or the cache if the raw tree is gone.
+
+    Attributes:
+        given: whether `--source` names the tree.
+    """
 
     name: str
     modality: str
     root: Path
     caches: Path
+    given: bool = False
 
     def tasks(self) -> list[str]:
-        if not self.root.is_dir() and self.caches.is_dir():
+        if not (self.given or self.root.is_dir()) and self.caches.is_dir():
             return self.prepared()
         return self._below(self.root / "train", "<task>/<class>")
 
@@ -392,7 +411,7 @@ class _Folders:
         return cache.classes_in(found[0], remedy=remedy, kind=self.modality)
 
     def classes(self, task: str, folder: str) -> list[str]:
-        if not self.root.is_dir() and self._cached(task):
+        if not (self.given or self.root.is_dir()) and self._cached(task):
             return self.cached_classes(task)
         found = self._below(self.root / "train" / folder, "<class>")
         held = self.root / "test" / folder
@@ -409,7 +428,14 @@ class _Folders:
         return sorted((self.caches / task).glob("train.pt" if self.modality == "image" else "train-*.pt"))
 
     def _below(self, folder: Path, rest: str) -> list[str]:
-        remedy = f"put the {self.modality}s there as {folder / rest}/*"
+        if self.given and self.root.is_file():
+            raise UserError(
+                f"{self.root}: the table takes its tasks or classes from folders, not from a file: extract "
+                "it and give its folder as --source, or list them in the table"
+            )
+        remedy = f"put the {self.modality}s there as {folder / rest}/*, or {ELSEWHERE}"
+        if self.given:
+            remedy = "give the folder that holds train/<task>/<class> and test/<task>/<class> as --source"
         if not folder.is_dir():
             raise UserError(f"{folder} not found: {remedy}")
         found = subfolders(folder)
@@ -418,12 +444,17 @@ class _Folders:
         return found
 
 
+def tree_in(source: Path, name: str) -> Path:
+    """The tree of raw files that `--source` names: the folder `name` in it, or itself."""
+    return source / name if name and (source / name).is_dir() else source
+
+
 def subfolders(folder: Path) -> list[str]:
     """Sorted names of the folders in `folder`, except hidden ones."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _check_keys(entry: Mapping, known: set[str], where: str) -> None:
+def check_keys(entry: Mapping, known: set[str], where: str) -> None:
     unknown = sorted(set(entry) - known)
     if unknown:
         raise UserError(
@@ -477,7 +508,7 @@ def _check_classes(classes: object, where: str) -> None:
         raise UserError(f"{where} names a class twice: remove one")
 
 
-def _statistics(entry: Mapping, channels: int, where: str) -> tuple[tuple | None, tuple | None]:
+def statistics_of(entry: Mapping, channels: int, where: str) -> tuple[tuple | None, tuple | None]:
     given = [key for key in ("mean", "std") if key in entry]
     if not given:
         return None, None
@@ -488,14 +519,14 @@ def _statistics(entry: Mapping, channels: int, where: str) -> tuple[tuple | None
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if not numbers or len(values) != channels:
             raise UserError(
-                f"{where}: {key} is {_shown(values)}: write one number for each of {channels} channels"
+                f"{where}: {key} is {shown(values)}: write one number for each of {channels} channels"
             )
     if not all(value > 0 for value in entry["std"]):
-        raise UserError(f"{where}: std is {_shown(entry['std'])}: write numbers above 0")
+        raise UserError(f"{where}: std is {shown(entry['std'])}: write numbers above 0")
     for key, (least, most) in (("mean", _MEANS), ("std", _STDS)):
         if not all(least <= value <= most for value in entry[key]):
             raise UserError(
-                f"{where}: {key} is {_shown(entry[key])}: write numbers from {least} to {most}, "
+                f"{where}: {key} is {shown(entry[key])}: write numbers from {least} to {most}, "
                 "in units of the full range of a pixel"
             )
     return tuple(map(float, entry["mean"])), tuple(map(float, entry["std"]))
@@ -504,8 +535,8 @@ def _statistics(entry: Mapping, channels: int, where: str) -> tuple[tuple | None
 def _augmentation(entry: object, where: str) -> Augmentation:
     where = f"{where} augment"
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where} is {_shown(entry)}: write e.g. {{ crop_padding = 4, flip = true }}")
-    _check_keys(entry, _AUGMENT_KEYS, where)
+        raise UserError(f"{where} is {shown(entry)}: write e.g. {{ crop_padding = 4, flip = true }}")
+    check_keys(entry, _AUGMENT_KEYS, where)
     padding = _integer(entry, "crop_padding", 0, where, bounds=_PADDINGS)
     return Augmentation(crop_padding=padding, flip=_boolean(entry, "flip", where))
 
@@ -513,7 +544,7 @@ def _augmentation(entry: object, where: str) -> Augmentation:
 def _choice(entry: Mapping, key: str, known: Sequence[str], where: str, *, default: str | None = None) -> str:
     value = entry.get(key, default or known[0])
     if value not in known:
-        raise UserError(f"{where}: {key} is {_shown(value)}: choose from {', '.join(known)}")
+        raise UserError(f"{where}: {key} is {shown(value)}: choose from {', '.join(known)}")
     return value
 
 
@@ -522,9 +553,9 @@ def _integer(
 ) -> int:
     value = entry.get(key, default)
     if type(value) is not int:
-        raise UserError(f"{where}: {key} is {_shown(value)}: write a whole number")
+        raise UserError(f"{where}: {key} is {shown(value)}: write a whole number")
     if bounds is not None and not bounds[0] <= value <= bounds[1]:
-        raise UserError(f"{where}: {key} is {_shown(value)}: write a number from {bounds[0]} to {bounds[1]}")
+        raise UserError(f"{where}: {key} is {shown(value)}: write a number from {bounds[0]} to {bounds[1]}")
     return value
 
 
@@ -540,5 +571,5 @@ def _per_class(entry: Mapping, where: str, *, default: int | None) -> int | None
 def _boolean(entry: Mapping, key: str, where: str) -> bool:
     value = entry.get(key, False)
     if type(value) is not bool:
-        raise UserError(f"{where}: {key} is {_shown(value)}: write true or false")
+        raise UserError(f"{where}: {key} is {shown(value)}: write true or false")
     return value

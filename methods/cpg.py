@@ -112,12 +112,24 @@ def ratio_for_room(remaining: int) -> float:
     return round(1 - max(round(1 / (remaining + 1), 1), 0.05), 2)
 
 
-def must_grow(*, accuracy: float, baseline: float, train_accuracy: float) -> bool:
-    """Whether the target needs a wider network.
+# A network that does not fit its training data better than this grows.
+LOW_TRAIN_ACCURACY = 0.95
 
-    It does if its accuracy is under the scratch baseline or its training accuracy is at most 0.95.
+
+def reasons_to_grow(*, accuracy: float, baseline: float, train_accuracy: float | None = None) -> list[str]:
+    """Why a network is too small, in words; empty if it is not.
+
+    It is if its accuracy is under the scratch baseline or its training accuracy is at most 0.95.
+
+    Args:
+        train_accuracy: None leaves out the second condition.
     """
-    return rounded(accuracy) < baseline or train_accuracy <= 0.95
+    reasons = []
+    if rounded(accuracy) < baseline:
+        reasons.append(f"under its baseline by {baseline - rounded(accuracy):.{BASELINE_DIGITS}f}")
+    if train_accuracy is not None and train_accuracy <= LOW_TRAIN_ACCURACY:
+        reasons.append(f"training accuracy {train_accuracy:.4f} is at most {LOW_TRAIN_ACCURACY}")
+    return reasons
 
 
 def rounded(accuracy: float) -> float:

@@ -90,7 +90,7 @@ def _parameters(shared: SharedNetwork) -> dict[str, int]:
 
 
 def stored_bytes(shared: SharedNetwork) -> dict[str, int]:
-    """The entry `bytes` of `footprint`."""
+    """Bytes of the weights and of the packed masks of `shared`, as `footprint` returns them."""
     weights = [layer.weight for layer in shared.layers().values()]
     private = [value for record in shared.tasks for value in record.private.values()]
     owner_bits = math.ceil(math.log2(len(shared.tasks) + 1)) * sum(weight.numel() for weight in weights)
@@ -101,14 +101,15 @@ def stored_bytes(shared: SharedNetwork) -> dict[str, int]:
         if name in record.piggymasks
     )
     sizes = {
-        "weights": _size([*weights, *private, *shared.network.classifiers.parameters()]),
+        "weights": size([*weights, *private, *shared.network.classifiers.parameters()]),
         "ownership": math.ceil(owner_bits / 8),
         "piggymasks": math.ceil(piggymask_bits / 8),
     }
     return sizes | {"total": sum(sizes.values())}
 
 
-def _size(tensors: Iterable[Tensor]) -> int:
+def size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the values of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -19,8 +19,6 @@ from torch.nn.functional import cosine_similarity
 
 from models.network import MultimodalNetwork
 
-RULES = ("farthest", "nearest", "random")
-
 # Samples projected at once. The keys and values of large images need a lot of memory.
 _CHUNK = 10
 
@@ -266,20 +264,3 @@ class _Outputs:
         self.distances[:, every, :, index] = distances.transpose(0, 1)
         self.shift = result.shift[:, every, sign].where(better, self.shift)
         self.spread = result.spread[:, every, sign].where(better, self.spread)
-
-
-def choose(distances: Sequence[Distance], *, rule: str, seed: int) -> int:
-    """Choose a candidate. The lowest id wins a tie.
-
-    Args:
-        rule: "farthest" (as in the published code), "nearest" (both by Euclidean DDVs) or "random".
-        seed: Seed of the random rule.
-
-    Returns:
-        The candidate's id.
-    """
-    ids = sorted(item.candidate for item in distances)
-    if rule == "random":
-        return ids[torch.randint(len(ids), (), generator=torch.Generator().manual_seed(seed)).item()]
-    sign = {"farthest": 1.0, "nearest": -1.0}[rule]
-    return max(distances, key=lambda item: (sign * item.euc, -item.candidate)).candidate

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.flags import MUTATIONS, given_sizes
+from utils.architecture_names import FileArchitecture, digest_of
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Builder:
 
     Attributes:
         name: the architecture.
+        file: digest of the file that defines it; None for one of this project's.
         layers: PLAIN or SHARABLE.
         sizes: all sizes of the architecture besides the width; may be empty.
         multimodal: whether its networks read several modalities, each through its own K/V projection.
@@ -38,6 +40,7 @@ class Builder:
     multimodal: bool
     clip_grad_norm: float | None
     make: Callable[..., Any]
+    file: str | None = None
 
     def __call__(self, *, width: float) -> Any:
         try:
@@ -48,7 +51,9 @@ class Builder:
     @property
     def entry(self) -> dict:
         """The architecture as checkpoints record it."""
-        return {"name": self.name, "layers": self.layers} | ({"sizes": self.sizes} if self.sizes else {})
+        optional = {"sizes": self.sizes, "file": self.file}
+        named = {"name": str(self.name), "layers": self.layers}
+        return named | {name: value for name, value in optional.items() if value}
 
 
 def registry_of(layers: str) -> Mapping[str, "Architecture"]:
@@ -71,6 +76,10 @@ def architecture(
             not have. The builder raises it for an unsupported image size or width.
     """
     found = _known(name, layers=layers)
+    if isinstance(name, FileArchitecture):
+        from pipeline.own_architecture import check_own_architecture  # slow, as in registry_of
+
+        check_own_architecture(name, in_channels=in_channels, size=size)
     return Builder(
         name=name,
         layers=layers,
@@ -78,6 +87,7 @@ def architecture(
         multimodal=found.multimodal,
         clip_grad_norm=found.clip_grad_norm,
         make=partial(found, in_channels=in_channels, size=size),
+        file=digest_of(name),
     )
 
 
@@ -114,8 +124,17 @@ def _trunk_weights(sizes: Mapping[str, Any]) -> int:
 
 def _known(name: str, *, layers: str) -> "Architecture":
     registry = registry_of(layers)
+    if isinstance(name, FileArchitecture):
+        if name in registry:
+            raise UserError(f"--arch {name.flag}: this project has its own {name}: rename the function")
+        from pipeline.own_architecture import own_architecture  # slow, as in registry_of
+
+        return own_architecture(name).with_layers(layers)
     if name not in registry:
-        raise UserError(f"--arch {name} is unknown: choose one of {', '.join(sorted(registry))}")
+        raise UserError(
+            f"--arch {name} is unknown: choose one of {', '.join(sorted(registry))}, or give a function in a "
+            "file, my_net.py:my_net"
+        )
     return registry[name]
 
 

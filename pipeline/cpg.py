@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from methods.cpg import must_grow, width_multipliers
+from torch import Tensor
+
+from methods.cpg import reasons_to_grow, width_multipliers
 from methods.ownership import SharedNetwork, redraw_freed
 from pipeline.architectures import SHARABLE, check_transfers
 from pipeline.flags import EVERY
@@ -24,6 +26,7 @@ from training.outputs import remove_stale
 from utils.errors import UserError
 from utils.files import json_text, update_json, write_changed
 from utils.paths import (
+    CONFIG_JSON,
     TRAIN_CSV,
     checkpoint_in,
     checkpoint_name,
@@ -32,6 +35,7 @@ from utils.paths import (
     width_folder,
     widths_file,
 )
+from utils.significance import at_chance
 
 BACKBONE_REMEDY = "run wo_backbone.sh and select_pruning_ratio_of_backbone.sh for the backbone first"
 
@@ -204,8 +208,11 @@ class CPGTask:
                 f"--max_allowed_network_width_multiplier {widest}: lower one or raise the other"
             )
 
-        def too_small(metrics: dict) -> bool:
-            return must_grow(
+        if not self.args.list_unfinished:
+            warn_at_chance(baseline, task=self.name, labels=self.task.data.validation.labels)
+
+        def too_small(metrics: dict) -> list[str]:
+            return reasons_to_grow(
                 accuracy=metrics["validation_accuracy"],
                 baseline=baseline,
                 train_accuracy=metrics["train_accuracy"],
@@ -215,6 +222,7 @@ class CPGTask:
             width_multipliers(self.multiplier, widest),
             train_at=lambda multiplier: self.learn_at_width(multiplier, backbone=backbone, source=source),
             too_small=too_small,
+            task=self.name,
         )
         self.finish_target(widths)
         logging.info(
@@ -256,11 +264,14 @@ class CPGTask:
             if max(earlier) > max(widths):
                 logging.info("Keeping the target of an earlier run, at width multiplier %s", max(earlier))
             widths = earlier | widths
+            widths = {width: metrics | {"grow": width < max(widths)} for width, metrics in widths.items()}
         name = checkpoint_name(self.args.epochs)
         final = self.folder / name
         source = width_folder(self.folder, max(widths))
         write_changed(final, (source / name).read_bytes())
         write_changed(self.folder / TRAIN_CSV, (source / TRAIN_CSV).read_bytes())
+        if (source / CONFIG_JSON).exists():  # earlier versions wrote none
+            write_changed(self.folder / CONFIG_JSON, (source / CONFIG_JSON).read_bytes())
         names = {"config": self.config, "task": self.name, "backbone": self.backbone}
         remove_stale(final, made_by=names)
         write_changed(widths_file(self.folder), widths_text(widths))
@@ -281,25 +292,33 @@ def grow(
     multipliers: Sequence[float],
     *,
     train_at: Callable[[float], dict],
-    too_small: Callable[[dict], bool],
+    too_small: Callable[[dict], Sequence[str]],
+    task: str,
 ) -> tuple[dict, dict[float, dict]]:
     """Train at increasing width multipliers until the network is wide enough.
 
     Args:
         train_at: trains at one width and returns the finished payload.
-        too_small: decides from the payload's metrics whether to grow.
+        too_small: the reasons to grow, from the payload's metrics; empty if the network is wide enough.
+        task: the task's name, for the log.
 
     Returns:
-        The payload of the last width, and the metrics of each width tried.
+        The payload of the last width, and the metrics of each width tried, with "grow": whether the network
+        grew after it.
     """
     widths: dict[float, dict] = {}
     for multiplier in multipliers:
         payload = train_at(multiplier)
-        widths[multiplier] = payload["metrics"] | {"grow": too_small(payload["metrics"])}
-        if not widths[multiplier]["grow"]:
-            break
-        if multiplier != multipliers[-1]:
+        reasons = too_small(payload["metrics"])
+        grows = bool(reasons) and multiplier != multipliers[-1]
+        widths[multiplier] = payload["metrics"] | {"grow": grows}
+        if grows:
             logging.info("It's time to expand the Network")
+        if reasons:
+            state = "too small" if grows else "too small, but at its maximum width"
+            logging.info("%s at width multiplier %s is %s: %s", task, multiplier, state, ", ".join(reasons))
+        if not grows:
+            break
     return payload, widths
 
 
@@ -345,10 +364,24 @@ def prune_gradually(
         source, initial = folder, ratio
 
 
+def warn_at_chance(baseline: float, *, task: str, labels: Tensor | None) -> None:
+    """Log a warning if a scratch baseline is not above chance: what it decides is then arbitrary.
+
+    Args:
+        labels: of the samples that the baseline was measured on, int64 (N,); None if they are unknown.
+    """
+    if labels is not None and at_chance(baseline, labels.tolist()):
+        logging.warning(
+            "The scratch baseline of %s, %.4f, is not above chance (%d samples): neither pruning ratio nor "
+            "growth should be decided by it; train the scratch network for longer, or at another --lr",
+            *(task, baseline, len(labels)),
+        )
+
+
 def log_choice(ratio: float, *, task: str, accuracy: float, baseline: float) -> None:
     """Log the chosen ratio, 0.0 for the unpruned network, and the accuracy at it."""
     logging.info("%s: scratch baseline %.4f, accuracy %.4f at sparsity %s", task, baseline, accuracy, ratio)
     if ratio:
-        logging.info("We choose pruning ratio %s", ratio)
+        logging.info("We choose pruning ratio %s (%s)", ratio, task)
     else:
         logging.info("We select scratch: no pruned network of %s reaches the baseline", task)

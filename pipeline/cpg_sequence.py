@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 from data.tables import load_table
-from methods.cpg import choose_ratio, ratio_for_room, rounded, width_multipliers
+from methods.cpg import choose_ratio, ratio_for_room, reasons_to_grow, rounded, width_multipliers
 from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, SHARABLE
 from pipeline.cpg import grow, log_choice, on_top_of, prune_gradually, widths_text
+from pipeline.flags import changed
 from pipeline.fleet import paths_of, selected_tasks, test_accuracy
 from pipeline.named_files import check_named_files
 from pipeline.recipe import (
@@ -24,6 +25,7 @@ from pipeline.recipe import (
 from pipeline.train_task import TaskRun
 from training.checkpoints import fingerprint, save_checkpoint
 from training.outputs import remove_stale, require_same
+from training.trackers import require_trackers
 from utils import logs
 from utils.errors import UserError
 from utils.files import csv_text, json_text, write_atomically, write_changed
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: if a task has no scratch baseline, or another recipe made a finished output.
     """
+    require_trackers(args.log_to)
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     table = load_table(args.dataset_config, data_root=args.data_root)
     tasks = selected_tasks(args, table)
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     for step in steps:
         _ = step.baseline  # report a missing one before any training
     with alone_in(folder), logs.to_file(log, shared=bool(args.log_path)):
-        logs.configuration(runs[0].configuration)
+        logs.configuration(changed(args))
         logs.protocol(args.protocol)
         payload = None
         for step in steps:
@@ -222,7 +225,10 @@ class TaskInSequence:
         payload, widths = grow(
             width_multipliers(first, widest),
             train_at=lambda multiplier: self.train_at(recipe.at_width(multiplier), before=before),
-            too_small=lambda metrics: rounded(metrics["validation_accuracy"]) < recipe.baseline,
+            too_small=lambda metrics: reasons_to_grow(
+                accuracy=metrics["validation_accuracy"], baseline=recipe.baseline
+            ),
+            task=self.name,
         )
         write_changed(widths_file(self.scratch), widths_text(widths))
         return max(widths), payload

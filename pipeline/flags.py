@@ -1,33 +1,65 @@
 """Command-line flags of all scripts, in groups, with their defaults. Nothing but argparse."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from struct import pack, unpack
-from typing import Any
+from typing import Any, NoReturn
 
-from utils.errors import UserError
+from training.trackers import TRACKERS
+from utils.architecture_names import architecture_name
+from utils.errors import UserError, in_callers_words
 from utils.paths import LOCK_NAME, check_run, default_root
 from utils.precisions import PRECISIONS
 
 FROM_TARGET = "from_target"
 FROM_CSV = "from_csv"
 EVERY = "all"
-ANY_SEED = "{seed}"
 REUSES = ("cpg", "copy", "probe")
 FREED = ("zero", "random", "dead")
 LOG_NAME = "train.log"
+# What stands for the seed in the name of a run.
+SEED_PLACE = "{seed}"
 MUTATIONS = 100
 # Defaults of the multimodal scripts.
 MULTIMODAL = {"arch": "perceiver_io", "dataset_config": "digits_docs"}
 
 
+class Arguments(argparse.Namespace):
+    """The values of a script's flags. `vars` leaves out the attributes that are listed here.
+
+    Attributes:
+        defaults: every flag's default.
+        command: the words of the command line.
+    """
+
+    __slots__ = ("command", "defaults")
+
+
+def changed(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags whose values differ from their defaults; all of them if the defaults are unknown."""
+    defaults = getattr(args, "defaults", {})
+    return {
+        name: value for name, value in vars(args).items() if name not in defaults or value != defaults[name]
+    }
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Arguments:
+        found = super().parse_args(args, Arguments())
+        found.defaults = {action.dest: self.get_default(action.dest) for action in self._actions}
+        found.command = [Path(sys.argv[0]).name, *(sys.argv[1:] if args is None else args)]
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        super().error(in_callers_words(message))
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser that shows defaults and accepts no abbreviations."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=_HelpFormatter, allow_abbrev=False
-    )
+    return _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -113,6 +145,7 @@ NUMBER_OF_CLASSES = Whole(-1, 1_000_000)
 WIDTH = Real(0, 100, above=True)
 SIZE = Whole(1, 65_536)
 LAYERS = Whole(1, 1_024)
+SECONDS = Real(0.1, 86_400)
 FREQUENCY = Real(0, 65_536, above=True)
 
 
@@ -142,16 +175,11 @@ def log_name(text: str) -> str:
 
 
 def run_name(text: str) -> str:
-    """The name of a run."""
+    """The name of a run, in which `{seed}` stands for the seed."""
     try:
-        return check_run(text)
+        check_run(text.replace(SEED_PLACE, "0"))
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def run_pattern(text: str) -> str:
-    """The type of `--run` where a report shows several runs: `{seed}` stands for any seed."""
-    run_name(text.replace(ANY_SEED, "1"))
     return text
 
 
@@ -212,7 +240,7 @@ def add_files(parser: argparse.ArgumentParser, *, several_runs: bool = False) ->
         group.add_argument(
             "--run",
             action="append",
-            type=run_pattern,
+            type=run_name,
             help="A run under the roots, a folder of runs, or a name with {seed} in it; may be repeated "
             f"(default: {default}).",
         )
@@ -224,9 +252,14 @@ def add_files(parser: argparse.ArgumentParser, *, several_runs: bool = False) ->
 
 def add_tasks(group: argparse._ActionsContainer) -> None:
     """The task table, its tasks, its data and the architecture."""
-    group.add_argument("--arch", default="lenet5", help="Architecture.")
     group.add_argument(
-        "--dataset_config", default="digits", help="Task table: a name, or a TOML file with one table."
+        "--arch",
+        type=architecture_name,
+        default="lenet5",
+        help="Architecture: a name, or a function in a file of your own, path/to/my_net.py:my_net.",
+    )
+    group.add_argument(
+        "--dataset_config", default="digits_few", help="Task table: a name, or a TOML file with one table."
     )
     group.add_argument(
         "--dataset", default="all", help="Tasks: a name, an id, a list (fish,14), a range (1-20) or all."
@@ -307,6 +340,21 @@ def _add_seed(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=SEED, default=1, help="Random seed.")
 
 
+def add_seeds(
+    group: argparse._ActionsContainer,
+    *,
+    help: str = "Seeds to summarise; the name of a run then contains {seed} (default: --seed alone).",
+) -> None:
+    """The flag that names several seeds."""
+    group.add_argument("--seeds", type=SEED, nargs="+", help=help)
+
+
+def check_seeds(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject a seed that is given twice."""
+    if args.seeds and len(set(args.seeds)) < len(args.seeds):
+        parser.error("--seeds names a seed twice")
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """The flag of every script that skips finished outputs."""
     parser.add_argument(
@@ -374,6 +422,7 @@ def add_stage_values(parser: argparse.ArgumentParser) -> None:
     _add_widest(group)
     add_sparsities(group)
     add_allowed_loss(group)
+    add_tracking(group)
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -419,6 +468,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Only print the unfinished tasks of --dataset, one per line (default: train them).",
     )
+    add_tracking(group)
     add_baseline_file(group)
 
 
@@ -506,6 +556,34 @@ def add_chosen_pairs(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--csv_path", type=Path, help="CSV of the chosen backbones (default: from the layout)."
     )
+
+
+def add_tracking(group: argparse._ActionsContainer) -> None:
+    """The flag for experiment trackers."""
+    group.add_argument(
+        "--log_to",
+        choices=tuple(TRACKERS),
+        nargs="+",
+        default=[],
+        help="Experiment trackers that also receive each epoch, the recipe and the final accuracies; each "
+        "must be installed (default: none).",
+    )
+
+
+def add_watching(parser: argparse.ArgumentParser) -> None:
+    """The flags of the live view of running stages."""
+    group = parser.add_argument_group("runs")
+    _add_root(group, "checkpoints")
+    _add_root(group, "logs")
+    group.add_argument(
+        "--run", type=run_name, help="Only this run and those below it, such as lenet5 (default: all)."
+    )
+    parser.add_argument(
+        "--interval",
+        type=SECONDS,
+        help="Seconds between two views (default: 2 on a terminal; elsewhere one view is printed).",
+    )
+    parser.add_argument("--once", action="store_true", help="Print one view as plain lines (default: live).")
 
 
 def add_sparsities(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -745,8 +823,22 @@ def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None
         "--select",
         choices=rules,
         default="farthest",
-        help="Selection rule: the farthest candidate (as in the published code), the nearest, or a random "
-        "one.",
+        help="Selection rule: the farthest candidate (as in the published code), the nearest, a random one, "
+        "or the one with the highest score of this name (docs/rules.md).",
+    )
+    group.add_argument(
+        "--scores",
+        choices=("chosen", "cheap", "all"),
+        default="cheap",
+        help="Scores to compute and write to the CSV of scores: only what the rule needs, also the others "
+        "except the slow ones (logistic), or all.",
+    )
+    group.add_argument(
+        "--rule_samples",
+        type=positive_int,
+        default=500,
+        help="Maximum number of the target's training samples from which rules by labels are computed, drawn "
+        "by seed with the classes in proportion.",
     )
     group.add_argument(
         "--backbone", help="Choose this task regardless of its distance (default: choose by --select)."
@@ -799,14 +891,21 @@ def add_kv_transfer(parser: argparse.ArgumentParser) -> None:
 def add_continual(parser: argparse.ArgumentParser) -> None:
     """The flags of learning a sequence of tasks in one network, except the approaches' own."""
     group = parser.add_argument_group("sequence and files")
-    group.add_argument("--seq", default="digits_5", help="Task sequence, as defined in data/sequences.toml.")
+    group.add_argument(
+        "--seq",
+        default="digits_5",
+        help="Task sequence: a name in data/sequences.toml, or a .toml file with a task table or with "
+        "sequences (FILE.toml:NAME picks one).",
+    )
     group.add_argument("--appr", default="spg", help="Approach.")
     group.add_argument(
         "--arch",
         "--backbone",
         dest="arch",
+        type=architecture_name,
         default="alexnet",
-        help="Convolutional architecture that learns the sequence (--backbone is an alias).",
+        help="Convolutional architecture that learns the sequence: a name, or path/to/my_net.py:my_net "
+        "(--backbone is an alias).",
     )
     _add_root(group, "data")
     _add_results(group, run="spg/<seq>/<appr>[-<arch>]/seed<seed>")
@@ -831,6 +930,22 @@ def add_continual(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Keep the checkpoint of every task (default: only the newest one).",
     )
+    add_tracking(group)
+
+
+def add_continual_report(parser: argparse.ArgumentParser) -> None:
+    """The flags of the comparison of approaches on a sequence."""
+    parser.add_argument("--seq", default="digits_5", help="Task sequence, as for spg_main.py.")
+    parser.add_argument("--appr", nargs="+", required=True, metavar="NAME", help="Approaches to compare.")
+    parser.add_argument("--seeds", nargs="+", type=SEED, default=[1], help="Seeds of the runs.")
+    parser.add_argument("--arch", default="alexnet", help="Architecture of the runs.")
+    for name in ("data", "checkpoints", "logs"):
+        _add_root(parser, name)
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="Only check the approaches' names, the sequence and its numbers of images.",
+    )
 
 
 def add_trials(parser: argparse.ArgumentParser) -> None:
@@ -839,6 +954,7 @@ def add_trials(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trials", type=TRIALS, default=1, help="Number of runs, with consecutive seeds from --seed."
     )
+    add_seeds(group, help="Seeds of the runs, in turn (default: --trials seeds from --seed).")
     group.add_argument(
         "--tune", action="store_true", help="Tune the dropouts on validation accuracy, with Optuna."
     )
@@ -849,10 +965,14 @@ def add_trials(parser: argparse.ArgumentParser) -> None:
 
 def check_trials(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Reject combinations of flags that contradict each other."""
-    if args.trials > 1 and args.run:
-        parser.error("--trials makes several runs: leave out --run")
-    if args.tune and args.trials > 1:
-        parser.error("--tune searches with one seed: leave out --trials")
+    check_seeds(parser, args)
+    if args.trials > 1 and args.seeds:
+        parser.error("--trials and --seeds both name seeds: leave out one of them")
+    several = "--seeds" if len(args.seeds or ()) > 1 else "--trials" if args.trials > 1 else None
+    if several and args.run and SEED_PLACE not in args.run:
+        parser.error(f"{several} makes several runs: leave out --run, or put {SEED_PLACE} into it")
+    if several and args.tune:
+        parser.error(f"--tune searches with one seed: leave out {several}")
     if args.tune and args.dropout:
         parser.error("--tune chooses the dropouts: leave out --dropout")
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.tables import Table, Task
-from pipeline.flags import FROM_CSV
+from pipeline.flags import FROM_CSV, SEED_PLACE
 from training.checkpoints import load_checkpoint
+from training.trackers import Trackers
 from utils.errors import UserError
 from utils.files import read_csv, read_json
-from utils.paths import Paths, checkpoints_in, redo_command, widths_file
+from utils.paths import Paths, checkpoints_in, control_file, redo_command, widths_file
 
 # Largest width multiplier that a result file may name.
 WIDEST = 10_000.0
@@ -27,6 +28,7 @@ def paths_of(args: argparse.Namespace) -> Paths:
     run = args.run or Paths.run_name(
         arch=args.arch, seed=args.seed, protocol=args.protocol, train_per_class=args.train_per_class
     )
+    run = run.replace(SEED_PLACE, str(args.seed))
     return Paths(checkpoints=args.checkpoints_root, logs=args.logs_root, data=args.data_root, run=run)
 
 
@@ -39,10 +41,10 @@ def fleet_paths(args: argparse.Namespace) -> Paths:
     paths = paths_of(args)
     if args.fleet is None:
         return paths
-    fleet = replace(paths, run=args.fleet)
+    fleet = replace(paths, run=args.fleet.replace(SEED_PLACE, str(args.seed)))
     if not (fleet.checkpoints / fleet.run).is_dir():
         raise UserError(
-            f"--fleet {args.fleet}: {fleet.checkpoints / fleet.run} not found: train that run first, or name "
+            f"--fleet {fleet.run}: {fleet.checkpoints / fleet.run} not found: train that run first, or name "
             "another"
         )
     return fleet
@@ -58,6 +60,30 @@ def check_of_fleet(payload: Mapping, args: argparse.Namespace, *, where: Path) -
         raise UserError(
             f"{where} was trained with seed {seed}, not {args.seed}: give a --fleet of the same seed"
         )
+
+
+def one_run_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The flags of each of `--seeds`, or of `--seed` alone.
+
+    Raises:
+        UserError: if `--run` names a single run, but there are several seeds.
+    """
+    seeds = args.seeds or [args.seed]
+    if args.run and len(seeds) > 1 and SEED_PLACE not in args.run:
+        raise UserError(
+            f"{args.run} is one run, but there are {len(seeds)} seeds: put {{seed}} into its name"
+        )
+    return [argparse.Namespace(**vars(args) | {"seed": seed}) for seed in seeds]
+
+
+def trackers_of(args: argparse.Namespace, paths: Paths) -> Trackers:
+    """The trackers that `--log_to` names, for the run whose files are at `paths`."""
+    return Trackers(
+        kinds=args.log_to,
+        folder=paths.tracking(),
+        checkpoints=paths.checkpoints / paths.run,
+        group=paths.run,
+    )
 
 
 def pairs_file(args: argparse.Namespace, config: str) -> Path:
@@ -182,6 +208,17 @@ def read_widths(folder: Path) -> dict[float, dict]:
     if not widths:
         raise UserError(f"{path} holds no width: {again}")
     return {width: widths[width] for width in sorted(widths)}
+
+
+def read_control(folder: Path) -> dict:
+    """The metrics of a control; {} if it was not run."""
+    path = control_file(folder)
+    if not path.exists():
+        return {}
+    metrics = read_json(path, remedy="delete it, and run its stage again").get("metrics")
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path} holds no metrics: delete it, and run its stage again")
+    return metrics
 
 
 def read_arguments(path: Path, entry: str) -> dict:

@@ -10,6 +10,7 @@ from methods.kv_transfer import bring, own_projection
 from methods.ownership import SharedNetwork
 from pipeline.architectures import PLAIN, SHARABLE, check_transfers, requested_architecture
 from pipeline.cpg import BACKBONE_REMEDY
+from pipeline.flags import changed
 from pipeline.fleet import (
     backbone_of,
     check_of_fleet,
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     table = load_table(args.dataset_config, data_root=args.data_root)
     transfers = Transfers(args, table=table)
     with logs.to_file(transfers.paths.stage_log(table.name, "transfer_kv")):
-        logs.configuration(vars(args))
+        logs.configuration(changed(args))
         for target in selected_tasks(args, table, spec=args.target_id):
             transfers.make(target)
 

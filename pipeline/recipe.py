@@ -65,11 +65,13 @@ class RunRecipe(Recipe):
     """Settings common to all training runs under the same flags.
 
     Attributes:
+        arch_file: digest of the file that defines the architecture; None for one of this project's.
         sizes: the architecture's sizes besides the width.
         clip_grad_norm: resolved value; None disables clipping.
     """
 
     arch: str
+    arch_file: str | None = field(default=None, metadata={"omit_if_off": True})
     sizes: Mapping[str, Any]
     seed: int
     protocol: str
@@ -82,7 +84,8 @@ class RunRecipe(Recipe):
     @classmethod
     def from_args(cls, args: argparse.Namespace, *, build: Builder) -> "RunRecipe":
         return cls(
-            arch=args.arch,
+            arch=str(args.arch),
+            arch_file=build.file,
             sizes=build.sizes,
             seed=args.seed,
             protocol=args.protocol,
@@ -497,6 +500,17 @@ class ProbesRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledSampleRecipe(Recipe):
+    """The training samples of a target from which rules by labels are computed.
+
+    Attributes:
+        rule_samples: their maximum number.
+    """
+
+    rule_samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchRecipe(Recipe):
     """The choice of a target's backbone.
 
@@ -505,6 +519,8 @@ class SearchRecipe(Recipe):
         networks: fingerprints of the target's network and samples, then of each candidate's.
         max_iterations, epsilon: number and size of the probes' mutations.
         select: the selection rule, or the given backbone.
+        pruned: fingerprints of the candidates' pruned networks, if the rule needs them.
+        sample: the target's labelled sample, if the rule needs it.
     """
 
     candidates: tuple[int, ...]
@@ -515,6 +531,8 @@ class SearchRecipe(Recipe):
     precision: str
     nondeterministic: bool = field(metadata={"omit_if_off": True})
     select: str
+    pruned: tuple[str, ...] = field(default=(), metadata={"omit_if_off": True})
+    sample: LabelledSampleRecipe | None = field(default=None, metadata={"omit_if_off": True})
 
     def stamp(self) -> dict[str, Any]:
         # Earlier versions took +ε whenever it beat the best score, even if -ε was better still.
@@ -541,15 +559,18 @@ class ContinualRecipe(Recipe):
     """An approach on a sequence of tasks, without the data.
 
     Attributes:
+        arch_file: digest of the file that defines the architecture; None for one of this project's.
         width: factor on the number of channels.
         dropout: of the first two convolutions, and of the rest; None for an architecture without dropout.
         settings: settings shared by all approaches.
         options: the approach's own settings.
+        definition: hash of the sequence's entry in a user's own file; None for a sequence of the project.
     """
 
     seq: str
     appr: str
     arch: str
+    arch_file: str | None = field(default=None, metadata={"omit_if_off": True})
     seed: int
     precision: str
     nondeterministic: bool = field(metadata={"omit_if_off": True})
@@ -559,6 +580,7 @@ class ContinualRecipe(Recipe):
     dropout: tuple[float, float] | None
     settings: Settings
     options: object
+    definition: str | None = field(default=None, metadata={"omit_if_off": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -588,5 +610,10 @@ class ContinualStageRecipe(Recipe):
 
     def learner(self, model: Approach, *, batches: Batches, compute: Compute) -> Learner:
         """Build the learner for the newest task."""
-        passes = TaskPasses(batches=lambda size: batches.resized(size).epoch(None), autocast=compute.autocast)
+        passes = TaskPasses(
+            batches=lambda size: batches.resized(size).epoch(None),
+            autocast=compute.autocast,
+            stored=(batches.samples.inputs, batches.samples.labels),
+            to_inputs=batches.to_inputs,
+        )
         return model.learner(self.stage, passes, epochs=self.run.epochs)

@@ -1,41 +1,63 @@
-"""Stage 3-1: choose the backbone of every target by comparing scratch networks (ModelDiff)."""
+"""Stage 3-1: choose the backbone of every target by comparing the candidates' networks."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.loading import load_task
 from data.tables import Table, Task, load_table
-from methods.modeldiff import RULES, Distance, Model, choose, compare
+from methods.modeldiff import Distance, Model, compare
 from methods.ownership import SharedNetwork
-from pipeline.architectures import PLAIN, requested_architecture, resolved_mutations
-from pipeline.flags import add_search
+from methods.rules import (
+    BY_LABELS,
+    BY_RECORD,
+    BY_SIMILARITY,
+    EXPENSIVE,
+    LABELS,
+    RULES,
+    SCORES,
+    choose,
+    distance_bytes,
+    score_of,
+)
+from pipeline.architectures import PLAIN, SHARABLE, requested_architecture, resolved_mutations
+from pipeline.choices import GIVEN, Choices, write_scores
+from pipeline.flags import add_search, changed
 from pipeline.fleet import (
+    check_of_fleet,
     check_text_encoder,
+    fleet_paths,
     named_backbone,
-    pairs_file,
     paths_of,
-    read_arguments,
     selected_tasks,
 )
 from pipeline.named_files import check_search_files
-from pipeline.recipe import ProbesRecipe, SearchRecipe
+from pipeline.recipe import LabelledSampleRecipe, ProbesRecipe, SearchRecipe
+from pipeline.scores import (
+    CandidateNetworks,
+    Costs,
+    LabelledSample,
+    PrunedNetwork,
+    Scores,
+    label_scores,
+    load_pruned,
+    record_scores,
+    similarity_scores,
+)
 from training.checkpoints import fingerprint, load_checkpoint
 from training.loop import Compute
-from training.outputs import Unfinished, require_same
+from training.outputs import Unfinished
 from utils import logs
 from utils.errors import UserError
-from utils.files import read_csv, update_csv, update_json
-from utils.paths import arguments_file, checkpoint_in
+from utils.paths import checkpoint_in
 from utils.runtime import resolve_device, set_up_process
 from utils.seeds import derive_seed
-
-RESULT_COLUMNS = ("target_id", "task_id")
-TABLE_COLUMNS = ("target_id", "task_id", "ddv_cos", "ddv_euc")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,35 +71,65 @@ def run(args: argparse.Namespace) -> None:
     table = load_table(args.dataset_config, data_root=args.data_root)
     search = Search(args, table=table)
     check_search_files(args, paths=search.paths, config=table.name)
-    targets = selected_tasks(args, table, spec=args.target_id)
     if args.list_unfinished:
-        for target in targets:
+        for target in search.targets:
             if search.has_work_left(target):
                 sys.stdout.write(f"{target.name}\n")
         return
     with logs.to_file(search.paths.stage_log(table.name, "find_backbone")):
-        logs.configuration(vars(args))
+        logs.configuration(changed(args))
         logs.protocol(args.protocol)
-        for target in targets:
+        for target in search.targets:
             search.find(target)
 
 
+@dataclass(frozen=True)
+class ScratchNetwork:
+    """A task's scratch network with its probes.
+
+    Attributes:
+        stamp: fingerprints of the network and of the task's samples.
+        sample: a target's training samples, for rules by labels; None for other tasks.
+    """
+
+    model: Model
+    stamp: str
+    sample: LabelledSample | None
+
+
 class Search:
-    """The scratch networks of a table, each loaded once, and the choices among them."""
+    """The networks of a table's tasks, each loaded once, and the choices among them."""
 
     def __init__(self, args: argparse.Namespace, *, table: Table) -> None:
         self.args = args
         self.table = table
+        self.targets = selected_tasks(args, table, spec=args.target_id)
         self.paths = paths_of(args)
-        self.build = requested_architecture(args, layers=PLAIN, in_channels=table.channels, size=table.size)
+        self.own = CandidateNetworks(self.paths, table.name, args.baseline_folder)
+        self.fleet = self.own
+        if args.fleet is not None:
+            self.fleet = CandidateNetworks(fleet_paths(args), table.name)
+        self.build, self.sharable = (
+            requested_architecture(args, layers=layers, in_channels=table.channels, size=table.size)
+            for layers in (PLAIN, SHARABLE)
+        )
         self.mutations = resolved_mutations(args.max_iterations, build=self.build)
         self.probes = ProbesRecipe(val_batch_size=args.val_batch_size, seed=args.seed, protocol=args.protocol)
+        self.sample = LabelledSampleRecipe(rule_samples=args.rule_samples)
         self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
-        self.result = pairs_file(args, table.name)
-        self._models: dict[int, tuple[Model, str]] = {}
+        self.rule: str = GIVEN if args.backbone else args.select
+        self.choices = Choices(
+            paths=self.paths,
+            config=table.name,
+            among=args.candidates.among,
+            rule=self.rule,
+            path=args.csv_path,
+        )
+        self._scratch: dict[Path, ScratchNetwork] = {}
+        self._pruned: dict[int, PrunedNetwork | UserError] = {}
 
     def find(self, target: Task) -> None:
-        """Measure all distances to `target`, choose a backbone, and write both to the CSV files."""
+        """Score the target's candidates, choose a backbone, and write both to the CSV files."""
         spec, among = self.args.candidates.tasks, self.args.candidates.among
         candidates = self.table.candidates(spec, target=target, among=among)
         if not candidates:
@@ -87,18 +139,19 @@ class Search:
             return
         if self.args.list_unfinished:
             raise Unfinished
-        distances = self.measure(target, candidates, recipe=recipe)
-        for measured in distances:
-            logging.info("DDV cos-cos [%d => %d] %.5f", measured.candidate, target.id, measured.cos)
-            logging.info("DDV euc-cos [%d => %d] %.5f", measured.candidate, target.id, measured.euc)
-        if self.args.backbone:
-            rule, chosen = "given", self.given(target).id
-        else:
-            seed = derive_seed(self.probes.seed, self.table.name, target.name, "choice")
-            rule, chosen = recipe.select, choose(distances, rule=recipe.select, seed=seed)
-        self.write(target, distances, chosen, recipe)
-        label = "euc" if rule in ("farthest", "nearest") else rule
-        logging.info("Selected backbone for target %d = (%s) %d", target.id, label, chosen)
+        scores, costs = self.measure(target, candidates, recipe=recipe)
+        for candidate, found in scores.items():
+            logging.info("DDV cos-cos [%d => %d] %.5f", candidate, target.id, found["ddv_cos"])
+            logging.info("DDV euc-cos [%d => %d] %.5f", candidate, target.id, found["ddv_euc"])
+        logging.info("Cost of the scores of %d candidates for target %d: %s", len(scores), target.id, costs)
+        chosen = self.choose(target, scores)
+        self.write_scores(target, candidates, scores, recipe=recipe)
+        self.choices.write(target.id, str(chosen), recipe.stamp())
+        label = LABELS.get(self.rule, self.rule)
+        logging.info(
+            "Selected backbone for target %d = (%s) %d (%s on %s)",
+            *(target.id, label, chosen, target.name, self.table.task(chosen).name),
+        )
 
     def has_work_left(self, target: Task) -> bool:
         """Whether the target has no backbone yet. An error counts as work left: `find` reports it."""
@@ -111,23 +164,132 @@ class Search:
     def recipe(self, target: Task, candidates: Sequence[Task]) -> SearchRecipe:
         """The recipe of the choice."""
         args = self.args
+        networks = self.scratch(target, self.own), *(self.scratch(task, self.fleet) for task in candidates)
+        by_labels = self.rule in BY_LABELS
+        pruned = by_labels or self.rule in BY_RECORD
         return SearchRecipe(
             candidates=tuple(task.id for task in candidates),
-            networks=tuple(self.model(task)[1] for task in (target, *candidates)),
+            networks=tuple(network.stamp for network in networks),
             max_iterations=self.mutations,
             probes=self.probes,
             epsilon=args.epsilon,
             precision=args.precision,
             nondeterministic=args.nondeterministic,
             select=f"backbone {self.given(target).name}" if args.backbone else args.select,
+            pruned=tuple(self.pruned(task).stamp for task in self.scored(candidates, target) if pruned),
+            sample=self.sample if by_labels else None,
         )
 
-    def measure(self, target: Task, candidates: Sequence[Task], *, recipe: SearchRecipe) -> list[Distance]:
+    def scored(self, candidates: Sequence[Task], target: Task) -> Sequence[Task]:
+        """The candidates that the rule has a score for.
+
+        Raises:
+            UserError: if the rule needs candidates that read the target's samples, and there are none.
+        """
+        if self.rule not in BY_SIMILARITY and self.rule not in BY_LABELS:
+            return candidates
+        found = of_modality(candidates, target)
+        if not found:
+            raise UserError(
+                f"--select {self.rule} needs candidates that read {target.modality}s, and target "
+                f"{target.name} has none: choose another rule or other --candidates"
+            )
+        return found
+
+    def measure(
+        self, target: Task, candidates: Sequence[Task], *, recipe: SearchRecipe
+    ) -> tuple[Scores, Costs]:
+        """All requested scores of `candidates` for `target`, and what they cost."""
+        costs = Costs()
+        model = self.scratch(target, self.own).model
+        wanted = self.wanted()
+        with costs.timed("ddv"):
+            distances = self.distances(target, candidates, recipe=recipe)
+        scores: Scores = {item.candidate: {"ddv_cos": item.cos, "ddv_euc": item.euc} for item in distances}
+        for task in candidates:
+            found = self.scratch(task, self.fleet).model
+            size = distance_bytes(found, model, iterations=recipe.max_iterations, classes=task.num_classes)
+            costs.send("ddv", size)
+        readable = of_modality(candidates, target)
+        if len(readable) < len(candidates) and wanted & {*BY_SIMILARITY, *BY_LABELS}:
+            logging.info(
+                "%d candidates of target %d do not read %ss: they have no scores of probes or labels",
+                len(candidates) - len(readable),
+                target.id,
+                target.modality,
+            )
+        groups = [
+            similarity_scores(
+                [self.scratch(task, self.fleet).model for task in readable],
+                model,
+                names=[name for name in BY_SIMILARITY if name in wanted],
+                compute=self.compute,
+                costs=costs,
+            )
+        ]
+        if wanted & {*BY_LABELS, *BY_RECORD}:
+            pruned = self.pruned_networks(candidates)
+            groups.append(
+                label_scores(
+                    {task.id: pruned[task.id] for task in readable if task.id in pruned},
+                    self.scratch(target, self.own).sample,
+                    names=self.by_labels(target),
+                    compute=self.compute,
+                    costs=costs,
+                )
+            )
+            groups.append(record_scores(pruned, costs=costs))
+        for group in groups:
+            for candidate, found in group.items():
+                scores[candidate] |= found
+        return scores, costs
+
+    def wanted(self) -> set[str]:
+        """Names of the scores to compute."""
+        chosen = {score_of(self.rule)} if self.rule != GIVEN else set()
+        others = {"chosen": set(), "cheap": {*SCORES} - {*EXPENSIVE}, "all": {*SCORES}}
+        return others[self.args.scores] | chosen
+
+    def by_labels(self, target: Task) -> Sequence[str]:
+        """The scores by labels to compute: none if a class has a single sample.
+
+        Raises:
+            UserError: if the rule needs them.
+        """
+        names = [name for name in BY_LABELS if name in self.wanted()]
+        fewest = self.scratch(target, self.own).sample.fewest
+        if names and fewest < 2:
+            problem = f"target {target.name} has a class with a single training sample"
+            if self.rule in BY_LABELS:
+                raise UserError(f"{problem}: --select {self.rule} needs two per class: choose another rule")
+            logging.info("%s: its candidates have no scores by labels", problem)
+            return ()
+        return names
+
+    def choose(self, target: Task, scores: Scores) -> int:
+        """The id of the chosen candidate."""
+        if self.rule == GIVEN:
+            return self.given(target).id
+        seed = derive_seed(self.probes.seed, self.table.name, target.name, "choice")
+        name = score_of(self.rule)
+        known = {
+            candidate: 0.0 if name is None else found[name]
+            for candidate, found in scores.items()
+            if name is None or name in found
+        }
+        if not known:
+            raise UserError(
+                f"--select {self.rule}: no candidate of target {target.name} records it: redo stage 2, or "
+                "choose another rule"
+            )
+        return choose(known, rule=self.rule, seed=seed)
+
+    def distances(self, target: Task, candidates: Sequence[Task], *, recipe: SearchRecipe) -> list[Distance]:
         """Distances of `candidates` from `target`, with as many probes from each as both have."""
-        model, _ = self.model(target)
+        model = self.scratch(target, self.own).model
         by_count: dict[int, list[Model]] = {}
         for task in candidates:
-            candidate, _ = self.model(task)
+            candidate = self.scratch(task, self.fleet).model
             count = min(len(candidate.probes), len(model.probes))
             by_count.setdefault(count, []).append(replace(candidate, probes=candidate.probes[:count]))
         names = {task.id: (self.probes.seed, self.table.name, target.name, task.name) for task in candidates}
@@ -149,53 +311,83 @@ class Search:
         return named_backbone(self.args.backbone, table=self.table, target=target)
 
     def is_finished(self, target: Task, recipe: SearchRecipe) -> bool:
-        """Whether the choice is made; refuses one made with another recipe."""
-        if self.args.overwrite or not self.result.exists():
+        """Whether the rule has chosen already; refuses a choice made with another recipe."""
+        if self.args.overwrite:
             return False
-        rows = read_csv(self.result, columns=RESULT_COLUMNS, remedy="delete it to start a new one")
-        rows = [row for row in rows if row["target_id"] == str(target.id)]
-        if not rows:
+        chosen = self.choices.finished(target.id, recipe.stamp())
+        if chosen is None:
             return False
-        made_with = read_arguments(arguments_file(self.result), str(target.id))
-        require_same(made_with, recipe.stamp(), where=self.result)
+        self.choices.keep(target.id, chosen, recipe.stamp(), listing=self.args.list_unfinished)
         logging.info("The backbone of target %d is chosen: skipped (--overwrite redoes it)", target.id)
-        logging.info("Selected backbone for target %d = (as before) %s", target.id, rows[0]["task_id"])
+        logging.info(
+            "Selected backbone for target %d = (as before) %s (%s on %s)",
+            *(target.id, chosen, target.name, self.table.task(chosen).name),
+        )
         return True
 
-    def write(self, target: Task, distances: Sequence[Distance], chosen: int, recipe: SearchRecipe) -> None:
-        """Write distances and choice to the CSV files, replacing the target's earlier ones."""
-        replaced = {"target_id": str(target.id)}
-        rows = [
-            {
-                "target_id": target.id,
-                "task_id": item.candidate,
-                "ddv_cos": f"{item.cos:.6f}",
-                "ddv_euc": f"{item.euc:.6f}",
-            }
-            for item in distances
-        ]
-        table = self.paths.table_csv(self.table.name, among=self.args.candidates.among)
-        update_csv(table, rows, columns=TABLE_COLUMNS, replace=replaced)
-        row = {"target_id": target.id, "task_id": chosen}
-        # Remove the earlier row first: a kill in between must not leave it with the new recipe.
-        update_csv(self.result, [], columns=RESULT_COLUMNS, replace=replaced)
-        update_json(arguments_file(self.result), {str(target.id): recipe.stamp()})
-        update_csv(self.result, [row], columns=RESULT_COLUMNS, replace=replaced)
+    def write_scores(
+        self, target: Task, candidates: Sequence[Task], scores: Scores, *, recipe: SearchRecipe
+    ) -> None:
+        """Write the scores to their CSV, replacing the target's earlier ones."""
+        loaded = [self._pruned.get(task.id) for task in candidates]
+        made_with = replace(
+            recipe,
+            select="",
+            pruned=tuple(found.stamp if isinstance(found, PrunedNetwork) else "" for found in loaded),
+            sample=self.sample,
+        )
+        path = self.paths.table_csv(self.table.name, among=self.args.candidates.among)
+        write_scores(path, target.id, scores, stamp=made_with.stamp())
 
-    def model(self, task: Task) -> tuple[Model, str]:
-        """A task's scratch network with its probes, and the fingerprints of both."""
-        if task.id in self._models:
-            return self._models[task.id]
-        folder = (self.args.baseline_folder or self.paths.baselines(self.table.name)) / task.name
+    def pruned(self, task: Task) -> PrunedNetwork:
+        """A candidate's pruned network.
+
+        Raises:
+            UserError: if it is missing or damaged.
+        """
+        if task.id not in self._pruned:
+            device = self.compute.device
+            try:
+                self._pruned[task.id] = load_pruned(
+                    self.fleet.pruned(task), task, build=self.sharable, device=device
+                )
+            except UserError as error:
+                self._pruned[task.id] = error
+        found = self._pruned[task.id]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def pruned_networks(self, candidates: Sequence[Task]) -> dict[int, PrunedNetwork]:
+        """The candidates' pruned networks, without those that cannot be read. Those that a rule needs can."""
+        found: dict[int, PrunedNetwork] = {}
+        problems: list[UserError] = []
+        for task in candidates:
+            try:
+                found[task.id] = self.pruned(task)
+            except UserError as error:
+                problems.append(error)
+        if problems:
+            text = "No scores from the pruned networks of %d candidates: %s"
+            logging.info(text, len(problems), problems[0])
+        return found
+
+    def scratch(self, task: Task, networks: CandidateNetworks) -> ScratchNetwork:
+        """A task's scratch network with its probes."""
+        folder = networks.scratch(task)
+        if folder in self._scratch:
+            return self._scratch[folder]
         path = checkpoint_in(folder, remedy="run run_pickaback/baseline.sh for this task first")
         payload = load_checkpoint(path, architecture=self.args.arch, layers=PLAIN, sizes=self.build.sizes)
         shared = SharedNetwork.from_payload(payload, build=self.build, source=path).to(self.compute.device)
+        made = self.made_elsewhere(payload, path, networks)
         data = load_task(
             self.table,
             task,
             data_root=self.args.data_root,
-            protocol=self.probes.protocol,
-            seed=self.probes.seed,
+            protocol=made.get("protocol", self.probes.protocol),
+            seed=made.get("seed", self.probes.seed),
+            train_per_class=made.get("train_per_class", 0) if made else self.args.train_per_class,
             device=torch.device("cpu"),
             text_encoder=self.args.text_encoder,
         )
@@ -206,6 +398,23 @@ class Search:
                 "Task %s has only %d samples to use as probes, not %d", task.name, len(data.validation), count
             )
         probes = data.first_inputs(count).to(self.compute.device)
-        model = Model(id=task.id, network=shared.as_task(task.name), probes=probes)
-        self._models[task.id] = model, f"{fingerprint(payload)} on {data.fingerprint[:16]}"
-        return self._models[task.id]
+        is_target = task in self.targets and not self.args.list_unfinished
+        seed = derive_seed(self.probes.seed, self.table.name, task.name, "rule samples")
+        self._scratch[folder] = ScratchNetwork(
+            model=Model(id=task.id, network=shared.as_task(task.name), probes=probes),
+            stamp=f"{fingerprint(payload)} on {data.fingerprint[:16]}",
+            sample=LabelledSample.draw(data, self.sample.rule_samples, seed=seed) if is_target else None,
+        )
+        return self._scratch[folder]
+
+    def made_elsewhere(self, payload: dict, path: Path, networks: CandidateNetworks) -> dict[str, Any]:
+        """The arguments that made a network of another run, which drew its own samples; {} for this run."""
+        if networks is self.own:
+            return {}
+        check_of_fleet(payload, self.args, where=path)
+        return payload.get("arguments", {})
+
+
+def of_modality(candidates: Sequence[Task], target: Task) -> Sequence[Task]:
+    """The candidates whose networks read the target's samples."""
+    return [task for task in candidates if task.modality == target.modality]

@@ -12,19 +12,21 @@ from typing import Any
 
 from data.loading import Batches, TaskData
 from data.sequences import Sequence as TaskSequence
-from data.sequences import joint_task, known_sequences, load_sequence, load_task
+from data.sequences import joint_task, known_sequences, load_sequence, load_task, require_enough_images
 from methods.approaches import APPROACHES
 from methods.approaches.base import Approach, Settings
 from models import CONVOLUTIONAL
 from models.network import Network
-from pipeline.architectures import PLAIN, registry_of
-from pipeline.flags import add_settings, settings_from
-from pipeline.fleet import read_reference
+from pipeline.architectures import PLAIN, architecture
+from pipeline.flags import SEED_PLACE, add_settings, changed, settings_from
+from pipeline.fleet import read_reference, trackers_of
 from pipeline.recipe import ContinualRecipe, ContinualStageRecipe
 from pipeline.train_task import EpochLog, train_into, train_line, validation_line
 from training.loop import Compute, evaluate
 from training.outputs import Output, remove_output, require_same
+from training.trackers import Tracking, require_trackers
 from utils import logs, metrics
+from utils.architecture_names import FileArchitecture
 from utils.errors import UserError
 from utils.files import csv_text, write_atomically
 from utils.folders import alone_in
@@ -34,6 +36,7 @@ from utils.tables import aligned, plus_minus
 
 TUNED = "alexnet"  # the only architecture with dropout; the sequences' dropouts are tuned for it
 JOINT = "all_tasks"
+SEQUENCE = "sequence"  # name of the sequence as a whole in trackers
 
 # Columns of the final table: the key in metrics.json, the heading, the format.
 _COLUMNS = (
@@ -49,8 +52,9 @@ _COLUMNS = (
 
 def run(args: argparse.Namespace) -> None:
     """Run an approach with one or several seeds, and print its metrics."""
+    require_trackers(args.log_to)
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
-    seeds = range(args.seed, args.seed + args.trials)
+    seeds = args.seeds or range(args.seed, args.seed + args.trials)
     results = [ContinualRun(args, seed=seed).run() for seed in seeds]
     sys.stdout.write(table(results) + "\n")
 
@@ -72,8 +76,8 @@ def add_approaches(parser: argparse.ArgumentParser) -> None:
 class ContinualLog(EpochLog):
     """Logs the epochs of an approach, and counts the epochs and seconds of its newest task."""
 
-    def __init__(self, model: Approach, *, output: Output, compute: Compute) -> None:
-        super().__init__(model, output=output, compute=compute)
+    def __init__(self, model: Approach, *, output: Output, compute: Compute, tracking: Tracking) -> None:
+        super().__init__(model, output=output, compute=compute, tracking=tracking)
         self._clock = synchronised_clock(compute.device)
         self._since = self._clock()
 
@@ -118,15 +122,19 @@ class ContinualRun:
         self.kind = APPROACHES[self.approach]
         self.sequence: TaskSequence = load_sequence(args.seq, data_root=args.data_root, seed=seed)
         self.names = [task.name for task in self.sequence.table.tasks]
-        if args.arch not in CONVOLUTIONAL:
+        if not isinstance(args.arch, FileArchitecture) and args.arch not in CONVOLUTIONAL:
             raise UserError(f"unknown --arch {args.arch!r}: choose from {', '.join(CONVOLUTIONAL)}")
+        self.architecture = architecture(
+            args.arch, layers=PLAIN, in_channels=self.sequence.table.channels, size=self.sequence.table.size
+        )
         if args.dropout and args.arch != TUNED:
             raise UserError(f"--dropout requires --arch {TUNED}: {args.arch} has its own, or none")
         dropout = tuple(args.dropout or self.sequence.dropout) if args.arch == TUNED else None
         self.recipe = ContinualRecipe(
-            seq=args.seq,
+            seq=self.sequence.name,
             appr=self.approach,
-            arch=args.arch,
+            arch=str(args.arch),
+            arch_file=self.architecture.file,
             seed=seed,
             precision=args.precision,
             nondeterministic=args.nondeterministic,
@@ -136,13 +144,15 @@ class ContinualRun:
             dropout=dropout,
             settings=settings_from(args, Settings),
             options=settings_from(args, self.kind.Options),
+            definition=self.sequence.definition,
         )
         self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
         self.decide_on = decide_on
-        run = args.run or self.run_name(self.approach)
+        run = (args.run or self.run_name(self.approach)).replace(SEED_PLACE, str(seed))
         if decide_on == "validation":
             run = Paths.tuning_run_name(run, dropout=dropout)
         self.paths = self.paths_of(run)
+        self.trackers = trackers_of(args, self.paths)
         self._data: dict[int, TaskData] = {}
 
     def run_name(self, approach: str) -> str:
@@ -170,12 +180,9 @@ class ContinualRun:
 
     def build(self, *, width: float) -> Network:
         """The sequence's network, without heads, its channels multiplied by `width`."""
-        table = self.sequence.table
         dropout = {} if self.recipe.dropout is None else {"dropout": self.recipe.dropout}
         try:
-            network = registry_of(PLAIN)[self.recipe.arch](
-                width=width * self.recipe.width, size=table.size, in_channels=table.channels, **dropout
-            )
+            network = self.architecture.make(width=width * self.recipe.width, **dropout)
         except ValueError as error:
             raise UserError(
                 f"--arch {self.recipe.arch} cannot learn {self.recipe.seq}: {error}: choose another"
@@ -233,7 +240,7 @@ class ContinualRun:
         return Output(
             folder=self.paths.continual_task(recipe.task, recipe.stage),
             epochs=self.recipe.epochs,
-            architecture={"name": self.recipe.arch, "layers": PLAIN},
+            architecture=self.architecture.entry,
             stamp=recipe.stamp(),
             task_table={
                 "config": self.recipe.seq,
@@ -255,17 +262,21 @@ class ContinualRun:
         if self.args.overwrite:
             self.clear()
         with logs.to_file(self.paths.continual_log()):
-            logs.configuration(self.configuration())
+            logs.configuration(changed(self.args) | {"appr": self.approach, "seed": self.recipe.seed})
             logging.info(
                 "%s on %s, seed %d: %d tasks",
                 *(self.approach, self.recipe.seq, self.recipe.seed, len(self.names)),
             )
+            for note in self.sequence.notes:
+                logging.info("%s", note)
+            require_enough_images(self.sequence, data_root=self.args.data_root)
             history = self.learn_jointly() if self.kind.joint else self.learn_in_turn()
             result = self.metrics(history)
             write_atomically(self.paths.metrics_file(), json.dumps(result, indent=1) + "\n")
             write_atomically(
                 self.paths.configuration_file(), json.dumps(self.configuration(), indent=1) + "\n"
             )
+            self.track(result)
         return result
 
     def clear(self) -> None:
@@ -367,6 +378,7 @@ class ContinualRun:
             restore=self.restore,
             batches=self.batches(data),
             compute=self.compute,
+            trackers=self.trackers,
             log=ContinualLog,
         )
 
@@ -391,6 +403,7 @@ class ContinualRun:
             "task": name,
             "epochs": approach.epochs,
             "seconds": round(approach.seconds, 1),
+            "bytes": approach.stored_bytes(),
             "accuracies": known,
         }
 
@@ -407,7 +420,7 @@ class ContinualRun:
     def metrics(self, history: list[dict]) -> dict:
         """The metrics of a finished run; None for those that are undefined or lack a reference run."""
         rows = [entry["accuracies"] for entry in history]
-        counts = [self.sequence.counts["test"]] * len(self.names)
+        counts = [len(getattr(self.data(number + 1), self.decide_on)) for number in range(len(self.names))]
         in_turn = not self.kind.joint
         result = {
             "sequence": self.recipe.seq,
@@ -421,6 +434,7 @@ class ContinualRun:
             "forward_transfer": None,
             "epochs": sum(entry["epochs"] for entry in history),
             "seconds": round(sum(entry["seconds"] for entry in history), 1),
+            "bytes": self.stored_bytes(history),
             "tasks": [{name: entry[name] for name in ("task", "epochs", "seconds")} for entry in history],
             "accuracy_matrix": rows,
             "arguments": self.recipe.stamp() | {"data": self.data_until(len(self.names))},
@@ -430,6 +444,28 @@ class ContinualRun:
             result["forward_transfer"] = metrics.forward_transfer(rows, counts, alone)
         return result
 
+    def stored_bytes(self, history: list[dict]) -> int | None:
+        """Bytes stored after the last task; None if an earlier version made one of several networks."""
+        stored = [entry.get("bytes") for entry in history]
+        if not self.kind.independent:
+            return stored[-1]
+        return None if None in stored else sum(stored)
+
+    def track(self, result: Mapping) -> None:
+        """Send the accuracies after each task, and the metrics, to the trackers."""
+        rows = [
+            {
+                "task": number,
+                **{f"accuracy/{name}": value for name, value in zip(self.names, row, strict=False)},
+            }
+            for number, row in enumerate(result["accuracy_matrix"], 1)
+        ]
+        # A repeated command finds the sequence already tracked.
+        resumed = not self.args.overwrite
+        with self.trackers.follow(SEQUENCE, configuration=result["arguments"], resumed=resumed) as tracking:
+            tracking.log(rows, step="task")
+            tracking.finish({key: result.get(key) for key, *_ in _COLUMNS})
+
     def reference(self) -> list[float] | None:
         """Accuracy of a network trained on each task alone; None, with a log line, if there is no such run.
 
@@ -438,9 +474,9 @@ class ContinualRun:
         if self.approach == "one" or self.decide_on != "test":
             return None
         path = self.paths_of(self.run_name("one")).metrics_file()
-        command = f"python spg_main.py --seq {self.recipe.seq} --appr one --seed {self.recipe.seed}"
+        command = f"python spg_main.py --seq {self.args.seq} --appr one --seed {self.recipe.seed}"
         if self.recipe.arch != TUNED:
-            command += f" --arch {self.recipe.arch}"
+            command += f" --arch {getattr(self.args.arch, 'flag', self.args.arch)}"
         if not path.exists():
             logging.info("No forward transfer: the reference run is missing: run `%s`", command)
             return None

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from pipeline.fleet import (
     paths_of,
     read_baseline,
     selected_tasks,
+    trackers_of,
 )
 from pipeline.named_files import check_log, check_named_files
 from pipeline.pretrained import start_of
@@ -43,6 +45,7 @@ from pipeline.recipe import (
 from training.checkpoints import load_checkpoint
 from training.loop import Compute, Diverged, Evaluation, Observer, Progress, evaluate, final_row, fit
 from training.outputs import Output, Unfinished
+from training.trackers import Trackers, Tracking, require_trackers
 from utils import logs
 from utils.errors import UserError
 from utils.files import json_text, write_atomically
@@ -145,10 +148,16 @@ class TaskRun:
             return requested
         return final_width(self.paths, table=self.table, target=self.task, pairs=self.pairs_file)
 
-    @property
-    def configuration(self) -> dict:
-        """The flags, with the network's sizes and gradient clipping as resolved."""
-        return vars(self.args) | self.build.sizes | {"clip_grad_norm": self.recipe.clip_grad_norm}
+    def configuration(self, recipe: StageRecipe) -> dict:
+        """The content of `config.json`: how a training run was called, on what, and every setting."""
+        resolved = vars(self.args) | {"device": self.compute.device}
+        return {
+            "command": getattr(self.args, "command", None),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "flags": {name: _plain(value) for name, value in sorted(resolved.items())},
+            "recipe": recipe.stamp(),
+        }
 
     def baseline(self) -> float:
         """The accuracy of the task's scratch network, as stage 1 wrote it.
@@ -207,6 +216,7 @@ class TaskRun:
             task_table=self.task_table(),
             overwrite=self.args.overwrite,
             listing=self.args.list_unfinished,
+            configuration=self.configuration(recipe),
         )
         with self.hold(folder), self.log_into(folder):
             return train_into(
@@ -216,6 +226,7 @@ class TaskRun:
                 restore=self.restore,
                 batches=self.batches,
                 compute=self.compute,
+                trackers=trackers_of(self.args, self.paths),
             )
 
     def train_new(self, recipe: TrainingRecipe, *, folder: Path) -> dict:
@@ -293,6 +304,11 @@ class TaskRun:
             write_atomically(self.args.report_file, json_text(report | {"architecture": self.build.entry}))
 
 
+def _plain(value: object) -> object:
+    """A flag's value as JSON."""
+    return value if isinstance(value, bool | int | float | list | None) else str(value)
+
+
 class Stage(Protocol):
     """What a stage does with one task."""
 
@@ -316,6 +332,7 @@ def run_tasks(
     Args:
         modality: keeps only the tasks of this modality.
     """
+    require_trackers(args.log_to)
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     table = load_table(args.dataset_config, data_root=args.data_root)
     check_named_files(args)
@@ -344,7 +361,7 @@ def run_stage(run: TaskRun, stage: Stage) -> None:
             if args.logfile != flags.LOG_NAME:
                 check_log(log)
             held.enter_context(logs.to_file(log, shared=bool(args.log_path)))
-        logs.configuration(run.configuration)
+        logs.configuration(flags.changed(args))
         logs.protocol(args.protocol)
         stage.work()
 
@@ -385,6 +402,7 @@ def train_into(
     restore: Callable[[dict, Path], Trainable],
     batches: Batches,
     compute: Compute,
+    trackers: Trackers,
     log: type["EpochLog"] | None = None,
 ) -> dict:
     """Train the newest task of a network as `recipe` says, and write its checkpoint.
@@ -392,6 +410,7 @@ def train_into(
     Args:
         begin: makes the network with the task begun, when there is nothing to resume.
         restore: makes the network from an unfinished checkpoint and its path.
+        trackers: follow the training run.
         log: logs the epochs and saves the unfinished run (default: `EpochLog`).
 
     Returns:
@@ -415,30 +434,35 @@ def train_into(
         logs.forget_epochs(after=progress.epoch)
     model.to(compute.device)
     learner = recipe.learner(model, batches=batches, compute=compute)
-    epoch_log = (log or EpochLog)(model, output=output, compute=compute)
     messages = {"title": recipe.title, "remedy": f"lower {recipe.lr_flag}"}
-    try:
-        progress = fit(
-            model.network,
-            learner=learner,
-            batches=batches,
-            compute=compute,
-            seed=recipe.draws,
-            progress=progress,
-            observer=epoch_log,
-            **messages,
-        )
-        row = final_row(progress, monitor=learner.monitor, **messages)
-    except Diverged:
-        output.discard()
-        raise
-    epoch_log.after_task()
-    test = evaluate(model.network, batches.test(), autocast=compute.autocast, method=learner.method)
-    metrics = {
-        "train_accuracy": row["accuracy"],
-        "validation_accuracy": row["val_accuracy"],
-        "test_accuracy": test.accuracy,
-    }
+    logging.info("Training %s, for at most %d epochs", recipe.title, output.epochs)
+    with trackers.follow(
+        trackers.name_of(output.folder), configuration=output.stamp, resumed=progress is not None
+    ) as tracking:
+        epoch_log = (log or EpochLog)(model, output=output, compute=compute, tracking=tracking)
+        try:
+            progress = fit(
+                model.network,
+                learner=learner,
+                batches=batches,
+                compute=compute,
+                seed=recipe.draws,
+                progress=progress,
+                observer=epoch_log,
+                **messages,
+            )
+            row = final_row(progress, monitor=learner.monitor, **messages)
+        except Diverged:
+            output.discard()
+            raise
+        epoch_log.after_task()
+        test = evaluate(model.network, batches.test(), autocast=compute.autocast, method=learner.method)
+        metrics = {
+            "train_accuracy": row["accuracy"],
+            "validation_accuracy": row["val_accuracy"],
+            "test_accuracy": test.accuracy,
+        }
+        tracking.finish(metrics)
     return output.finish(model.payload(), progress, metrics=metrics)
 
 
@@ -448,10 +472,12 @@ class EpochLog(Observer):
     Args:
         model: the network with everything that its tasks own.
         output: where the unfinished run is saved.
+        tracking: receives the same epochs as the log.
     """
 
-    def __init__(self, model: Trainable, *, output: Output, compute: Compute) -> None:
+    def __init__(self, model: Trainable, *, output: Output, compute: Compute, tracking: Tracking) -> None:
         self.model = model
+        self.tracking = tracking
         self.output = output
         self.compute = compute
         self._save = Sparingly(self.save)
@@ -462,6 +488,7 @@ class EpochLog(Observer):
     def after_epoch(self, progress: Progress) -> None:
         for line in self.lines(progress.history[-1]):
             logs.epoch_line(line)
+        self.tracking.log(progress.history)
         if progress.epoch < self.output.epochs:
             self._save.call(progress)
 

@@ -5,6 +5,7 @@ import copy
 import logging
 
 from pipeline.spg import ContinualRun
+from training.trackers import require_trackers
 from utils.errors import UserError
 from utils.files import csv_text, write_atomically
 from utils.runtime import set_up_process
@@ -23,6 +24,7 @@ def run(args: argparse.Namespace) -> tuple[float, float]:
     Raises:
         UserError: if Optuna is not installed.
     """
+    require_trackers(args.log_to)
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     try:
         import optuna

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.flags import ANY_SEED
+from pipeline.flags import SEED_PLACE
 from utils.errors import UserError
 
 _SEED = re.compile(r"(?<![^/_.-])seed(\d+)(?![^/_.-])")
@@ -53,30 +53,30 @@ def find_runs(asked: Sequence[str], *, checkpoints: Path, logs: Path) -> list[Ru
     runs: dict[str, Run] = {}
     for pattern in asked:
         names = [name for name in known if _means(pattern, name)]
-        if not names and ANY_SEED not in pattern and (checkpoints / pattern).is_dir():
+        if not names and SEED_PLACE not in pattern and (checkpoints / pattern).is_dir():
             names = [pattern]
         if not names:
             listed = ", ".join(known[:_LISTED]) + (", …" if len(known) > _LISTED else "")
             raise UserError(f"there is no run {pattern} in {logs}: choose from {listed or 'none'}")
         for name in names:
             seed = _seed_in(name, pattern)
-            group = pattern if ANY_SEED in pattern else _SEED.sub("seed" + ANY_SEED, name)
+            group = pattern if SEED_PLACE in pattern else _SEED.sub("seed" + SEED_PLACE, name)
             runs.setdefault(name, Run(name, group, seed))
     return list(runs.values())
 
 
 def _expression(pattern: str) -> str:
-    return re.escape(pattern).replace(re.escape(ANY_SEED), r"(\d+)")
+    return re.escape(pattern).replace(re.escape(SEED_PLACE), r"(\d+)")
 
 
 def _means(pattern: str, name: str) -> bool:
-    if ANY_SEED in pattern:
+    if SEED_PLACE in pattern:
         return re.fullmatch(_expression(pattern), name) is not None
     return name == pattern or name.startswith(f"{pattern}/")
 
 
 def _seed_in(name: str, pattern: str) -> int | None:
-    found = re.fullmatch(_expression(pattern), name) if ANY_SEED in pattern else _SEED.search(name)
+    found = re.fullmatch(_expression(pattern), name) if SEED_PLACE in pattern else _SEED.search(name)
     return int(found[1]) if found else None
 
 

@@ -3,23 +3,13 @@
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TypeVar
 
-import numpy
-from scipy import special, stats
-
-CONFIDENCE = 0.95
-_RESAMPLES = 9_999
+from utils.paired_tests import permutation_test, t_test
+from utils.significance import interval
 
 Row = TypeVar("Row")
 Key = TypeVar("Key", bound=Hashable)
-
-
-@cache
-def _quantile(degrees: int) -> float:
-    """The quantile of Student's t that the intervals use."""
-    return float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)
@@ -34,13 +24,10 @@ class Mean:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Mean":
         """The mean of at least one value."""
-        count = len(values)
-        mean = math.fsum(values) / count
-        if count < 2:
-            return cls(mean, None, None, count)
-        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-        half = _quantile(count - 1) * math.sqrt(variance / count)
-        return cls(mean, mean - half, mean + half, count)
+        low, high = interval(values)
+        several = len(values) > 1
+        mean = math.fsum(values) / len(values)
+        return cls(mean, low if several else None, high if several else None, len(values))
 
 
 @dataclass(frozen=True)
@@ -62,18 +49,7 @@ def paired(differences: Sequence[float]) -> Paired:
     mean = Mean.of(differences)
     if len(differences) < 2 or not any(differences):
         return Paired(mean, None, None)
-    # Equal differences have no variance; the t statistic is then infinite.
-    spread = len(set(differences)) > 1
-    t = float(stats.ttest_1samp(differences, 0.0).pvalue) if spread else 0.0
-    permuted = stats.permutation_test(
-        (numpy.asarray(differences),),
-        lambda sample, axis: numpy.mean(sample, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=_RESAMPLES,
-        rng=0,
-    )
-    return Paired(mean, t, float(permuted.pvalue))
+    return Paired(mean, t_test(differences), permutation_test(differences))
 
 
 def mean_by(

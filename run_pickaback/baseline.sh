@@ -3,7 +3,7 @@
 #
 # usage: bash run_pickaback/baseline.sh [config] [tasks]
 #
-#   config  task table: digits (default), cifar100 or your own .toml file
+#   config  task table: digits_few (default), digits, cifar100 or your own .toml file
 #   tasks   names, ids or ranges: 4  1-20  fish,14  all (default)
 #
 # The variables in run_pickaback/config.sh can also be set in the environment.

@@ -5,13 +5,16 @@
 # shellcheck shell=bash disable=SC2034
 
 # tasks and network
-: "${CONFIG:=digits}"        # task table: digits, cifar100, digits_docs or your own .toml file (1st argument)
+: "${CONFIG:=digits_few}"    # task table: digits_few, digits, cifar100, digits_docs or your own .toml file (1st argument)
 : "${TASKS:=all}"            # names, ids or ranges: 4  1-20  fish,14  all (2nd argument)
-: "${ARCH:=lenet5}"          # *_MM.sh default to perceiver_io; spg.sh to alexnet, unless set in the environment
+: "${ARCH:=lenet5}"          # or a file's function, my_net.py:my_net (docs/usage.md). *_MM.sh default to
+                             # perceiver_io; spg.sh to alexnet, unless set in the environment
 : "${SIZE:=}"                # Perceivers: tiny, base (if empty) and single sizes, e.g. "tiny --depth 3"
 : "${TEXT_ENCODER:=hash}"    # text tasks: hash, bert-base-uncased or a local folder in Hugging Face format
 : "${SEED:=1}"               # of initial weights, batch order, augmentation and mutations
+: "${SEEDS:=}"              # several seeds, in turn: "1 2 3" (instead of SEED); RUN may then contain {seed}
 : "${PROTOCOL:=published}"   # published: decisions use the test set; heldout: a tenth of the training images
+: "${TRAIN_PER_CLASS:=}"     # training samples drawn from each class, or all; empty: as the table says, else all
 
 # training
 : "${EPOCHS:=100}"           # scratch network, and target at each width; the learning-rate drops scale with it
@@ -23,20 +26,28 @@
 : "${EXTRA_ARGS:=}"          # more flags for training (stages 1, 2-1, 3-2, cpg_sequence.sh): "--weight_decay 1e-4"
 
 # decisions
+: "${FLEET:=}"               # run whose networks are candidates and backbones; empty: this run. If set, no target's
+                             # own network is pruned
+: "${FREED:=zero}"           # 3-2, cpg_sequence.sh: weights that pruning freed start at zero (published), are all
+                             # drawn again (random), or only in units that no earlier weight enters (dead)
+: "${REUSE:=cpg}"            # w_backbone.sh: cpg; or a control: copy (fine-tune a dense copy of the backbone's
+                             # network), probe (a linear classifier on its frozen features)
 : "${ALLOW_ACC_LOSS:=0.001}" # 2-2, cpg_sequence.sh: accuracy that pruning may lose against the scratch baseline
-: "${BACKBONE:=farthest}"    # 3-1: farthest (published), nearest, random, or a task's name or id
+: "${BACKBONE:=farthest}"    # 3-1: farthest (published), nearest, random, another rule (rsa cka leep nce logme
+                             # hscore parc knn logistic accuracy room: docs/rules.md), or a task's name or id
 : "${CANDIDATES:=all}"       # 3-1: tasks that may become a backbone: ids, names, same or other (modality), e.g.
-                             # other,1-20; in run_all*.sh, all means the tasks of the run
+                             # other,1-20; in run_all*.sh with several tasks, all means the tasks of the run
 : "${MAX_ITERATIONS:=}"      # 3-1: mutations of the probes; empty: 100, and 0 for Perceivers
 : "${EXTRA_SEARCH_ARGS:=}"   # 3-1: more flags for the search: "--epsilon 0.05"
+: "${CONTROL:=0}"            # run_all*.sh: 1 adds the controls, as --control does
 : "${KV_TRANSFER:=1}"        # w_backbone_MM.sh: 0 skips the K/V transfer (a control)
 : "${MAX_WIDTH:=2.0}"        # 3-2, cpg_sequence.sh: maximum width multiplier
 : "${EXTRA_SEQUENCE_ARGS:=}" # cpg_sequence.sh: more flags: "--stop_pruning_early --keep_checkpoints"
 
-# SPG (spg.sh; it also acts on ARCH, SEED, OVERWRITE, RUN for a single run, the roots, and the machine's
-# variables except GPUS and JOBS)
-: "${SEQ:=digits_5}"         # sequence of tasks: digits_5, cifar100_10 … (1st argument)
-: "${APPR:=spg}"             # approaches, in turn: spg ncl one mtl ewc packnet
+# SPG (spg.sh; it also acts on ARCH, SEED, SEEDS, OVERWRITE, RUN for a single approach, the roots, and the
+# machine's variables except GPUS and JOBS)
+: "${SEQ:=digits_5}"         # sequence of tasks: digits_5, cifar100_10 … or your own .toml file (1st argument)
+: "${APPR:=spg}"             # approaches, in turn (`one` first): spg ncl one mtl ewc packnet er lwf
 : "${TRIALS:=1}"             # number of seeds, starting at SEED
 : "${EXTRA_SPG_ARGS:=}"      # more flags for spg_main.py: "--lr 0.1 --dropout 0.3 0.4"
 
@@ -53,5 +64,6 @@
 : "${DATA_ROOT:=data}"
 : "${CHECKPOINTS_ROOT:=checkpoints}"
 : "${LOGS_ROOT:=logs}"
-: "${RUN:=}"                 # name of the run; empty: <arch>/seed<seed>, plus -heldout under that protocol
+: "${LOG_TO:=}"              # experiment trackers: "tensorboard wandb mlflow"; each must be installed
+: "${RUN:=}"                 # name of the run; empty: <arch>/seed<seed>[-n<TRAIN_PER_CLASS>][-heldout]; {seed}: the seed
 : "${OVERWRITE:=0}"          # 1: redo finished work

@@ -3,7 +3,7 @@
 #
 # usage: bash run_pickaback/cpg_sequence.sh [config] [tasks]
 #
-#   config  task table: digits (default), cifar100 or your own .toml file
+#   config  task table: digits_few (default), digits, cifar100 or your own .toml file
 #   tasks   names, ids or ranges, learned in this order: 4  1-20  fish,14  all (default)
 #
 # Missing scratch baselines are trained first, as by baseline.sh. Finished tasks are skipped. The variables
@@ -19,4 +19,5 @@ words "$EXTRA_SEQUENCE_ARGS"
 in_one_process "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune prune \
     --prune_epochs "$PRUNE_EPOCHS" --target_sparsity "${sparsities[@]}" --allow_acc_loss "$ALLOW_ACC_LOSS" \
     --max_allowed_network_width_multiplier "$MAX_WIDTH" --total_num_tasks "${#TASK_NAMES[@]}" \
+    --freed "$FREED" \
     ${WORDS[@]+"${WORDS[@]}"}

@@ -3,8 +3,11 @@
 
 # Children run in the background, so that a signal reaches this script at once. It then stops them itself:
 # an interactive Ctrl-C does not reach background children.
+STOPPED='' # how a signal ended this script, in words
 stop() { # SIGNAL NUMBER
     trap '' INT TERM HUP
+    STOPPED=interrupted
+    (($1 == 2)) || STOPPED="stopped by signal $1"
     local -a children
     mapfile -t children < <(jobs -rp)
     kill -TERM ${children[@]+"${children[@]}"} 2>/dev/null || true
@@ -79,8 +82,8 @@ fan_out() {
         await_a_job
     done
     ((${#failed[@]} == 0)) && return
-    echo "error: ${#failed[@]} of ${#todo[@]} tasks failed: ${failed[*]}. See the lines above; the same command" \
-        "runs these again and skips the finished ones" >&2
+    echo "error: ${#failed[@]} of ${#todo[@]} tasks failed: ${failed[*]}. See the lines above;" \
+        "once that is corrected, $(resuming)" >&2
     return 1
 }
 
@@ -96,8 +99,10 @@ find_unfinished() {
     exec {to_list}>"$list" {from_list}<"$list" {to_log}>"$log" {from_log}<"$log"
     rm -f "$list" "$log" # the open descriptors suffice, and a signal leaves nothing behind
     # On the CPU: nothing is computed, and the GPUs are left to the jobs.
-    if OMP_NUM_THREADS=$THREADS run_one "$@" --device cpu --threads "$THREADS" \
-        --dataset "$(joined_tasks)" --list_unfinished 1>&"$to_list" 2>&"$to_log"; then
+    # Only the command is redirected: a trap that runs meanwhile writes to the terminal.
+    OMP_NUM_THREADS=$THREADS ${WITH_PARENT[@]+"${WITH_PARENT[@]}"} "$@" --device cpu --threads "$THREADS" \
+        --dataset "$(joined_tasks)" --list_unfinished 1>&"$to_list" 2>&"$to_log" &
+    if wait $!; then
         mapfile -t names <&"$from_list"
         todo=()
         for task in "${TASK_NAMES[@]}"; do

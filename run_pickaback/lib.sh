@@ -1,6 +1,8 @@
 # What the stages share: their arguments, their variables and the checks before any job. Sourced.
 # shellcheck shell=bash
 
+ARGUMENTS=("$@")                             # of the stage, as given
+CALLED_BY_A_STAGE=${INSIDE_A_STAGE:-}
 LAUNCHED_AS=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
 
 # Variables that the user set in the environment, as opposed to config.sh.
@@ -15,6 +17,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 source run_pickaback/jobs.sh
 
 absolute DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT
+[[ ${ARCH:-} != *.py* ]] || absolute ARCH
 [[ -z ${TEXT_ENCODER:-} || ! -d $CALLED_FROM/$TEXT_ENCODER ]] || absolute TEXT_ENCODER
 
 requested_config() { # ARGUMENTS…: print the first that is neither an option nor an option's value, else CONFIG
@@ -29,8 +32,10 @@ requested_config() { # ARGUMENTS…: print the first that is neither an option n
     echo "${1:-${CONFIG:-}}"
 }
 
-# A table's own defaults take precedence over the general ones. ("$@" holds the arguments of the stage.)
+# A table's own defaults take precedence over the general ones, except for that of CONFIG itself. ("$@" holds the
+# arguments of the stage.)
 _name=$(requested_config "$@")
+: "${_name:=$(sed -n 's/^: "${CONFIG:=\([^}]*\)}".*/\1/p' run_pickaback/config.sh)}"
 if [[ $_name =~ ^[a-z_0-9]+$ && -f run_pickaback/config_$_name.sh ]]; then
     # shellcheck source=run_pickaback/config_digits_docs.sh
     source "run_pickaback/config_$_name.sh"
@@ -86,7 +91,7 @@ parse_arguments() { # [config] [tasks]
 
 parse_control() { # [config] [tasks] [--control]: set CONTROL; the rest goes to REST
     local argument
-    CONTROL=0 REST=()
+    REST=()
     for argument in "$@"; do
         if [[ $argument == --control ]]; then CONTROL=1; else REST+=("$argument"); fi
     done
@@ -132,12 +137,15 @@ _pickaback="baseline wo_backbone select_pruning_ratio_of_backbone find_backbone 
 # Which stages accept which variables, as `VARIABLES: STAGES`. The stages of Pick-a-back accept one another's
 # variables, so that settings exported once serve a whole run stage by stage.
 ACCEPTED_BY=(
-    "ARCH SEED RUN OVERWRITE DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT: $_pickaback cpg_sequence spg"
+    "ARCH SEED SEEDS RUN OVERWRITE DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT: $_pickaback cpg_sequence spg"
     "DEVICE THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg"
-    "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL GPUS JOBS: $_pickaback cpg_sequence"
+    "LOG_TO: $_pickaback cpg_sequence spg"
+    "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL TRAIN_PER_CLASS GPUS JOBS: $_pickaback cpg_sequence"
     "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence"
-    "ALLOW_ACC_LOSS MAX_WIDTH: $_pickaback cpg_sequence"
-    "BACKBONE CANDIDATES MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback"
+    "ALLOW_ACC_LOSS MAX_WIDTH FREED: $_pickaback cpg_sequence"
+    "BACKBONE CANDIDATES FLEET MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback"
+    "REUSE: w_backbone"
+    "CONTROL: run_all run_all_MM"
     "KV_TRANSFER: w_backbone_MM run_all_MM"
     "EXTRA_SEQUENCE_ARGS: cpg_sequence"
     "SEQ APPR TRIALS EXTRA_SPG_ARGS: spg"
@@ -176,9 +184,38 @@ alternative() { # SCRIPT VARIABLE: print what to set instead, if there is an equ
     esac
 }
 
+check_seeds() { # set SEED_LIST to SEEDS if this stage is to run for each of them; settle SEED and RUN otherwise
+    SEED_LIST=()
+    # A stage that another one starts gets its seed from it; SEED in the environment overrides config.sh.
+    if [[ -z $CALLED_BY_A_STAGE && -n ${FROM_ENVIRONMENT[SEED]:-} && -n ${FROM_ENVIRONMENT[SEEDS]:-} ]]; then
+        die "SEED=$SEED and SEEDS=\"$SEEDS\" contradict: set one of them"
+    fi
+    if [[ -z $CALLED_BY_A_STAGE && -z ${FROM_ENVIRONMENT[SEED]:-} ]]; then
+        words "$SEEDS"
+        SEED_LIST=(${WORDS[@]+"${WORDS[@]}"})
+    fi
+    local seed known=' '
+    for seed in ${SEED_LIST[@]+"${SEED_LIST[@]}"}; do
+        [[ $seed =~ ^(0|[1-9][0-9]{0,17})$ ]] || die "SEEDS=\"$SEEDS\" is not a list of seeds such as \"1 2 3\""
+        [[ $known != *" $seed "* ]] || die "SEEDS=\"$SEEDS\" names seed $seed twice"
+        known+="$seed "
+    done
+    if ((${#SEED_LIST[@]} > 1)); then
+        [[ -z $RUN || $RUN == *'{seed}'* ]] ||
+            die "RUN=$RUN names a single run, but SEEDS=\"$SEEDS\": put {seed} into it, such as RUN=$RUN-{seed}"
+        return
+    fi
+    if ((${#SEED_LIST[@]})); then
+        export SEED=${SEED_LIST[0]}
+        SEED_LIST=()
+    fi
+    RUN=${RUN//'{seed}'/$SEED}
+    FLEET=${FLEET//'{seed}'/$SEED}
+}
+
 check_switches() {
     local name
-    for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC; do
+    for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC CONTROL; do
         [[ ${!name} == [01] ]] || die "$name=${!name} must be 0 or 1"
     done
     [[ $DEVICE =~ ^(auto|cpu|cuda(:[0-9]{1,4})?)$ ]] || die "DEVICE=$DEVICE must be auto, cpu, cuda or cuda:<i>"
@@ -225,6 +262,9 @@ common_args() { # the flags that several commands share; fan_out adds the task, 
         FILE_ARGS+=("${WORDS[@]}")
     fi
     [[ -z $RUN ]] || FILE_ARGS+=(--run "$RUN")
+    [[ -z $TRAIN_PER_CLASS ]] || FILE_ARGS+=(--train_per_class "$TRAIN_PER_CLASS")
+    FLEET_ARGS=()
+    [[ -z $FLEET ]] || FLEET_ARGS+=(--fleet "$FLEET")
     SEARCH_ARGS=()
     [[ -z $MAX_ITERATIONS ]] || SEARCH_ARGS+=(--max_iterations "$MAX_ITERATIONS")
     WRITING_ARGS=("${FILE_ARGS[@]}")
@@ -234,6 +274,9 @@ common_args() { # the flags that several commands share; fan_out adds the task, 
     TRAINING_ARGS=("${COMMON_ARGS[@]}" --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR")
     words "$EXTRA_ARGS"
     TRAINING_ARGS+=(${WORDS[@]+"${WORDS[@]}"})
+    words "$LOG_TO"
+    LOG_TO_ARGS=(${WORDS[@]+--log_to "${WORDS[@]}"})
+    TRAINING_ARGS+=(${LOG_TO_ARGS[@]+"${LOG_TO_ARGS[@]}"})
 }
 
 # ---------------------------------------------------------------------------------------------
@@ -246,15 +289,49 @@ start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before t
     parse_arguments "${@:2}"
     refuse_unused_variables
     check_switches
+    check_seeds
     check_machine
     setup_python base
     common_args
     expand_tasks
     trap end_stage EXIT
+    if ((${#SEED_LIST[@]})); then
+        run_for_each_seed
+        exit
+    fi
     local protocol=$PROTOCOL
     [[ $PROTOCOL != published ]] || protocol="published (decisions look at the test set)"
     echo "== $STAGE: $CONFIG, tasks: ${#TASK_NAMES[@]}, jobs: $JOBS, threads per job: $THREADS," \
         "device: ${GPUS:+GPUs }${GPUS:-$DEVICE}, protocol: $protocol"
+}
+
+run_for_each_seed() { # run this stage for each of SEED_LIST, then print its table over them
+    local seed
+    local -a jobs=()
+    # Some scripts change JOBS before they start.
+    [[ -z ${FROM_ENVIRONMENT[JOBS]:-} ]] || jobs=("JOBS=${FROM_ENVIRONMENT[JOBS]}")
+    for seed in "${SEED_LIST[@]}"; do
+        echo "== seed $seed of ${SEED_LIST[*]}"
+        cd "$CALLED_FROM" # the arguments may hold a relative path
+        run_one env "SEED=$seed" "RUN=${RUN//'{seed}'/$seed}" "FLEET=${FLEET//'{seed}'/$seed}" \
+            ${jobs[@]+"${jobs[@]}"} \
+            bash "$LAUNCHED_AS" ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}
+        cd "$REPOSITORY"
+    done
+    local -a of_sequence=()
+    [[ $LAUNCHED_AS != */cpg_sequence.sh ]] || of_sequence=(--in_sequence)
+    report --seeds "${SEED_LIST[@]}" ${of_sequence[@]+"${of_sequence[@]}"}
+}
+
+report() { # FLAGS…: print the table of the tasks of this stage
+    run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "${POOL:-$CANDIDATES}" \
+        --dataset "$(joined_tasks)" --backbone "${PAIR_BACKBONE:-from_csv}" "$@"
+}
+
+report_alone() { # print the table, unless another stage called this one: it prints its own
+    # Controls, and targets on every backbone, are not in it.
+    [[ $REUSE == cpg && ${PAIR_BACKBONE:-} != all ]] || return 0
+    [[ -n $CALLED_BY_A_STAGE ]] || report || echo "-- no table: see the line above"
 }
 
 start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence of tasks in one process
@@ -262,14 +339,22 @@ start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence 
     positional "$@"
     ((${#GIVEN[@]} <= 1)) || usage_error "too many arguments: ${GIVEN[*]:1}"
     SEQ=${GIVEN[0]:-$SEQ}
+    [[ ! -f $CALLED_FROM/${SEQ%.toml*}.toml ]] || absolute SEQ
     refuse_unused_variables
     check_switches
     words "$APPR"
     APPROACHES=("${WORDS[@]}")
+    check_seeds
+    [[ -z ${FROM_ENVIRONMENT[SEEDS]:-} || $TRIALS == 1 ]] ||
+        die "SEEDS=\"$SEEDS\" and TRIALS=$TRIALS contradict: set one of them"
     [[ -z $RUN || ($TRIALS == 1 && ${#APPROACHES[@]} == 1) ]] ||
         die "RUN=$RUN names a single run: unset it, or set TRIALS=1 and one approach in APPR"
     setup_python base
-    SPG_ARGS=(--seq "$SEQ" --seed "$SEED" --trials "$TRIALS" --precision "$PRECISION" --device "$DEVICE"
+    [[ $SEED =~ ^[0-9]{1,18}$ ]] || die "SEED=$SEED must be a whole number from 0"
+    [[ $TRIALS =~ ^[1-9][0-9]{0,3}$ ]] || die "TRIALS=$TRIALS must be a whole number from 1 to 9999"
+    local -a seeds=(--seed "$SEED" --trials "$TRIALS")
+    ((${#SEED_LIST[@]} == 0)) || seeds=(--seeds "${SEED_LIST[@]}")
+    SPG_ARGS=(--seq "$SEQ" "${seeds[@]}" --precision "$PRECISION" --device "$DEVICE"
         --data_root "$DATA_ROOT" --checkpoints_root "$CHECKPOINTS_ROOT" --logs_root "$LOGS_ROOT")
     # config.sh's architecture is that of Pick-a-back.
     [[ -z ${FROM_ENVIRONMENT[ARCH]:-} ]] || SPG_ARGS+=(--arch "$ARCH")
@@ -277,31 +362,54 @@ start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence 
     [[ -z $THREADS ]] || SPG_ARGS+=(--threads "$THREADS")
     [[ $NONDETERMINISTIC == 0 ]] || SPG_ARGS+=(--nondeterministic)
     [[ $OVERWRITE == 0 ]] || SPG_ARGS+=(--overwrite)
+    words "$LOG_TO"
+    ((${#WORDS[@]} == 0)) || SPG_ARGS+=(--log_to "${WORDS[@]}")
     words "$EXTRA_SPG_ARGS"
     SPG_ARGS+=(${WORDS[@]+"${WORDS[@]}"})
     trap end_stage EXIT
-    echo "== $STAGE: $SEQ, approaches: $APPR, seeds: $TRIALS from $SEED, device: $DEVICE"
+    echo "== $STAGE: $SEQ, approaches: $APPR," \
+        "seeds: $( ((${#SEED_LIST[@]})) && echo "${SEED_LIST[*]}" || echo "$TRIALS from $SEED"), device: $DEVICE"
 }
 
 end_stage() {
     local status=$?
     local outcome=finished
+    if [[ -n $STOPPED ]]; then
+        [[ -n $CALLED_BY_A_STAGE ]] || echo "$STOPPED: $(resuming)"
+        return
+    fi
     ((status == 0)) || outcome="stopped with exit status $status"
     echo "== ${STAGE%%,*} $outcome after $((SECONDS / 60)) min $((SECONDS % 60)) s"
+}
+
+resuming() { # print what the same command would do now
+    if [[ $OVERWRITE == 0 ]]; then
+        echo "the same command continues from here"
+    else
+        echo "with OVERWRITE=1, the same command redoes what is finished"
+    fi
 }
 
 expand_tasks() { # set TASK_NAMES to the tasks that TASKS means; refuse the values that a later stage would refuse
     local names
     words "$SPARSITIES"
     names=$("$PYTHON_BIN" -m tools.list_tasks "${FILE_ARGS[@]}" ${SEARCH_ARGS[@]+"${SEARCH_ARGS[@]}"} \
-        ${REFUSALS[@]+"${REFUSALS[@]}"} --dataset "$TASKS" --precision "$PRECISION" --epochs "$EPOCHS" \
+        ${REFUSALS[@]+"${REFUSALS[@]}"} ${LOG_TO_ARGS[@]+"${LOG_TO_ARGS[@]}"} \
+        --dataset "$TASKS" --precision "$PRECISION" --epochs "$EPOCHS" \
         --prune_epochs "$PRUNE_EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR" --allow_acc_loss "$ALLOW_ACC_LOSS" \
         --max_allowed_network_width_multiplier "$MAX_WIDTH" --target_sparsity ${WORDS[@]+"${WORDS[@]}"})
     mapfile -t TASK_NAMES <<<"$names"
 }
 
+fleet_serves() { # WHAT IT REPLACES: whether FLEET provides the backbones; say so
+    [[ -n $FLEET ]] || return 1
+    echo "-- FLEET=$FLEET provides the backbones: $1"
+}
+
+RULES=(farthest nearest random rsa cka leep nce logme hscore parc knn logistic accuracy room)
+
 backbone_is_a_task() { # BACKBONE names a task, not a rule
-    [[ $BACKBONE != farthest && $BACKBONE != nearest && $BACKBONE != random ]]
+    [[ " ${RULES[*]} " != *" $BACKBONE "* ]]
 }
 
 leave_out() { # TASK: remove a task, given by name or id, from TASK_NAMES
@@ -320,18 +428,39 @@ leave_out() { # TASK: remove a task, given by name or id, from TASK_NAMES
 }
 
 leave_out_backbone() { # a task that serves as the backbone of all is not a target
-    if [[ -n ${PAIR_BACKBONE:-} ]]; then
+    if [[ ${PAIR_BACKBONE:-} == all ]]; then
+        return 0
+    elif [[ -n ${PAIR_BACKBONE:-} ]]; then
         leave_out "$PAIR_BACKBONE"
     elif backbone_is_a_task; then
         leave_out "$BACKBONE"
     fi
 }
 
-candidates_of_this_run() { # only the tasks of this run are sure to have a scratch network to compare with
-    [[ $CANDIDATES == all ]] || return 0
-    ((${#TASK_NAMES[@]} > 1)) ||
-        die "a single task has no other task as its backbone: give two or more tasks, or set CANDIDATES"
-    export CANDIDATES=$TASKS
+# settle_candidates: set OWN_NETWORKS to the tasks that stages 1 to 2-2 of this run train. Several tasks are one
+# another's candidates, unless CANDIDATES says otherwise; a single one chooses among CANDIDATES, by default all
+# tasks of the table, whose networks are made, too.
+settle_candidates() {
+    OWN_NETWORKS=$TASKS
+    [[ -z $FLEET ]] || return 0
+    if ((${#TASK_NAMES[@]} > 1)); then
+        [[ $CANDIDATES != all ]] || export CANDIDATES=$TASKS
+        return
+    fi
+    local names
+    ! backbone_is_a_task || export CANDIDATES=$BACKBONE
+    names=$("$PYTHON_BIN" -m tools.list_tasks --dataset_config "$CONFIG" --data_root "$DATA_ROOT" \
+        --dataset "$TASKS" --candidates "$CANDIDATES" --with_candidates)
+    [[ $names == *$'\n'* ]] || backbone_is_a_task ||
+        die "task ${TASK_NAMES[0]} has no candidate for its backbone: add a task to $CONFIG, or correct CANDIDATES"
+    OWN_NETWORKS=${names//$'\n'/,}
+}
+
+run_stages() { # TASKS SCRIPT…: run these stages in turn
+    local script
+    for script in "${@:2}"; do
+        run_one bash "run_pickaback/$script.sh" "$CONFIG" "$1"
+    done
 }
 
 targets_with_candidates() { # print the tasks that have a backbone among CANDIDATES, separated by commas

@@ -3,9 +3,11 @@
 #
 # usage: bash run_pickaback/run_all.sh [config] [tasks] [--control]
 #
-#   config     task table: digits (default), cifar100 or your own .toml file
-#   tasks      names, ids or ranges: 4  1-20  fish,14  all (default)
-#   --control  also train each target without a backbone, at its final width
+#   config     task table: digits_few (default), digits, cifar100 or your own .toml file
+#   tasks      names, ids or ranges: 4  1-20  fish,14  all (default); a single task chooses among all others,
+#              whose own networks are trained, too
+#   --control  also train each target without a backbone, at its final width, as a fine-tuned copy of its
+#              backbone's network, and as a linear probe of it (as CONTROL=1 does, the default of digits_few)
 #
 # Finished work is skipped, so the same command resumes a stopped run. Where two runs need the same output,
 # the second waits for the first, then skips it. The variables in
@@ -15,16 +17,19 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 REFUSALS=(--transfers no)
 parse_control "$@"
 start_stage "all stages, from scratch baselines to targets on their backbones" ${REST[@]+"${REST[@]}"}
-candidates_of_this_run
+settle_candidates
 leave_out_backbone
-for script in baseline wo_backbone select_pruning_ratio_of_backbone find_backbone w_backbone; do
-    run_one bash "run_pickaback/$script.sh" "$CONFIG" "$TASKS"
-done
+run_stages "$OWN_NETWORKS" baseline wo_backbone select_pruning_ratio_of_backbone
+run_stages "$TASKS" find_backbone w_backbone
 if ((CONTROL)); then
     echo "== controls: each target without a backbone, at its final width"
     for script in packnet_cifar100_main_normal.py CPG_cifar100_main_normal.py; do
         fan_out "$PYTHON_BIN" "$script" "${TRAINING_ARGS[@]}" --mode finetune --network_width_multiplier from_target \
             --candidates "$CANDIDATES"
     done
+    for reuse in copy probe; do
+        echo "== controls: $reuse of each backbone's unpruned network"
+        REUSE=$reuse run_one bash run_pickaback/w_backbone.sh "$CONFIG" "$TASKS"
+    done
 fi
-run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "$CANDIDATES" --dataset "$(joined_tasks)"
+report

@@ -4,7 +4,8 @@
 # usage: bash run_pickaback/run_all_MM.sh [config] [tasks] [--control]
 #
 #   config     task table: digits_docs (default), cifar_newsgroups or your own .toml file
-#   tasks      names, ids or ranges: 4  1-20  fish,14  all (default)
+#   tasks      names, ids or ranges: 4  1-20  fish,14  all (default); a single task chooses among all others,
+#              whose own networks are trained, too
 #   --control  also train each target on the best backbone of its own modality, on the best one of the
 #              other modality, and on the latter without the K/V transfer
 #
@@ -24,25 +25,22 @@ if ((CONTROL)); then
     ! backbone_is_a_task || die "--control chooses backbones by their modality: unset BACKBONE=$BACKBONE"
     [[ ! $CANDIDATES =~ (^|,)(same|other)(,|$) ]] || die "--control runs both same and other: remove them from CANDIDATES"
 fi
-candidates_of_this_run
+settle_candidates
 leave_out_backbone
-for script in baseline wo_backbone select_pruning_ratio_of_backbone find_backbone transfer_kv w_backbone_MM; do
-    run_one bash "run_pickaback/$script.sh" "$CONFIG" "$TASKS"
-done
-pool=$CANDIDATES
+run_stages "$OWN_NETWORKS" baseline wo_backbone select_pruning_ratio_of_backbone
+run_stages "$TASKS" find_backbone transfer_kv w_backbone_MM
+POOL=$CANDIDATES # of the table
 if ((CONTROL)); then
     for among in same other; do
-        export CANDIDATES=$among,$pool
+        export CANDIDATES=$among,$POOL
         targets=$(targets_with_candidates)
         [[ -n $targets ]] || continue
         echo "== controls: the best backbone of the $among modality"
-        for script in find_backbone transfer_kv w_backbone_MM; do
-            run_one bash "run_pickaback/$script.sh" "$CONFIG" "$targets"
-        done
+        run_stages "$targets" find_backbone transfer_kv w_backbone_MM
         if [[ $among == other ]]; then
             echo "== controls: the best backbone of the other modality, without the K/V transfer"
             KV_TRANSFER=0 run_one bash run_pickaback/w_backbone_MM.sh "$CONFIG" "$targets"
         fi
     done
 fi
-run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "$pool" --dataset "$(joined_tasks)"
+report

@@ -6,7 +6,8 @@
 #
 #   config             task table: digits_docs (default), cifar_newsgroups or your own .toml file
 #   targets            names, ids or ranges: 4  1-20  fish,14  all (default)
-#   --backbone TASK    use this backbone (name or id) instead of the one chosen in stage 3-1
+#   --backbone TASK    use this backbone (name or id) instead of the one chosen in stage 3-1; all: every one of
+#                      CANDIDATES in turn
 #   --target TARGETS   the targets; required with --backbone
 #
 # CANDIDATES selects among the choices of stage 3-1; KV_TRANSFER=0 skips the transfer (a control). The
@@ -22,5 +23,7 @@ leave_out_backbone
 transfer=()
 ((KV_TRANSFER)) || transfer+=(--no_kv_transfer)
 fan_out "$PYTHON_BIN" CPG_MM_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune --candidates "$CANDIDATES" \
-    --backbone "${PAIR_BACKBONE:-from_csv}" --max_allowed_network_width_multiplier "$MAX_WIDTH" \
+    --backbone "${PAIR_BACKBONE:-from_csv}" --max_allowed_network_width_multiplier "$MAX_WIDTH" --freed "$FREED" \
+    ${FLEET_ARGS[@]+"${FLEET_ARGS[@]}"} \
     ${transfer[@]+"${transfer[@]}"}
+report_alone

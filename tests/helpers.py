@@ -48,7 +48,7 @@ class Fleet:
     def files(self, *more: object) -> list[str]:
         return [
             *("--data_root", str(self.data), "--checkpoints_root", str(self.checkpoints)),
-            *("--logs_root", str(self.root / "logs")),
+            *("--logs_root", str(self.root / "logs"), "--dataset_config", "digits"),
             *map(str, more),
         ]
 

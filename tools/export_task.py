@@ -1,4 +1,4 @@
-"""Export one task of a checkpoint as a plain dense network: a state dict (.pt) or ONNX (.onnx)."""
+"""Export one task of a checkpoint as a dense network: a state dict (.pt), program (.pt2) or ONNX (.onnx)."""
 
 from utils import errors
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data.loading import load_task
 from data.tables import Table, load_table
@@ -22,24 +23,26 @@ from models.network import Network
 from pipeline import flags
 from pipeline.architectures import PLAIN, SHARABLE, architecture
 from training.checkpoints import read_checkpoint
+from training.schema import Invalid, check_exported
 from utils import logs
+from utils.architecture_names import architecture_name, digest_of
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.folders import require_different
 from utils.paths import checkpoint_in, default_root
-from utils.tensor_files import read_tensors
+from utils.tensor_files import Damaged, read_tensors, tensor_bytes
 
-SUFFIXES = (".pt", ".onnx")
 FORMAT_VERSION = 1
+CARD = "card.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     logs.to_terminal()
-    if args.to.suffix not in SUFFIXES:
-        raise UserError(f"--to {args.to}: give a file name that ends in {' or '.join(SUFFIXES)}")
+    serialised = {".pt": as_state_dict, ".pt2": as_program, ".onnx": as_onnx}.get(args.to.suffix)
+    if serialised is None:
+        raise UserError(f"--to {args.to}: give a file name that ends in .pt, .pt2 or .onnx")
     network, card = dense_network(args)
-    serialised = as_onnx if args.to.suffix == ".onnx" else as_state_dict
     write_atomically(args.to, serialised(network, card))
     logging.info("Task %s as a dense network: %s", card["task"], args.to)
 
@@ -52,7 +55,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--to",
         type=Path,
         required=True,
-        help="File to write, .pt or .onnx (default: none, required).",
+        help="File to write: .pt, a state dict; .pt2, a program that PyTorch runs without this project; or "
+        ".onnx (default: none, required).",
     )
     parser.add_argument(
         "--dataset_config",
@@ -65,7 +69,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="Data folder, for tasks whose mean and standard deviation must be computed.",
     )
     parser.add_argument(
-        "--arch", default="lenet5", help="Architecture of a published checkpoint, which does not record it."
+        "--arch",
+        type=architecture_name,
+        default="lenet5",
+        help="Architecture of a published checkpoint, which does not record it; or the file of an "
+        "architecture of your own, path/to/my_net.py:my_net.",
     )
     parser.add_argument(
         "--layers",
@@ -94,7 +102,7 @@ def dense_network(args: argparse.Namespace) -> tuple[Network, dict]:
     task = table.task(args.task)
     found = payload.get("architecture", {"name": args.arch, "layers": args.layers})
     build = architecture(
-        found["name"],
+        _recorded_architecture(found, given=args.arch, where=path),
         layers=found["layers"],
         in_channels=table.channels,
         size=table.size,
@@ -126,6 +134,23 @@ def dense_network(args: argparse.Namespace) -> tuple[Network, dict]:
     return shared.as_task(task.name).requires_grad_(False), card
 
 
+def _recorded_architecture(entry: dict, *, given: str | None, where: Path) -> str:
+    """The architecture that a file records. One that the user's own file defines must be given.
+
+    Raises:
+        UserError: if that file is not given, or has changed.
+    """
+    name, digest = entry["name"], entry.get("file")
+    if digest is None:
+        return name
+    if given == name and digest_of(given) == digest:
+        return given
+    raise UserError(
+        f"{where} holds the architecture {name} of a file ({digest}): give that file, unchanged, as "
+        f"path/to/file.py:{name} (--arch, or the argument arch)"
+    )
+
+
 def _table(args: argparse.Namespace, entry: dict, *, path: Path) -> Table:
     config = args.dataset_config or entry.get("config")
     if config is None:
@@ -145,39 +170,84 @@ def _entry(table: Table, task: str, *, data_root: Path) -> dict:
     return {"mean": data.mean.tolist(), "std": data.std.tolist()}
 
 
-def as_state_dict(network: Network, card: dict) -> bytes:
-    """Serialise {"state_dict": name → tensor, "card": description of its use} with `torch.save`."""
-    buffer = io.BytesIO()
-    torch.save({"state_dict": dict(network.state_dict()), "card": card}, buffer)
-    return buffer.getvalue()
+def as_state_dict(network: Network, card: dict) -> memoryview:
+    """Serialise {"state_dict": name → tensor, "card": description of its use}, with a checksum."""
+    return tensor_bytes({"state_dict": dict(network.state_dict()), "card": card})
 
 
-def read_exported(path: Path) -> tuple[Network, dict]:
+def read_exported(path: Path, *, arch: str | None = None) -> tuple[Network, dict]:
     """Read the network, in evaluation mode, and the card of an exported .pt file.
 
     The network expects normalised images: (pixels / 255 − card["mean"]) / card["std"], per channel.
 
+    Args:
+        arch: for an architecture of the user's own, its file and function: "path/to/my_net.py:my_net".
+
     Raises:
         UserError: if the file is missing, damaged or not an exported network.
     """
+    path = Path(path)
     what, remedy = "a network exported by tools.export_task", "export the task again"
+    if not path.is_file():
+        raise UserError(f"{path} not found: give the .pt file that tools.export_task wrote")
     content = read_tensors(path, what=what, remedy=remedy)
     if not isinstance(content, dict) or not content.keys() >= {"state_dict", "card"}:
-        raise UserError(f"{path} is not {what}: {remedy}")
+        raise Damaged(f"{path} is not {what}", remedy=remedy)
     state, card = content["state_dict"], content["card"]
+    try:
+        check_exported(state, card)
+    except Invalid as error:
+        raise Damaged(f"{path} is damaged: {error}", remedy=remedy) from error
     entry = card["architecture"]
+    given = None if arch is None else architecture_name(arch)
     build = architecture(
-        entry["name"],
+        _recorded_architecture(entry, given=given, where=path),
         layers=entry["layers"],
         in_channels=card["in_channels"],
         size=card["size"],
         sizes=entry.get("sizes"),
     )
     network = build(width=card["width"])
+    if card["modality"] not in network.modalities:
+        raise Damaged(f"{path} is damaged: {entry['name']} reads no {card['modality']}s", remedy=remedy)
     network.modality = card["modality"]
     network.add_head(len(card["classes"]), in_features=state["classifiers.0.weight"].shape[1])
-    network.load_state_dict(state)
+    _load(network, state, where=path, remedy=remedy)
     return network.eval(), card
+
+
+def _load(network: Network, state: dict[str, Tensor], *, where: Path, remedy: str) -> None:
+    """Load a state dict whose names and shapes must be the network's."""
+    own = network.state_dict()
+    differing = sorted(
+        name
+        for name in {*own, *state}
+        if name not in own or name not in state or own[name].shape != state[name].shape
+    )
+    if differing:
+        raise Damaged(f"{where} does not fit its architecture: {', '.join(differing[:3])}", remedy=remedy)
+    network.load_state_dict(state)
+
+
+def as_program(network: Network, card: dict) -> bytes:
+    """Serialise a program for any number of samples, with the card as the extra file `card.json`.
+
+    `torch.export.load` reads it; running it takes PyTorch alone.
+    """
+    inputs, shape = _example(network, card)
+    program = torch.export.export(network, (inputs,), dynamic_shapes=(shape,))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={CARD: json.dumps(card)})
+    return buffer.getvalue()
+
+
+def _example(network: Network, card: dict) -> tuple[Tensor, dict]:
+    """Inputs to trace a network with, and the dimensions of theirs that may vary."""
+    samples = torch.export.Dim("samples")
+    if card["modality"] == "text":
+        longest, channels = network.features.inputs["text"].positions.shape
+        return torch.ones(2, 3, channels), {0: samples, 1: torch.export.Dim("tokens", max=longest)}
+    return torch.zeros(2, card["in_channels"], card["size"], card["size"]), {0: samples}
 
 
 def as_onnx(network: Network, card: dict) -> bytes:
@@ -192,13 +262,7 @@ def as_onnx(network: Network, card: dict) -> bytes:
             f"ONNX export needs the package {' and '.join(missing)}: install the extra `onnx` "
             "(pip install '.[onnx]'), or write a .pt file"
         )
-    samples = torch.export.Dim("samples")
-    if card["modality"] == "text":
-        longest, channels = network.features.inputs["text"].positions.shape
-        inputs = torch.ones(2, 3, channels)
-        shape = {0: samples, 1: torch.export.Dim("tokens", max=longest)}
-    else:
-        inputs, shape = torch.zeros(2, card["in_channels"], card["size"], card["size"]), {0: samples}
+    inputs, shape = _example(network, card)
     program = torch.onnx.export(
         network,
         (inputs,),

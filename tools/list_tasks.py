@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from data.tables import Table, load_table
 from pipeline import architectures, flags
+from training.trackers import require_trackers
+from utils.architecture_names import digest_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="Candidate backbones, as in stage 3-1: print only the tasks that have one "
         "(default: print all tasks).",
     )
+    parser.add_argument(
+        "--with_candidates",
+        action="store_true",
+        help="With --candidates: print these tasks, and their candidates (default: only the tasks).",
+    )
     flags.add_mutations(parser)
     parser.add_argument(
         "--transfers",
@@ -36,15 +43,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     flags.check_sparsities(parser, args)
+    if args.with_candidates and args.candidates is None:
+        parser.error("--with_candidates requires --candidates")
+    require_trackers(args.log_to)
 
     table = load_table(args.dataset_config, data_root=args.data_root)
     # The default architecture needs no check, which would load PyTorch and take seconds.
-    if args.arch != parser.get_default("arch") or flags.given_sizes(args) or args.transfers == "yes":
+    usual = args.arch == parser.get_default("arch") and digest_of(args.arch) is None
+    if not usual or flags.given_sizes(args) or args.transfers == "yes":
         check_architecture(args, table=table)
     wanted = args.candidates
+    printed: list[str] = []
     for task in table.select(args.dataset):
-        if wanted is None or table.candidates(wanted.tasks, target=task, among=wanted.among):
-            print(task.name)
+        found = [] if wanted is None else table.candidates(wanted.tasks, target=task, among=wanted.among)
+        if wanted is None or found:
+            printed += [task.name, *(other.name for other in found if args.with_candidates)]
+    for name in dict.fromkeys(printed):
+        print(name)
 
 
 def check_architecture(args: argparse.Namespace, *, table: Table) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from data.loading import validation_labels
 from data.tables import Table, Task, load_table
 from methods.cpg import choose_ratio
 from pipeline import flags
 from pipeline.architectures import SHARABLE, resolved_sizes
-from pipeline.cpg import log_choice
+from pipeline.cpg import log_choice, warn_at_chance
 from pipeline.fleet import accuracy, paths_of, read_baseline, selected_tasks
 from training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from training.outputs import remove_stale, require_same
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sizes=resolved_sizes(args.arch, layers=SHARABLE, given=flags.given_sizes(args)),
     )
     with logs.to_file(paths.stage_log(table.name, "select_pruning_ratio")):
-        logs.configuration(vars(args))
+        logs.configuration(flags.changed(args))
         logs.protocol(args.protocol)
         for task in tasks:
             select(args, paths=paths, table=table, task=task, load=load)
@@ -66,6 +67,15 @@ def select(
         args.pruning_ratio_to_acc_record_file or record_file(folder), ratios=args.target_sparsity
     )
     baseline = read_baseline(args.jsonfile or paths.baseline_file(table.name), task=task.name)
+    labels = validation_labels(
+        table,
+        task,
+        data_root=args.data_root,
+        protocol=args.protocol,
+        seed=args.seed,
+        train_per_class=args.train_per_class,
+    )
+    warn_at_chance(baseline, task=task.name, labels=labels)
     ratio = choose_ratio(record, baseline=baseline, allow_acc_loss=args.allow_acc_loss)
     log_choice(ratio, task=task.name, accuracy=record[ratio], baseline=baseline)
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_kind(args.to, flag="--to", what="a report", fits=is_json_with("accuracy", "far"))
     set_up_process(threads=args.threads, precision=args.precision, nondeterministic=args.nondeterministic)
     folds, pairs = read_pairs(args.pairs)
-    network, card = read_exported(args.network)
+    network, card = read_exported(args.network, arch=args.arch)
     if card["modality"] != "image":
         raise UserError(f"{args.network} expects {card['modality']}: export an image task")
     device = resolve_device(args.device)
@@ -84,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = flags.parser(__doc__)
     parser.add_argument("network", type=Path, help="Task exported by tools.export_task, a .pt file.")
+    parser.add_argument(
+        "--arch",
+        help="File and function of an architecture of your own, path/to/my_net.py:my_net (default: the "
+        "network's is one of this project's).",
+    )
     parser.add_argument(
         "--pairs", type=Path, required=True, help="File of pairs in LFW's format (default: none, required)."
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from training.schema import MAX_COUNT, Invalid, check_payload
+from utils.architecture_names import digest_of
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.paths import redo_command
@@ -37,7 +38,7 @@ def load_checkpoint(
 
     Args:
         architecture, layers: expected values; not checked if the checkpoint does not record them (as in
-            published ones).
+            published ones). The file of a `FileArchitecture` must not have changed.
         sizes: the architecture's sizes, which must match; None accepts any.
 
     Raises:
@@ -52,6 +53,12 @@ def load_checkpoint(
         raise UserError(
             f"{path} is a {found['name']} with {found['layers']} layers, "
             f"not a {architecture} with {layers} layers: correct --arch or the folder"
+        )
+    digest = digest_of(architecture)
+    if digest is not None and found.get("file") != digest:
+        raise UserError(
+            f"{path} was made with another version of {architecture.file} ({found.get('file')} recorded, "
+            f"{digest} now): restore the file, or give the function another name"
         )
     recorded = found.get("sizes", {})
     differing = [] if sizes is None else [name for name in sizes if sizes[name] != recorded.get(name)]

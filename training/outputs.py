@@ -8,8 +8,8 @@ from pathlib import Path
 from training.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint, set_aside
 from training.loop import Progress
 from utils.errors import UserError
-from utils.files import csv_text, write_atomically
-from utils.paths import RESUME_NAME, TRAIN_CSV, checkpoint_name, checkpoints_in, redo_command
+from utils.files import csv_text, json_text, write_atomically
+from utils.paths import CONFIG_JSON, RESUME_NAME, TRAIN_CSV, checkpoint_name, checkpoints_in, redo_command
 from utils.tensor_files import Damaged
 
 
@@ -82,7 +82,7 @@ def remove_output(folder: Path, *, root: Path, made_by: Mapping) -> None:
             damaged[path] = error
     for path, error in damaged.items():
         set_aside(path, reason=error, consequence="delete it once you do not need it")
-    for path in (*ours, folder / TRAIN_CSV):
+    for path in (*ours, folder / TRAIN_CSV, folder / CONFIG_JSON):
         path.unlink(missing_ok=True)
     for empty in (folder, *folder.parents):
         if empty == root or not empty.is_dir() or any(empty.iterdir()):
@@ -127,6 +127,7 @@ class Output:
         task_table: the task as the checkpoint describes it: classes, normalisation, image size.
         overwrite: redo finished work, and discard another recipe's unfinished run.
         listing: train nothing; only check whether the output is finished.
+        configuration: content of `config.json`, for people: nothing reads it back. None: no such file.
     """
 
     folder: Path
@@ -136,6 +137,7 @@ class Output:
     task_table: dict
     overwrite: bool = False
     listing: bool = False
+    configuration: dict | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -196,13 +198,18 @@ class Output:
         save_checkpoint(self.resume, complete)
 
     def finish(self, payload: dict, progress: Progress, *, metrics: dict) -> dict:
-        """Write the finished checkpoint and `train.csv`, remove the resume file, and return the payload.
+        """Write the finished checkpoint with `train.csv` and `config.json`; remove the resume file.
+
+        Returns:
+            The payload.
 
         The states of optimizers, schedules and generators go with the resume file.
         """
         complete = self._complete(payload, progress) | {"metrics": metrics}
         if progress.history:
             write_atomically(self.folder / TRAIN_CSV, csv_text(progress.history, list(progress.history[0])))
+        if self.configuration is not None:
+            write_atomically(self.folder / CONFIG_JSON, json_text(self.configuration))
         save_checkpoint(self.checkpoint, complete)
         names = ("appr", "seq", "config", "task", "stage")
         remove_stale(

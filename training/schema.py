@@ -45,6 +45,7 @@ def check_payload(payload: Mapping[str, Any]) -> None:
         if name in payload:
             check(payload[name], name)
     _check_importance(payload)
+    _check_buffer(payload)
     approach = payload.get("arguments", {}).get("appr")
     required = () if approach is None else ("sequence", *_STATE_OF.get(str(approach), ()))
     for name in required:
@@ -114,10 +115,33 @@ def _architecture(value: Any, field: str) -> None:
     _dict(value, field)
     _text(value.get("name"), f"{field}['name']")
     _choice(value.get("layers"), f"{field}['layers']", LAYERS)
+    _text(value.get("file", "none"), f"{field}['file']")
     sizes = _dict(value.get("sizes", {}), f"{field}['sizes']")
     for name, size in sizes.items():
         if not (size is None or isinstance(size, bool | str) or (_is_number(size) and abs(size) < MAX_COUNT)):
             raise Invalid(f"{field}['sizes'][{_brief(name)}] is {_brief(size)}, expected a number or a name")
+
+
+def check_exported(state: Any, card: Any) -> None:
+    """Check the content of a file that tools.export_task wrote, except the names of the state dict.
+
+    Raises:
+        Invalid: naming the first wrong field.
+    """
+    _tensors(state, "state_dict")
+    _dict(card, "card")
+    _architecture(card.get("architecture"), "card['architecture']")
+    _choice(card.get("modality"), "card['modality']", MODALITIES)
+    for name in ("in_channels", "size"):
+        _count(card.get(name), f"card['{name}']", least=1)
+    width = card.get("width")
+    if not (_is_number(width) and 0 < width <= _MAX_WIDTH):
+        raise Invalid(f"card['width'] is {_brief(width)}, expected more than 0 and at most {_MAX_WIDTH:g}")
+    classes, head = card.get("classes"), state.get("classifiers.0.weight")
+    if not isinstance(classes, list) or head is None or head.dim() != 2 or len(head) != len(classes):
+        raise Invalid("card['classes'] does not fit the head, classifiers.0.weight")
+    for number, name in enumerate(classes):
+        _text(name, f"card['classes'][{number}]")
 
 
 def _metrics(value: Any, field: str) -> None:
@@ -189,8 +213,10 @@ def _sequence(value: Any, field: str) -> None:
 
 def _cost(value: Mapping, field: str) -> None:
     _count(value.get("epochs"), f"{field}['epochs']")
-    if not (_is_number(value.get("seconds")) and value["seconds"] >= 0):
-        raise Invalid(f"{field}['seconds'] is {_brief(value.get('seconds'))}, expected 0 or more")
+    # Earlier versions do not record the bytes.
+    for name in ("seconds", *({"bytes"} & value.keys())):
+        if not (_is_number(value.get(name)) and value[name] >= 0):
+            raise Invalid(f"{field}['{name}'] is {_brief(value.get(name))}, expected 0 or more")
 
 
 def _check_importance(payload: Mapping[str, Any]) -> None:
@@ -217,6 +243,28 @@ def _check_importance(payload: Mapping[str, Any]) -> None:
                 raise Invalid(f"{where} has the shape {tuple(value.shape)}, expected {shape}")
             if value.numel() and not (value.min() >= least and value.max() <= most):
                 raise Invalid(f"{where} has values outside {least:g} to {most:g}")
+
+
+def _check_buffer(payload: Mapping[str, Any]) -> None:
+    """The samples that experience replay keeps: one label, task and key for each input."""
+    buffer = payload.get("buffer", {})
+    _tensors(buffer, "buffer")
+    if not buffer:
+        return
+    missing = sorted({"inputs", "labels", "tasks", "keys"} ^ buffer.keys())
+    if missing:
+        raise Invalid(f"buffer['{missing[0]}'] is missing or unknown")
+    counts = torch.tensor([payload["dataset2num_classes"][name] for name in payload["dataset_history"]])
+    for name in ("labels", "tasks", "keys"):
+        value, dtypes = buffer[name], _FLOATS if name == "keys" else (torch.int64,)
+        _dense(value, f"buffer['{name}']", dtypes=dtypes)
+        if value.shape != buffer["inputs"].shape[:1] or not len(value):
+            raise Invalid(f"buffer['{name}'] does not have one value for each input")
+    labels, tasks = buffer["labels"], buffer["tasks"]
+    if tasks.min() < 0 or tasks.max() >= len(counts):
+        raise Invalid(f"buffer['tasks'] has values outside 0 to {len(counts) - 1}")
+    if labels.min() < 0 or (labels >= counts[tasks]).any():
+        raise Invalid("buffer['labels'] names a class that its task does not have")
 
 
 def _progress(value: Any, field: str) -> None:
@@ -401,7 +449,7 @@ _PER_PARAMETER = {
 }
 
 # What these approaches to a sequence of tasks keep besides the network.
-_STATE_OF = {"spg": ("importance",), "ewc": ("fisher", "anchors")}
+_STATE_OF = {"spg": ("importance",), "ewc": ("fisher", "anchors"), "er": ("buffer",)}
 
 # Sections of our own checkpoints; published ones have none of them.
 _SECTIONS: dict[str, Callable[[Any, str], None]] = {

@@ -1,6 +1,7 @@
 """Errors that a user can fix, and how a script reports them."""
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -35,9 +36,63 @@ def end_on_interrupt() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+# What the stages in bash call the flags that messages advise to set.
+_VARIABLES = {
+    "allow_acc_loss": "ALLOW_ACC_LOSS",
+    "arch": "ARCH",
+    "batch_size": "BATCH_SIZE",
+    "candidates": "CANDIDATES",
+    "data_root": "DATA_ROOT",
+    "dataset": "TASKS",
+    "dataset_config": "CONFIG",
+    "device": "DEVICE",
+    "epochs": "EPOCHS",
+    "fleet": "FLEET",
+    "freed": "FREED",
+    "lr": "LR",
+    "max_allowed_network_width_multiplier": "MAX_WIDTH",
+    "max_iterations": "MAX_ITERATIONS",
+    "overwrite": "OVERWRITE=1",
+    "precision": "PRECISION",
+    "protocol": "PROTOCOL",
+    "prune_epochs": "PRUNE_EPOCHS",
+    "reuse": "REUSE",
+    "run": "RUN",
+    "seed": "SEED",
+    "seq": "SEQ",
+    "target_sparsity": "SPARSITIES",
+    "text_encoder": "TEXT_ENCODER",
+    "train_per_class": "TRAIN_PER_CLASS",
+}
+# A flag, and the space before its value where one follows: a number, or NAME.
+_FLAG = re.compile(
+    rf"(?<![\w-])--({'|'.join(sorted(_VARIABLES, key=len, reverse=True))})(?![\w-])"
+    r"(?: (?=[A-Z]{2}|\d)(?=[^\s:;,)]))?"
+)
+_QUOTED = re.compile(r"(`[^`]*`)")
+
+
+def in_callers_words(message: str) -> str:
+    """A message in terms of what the user typed: in a stage, `--overwrite` is called OVERWRITE=1.
+
+    Commands in backquotes stay as they are.
+    """
+    if os.environ.get("INSIDE_A_STAGE") != "1":
+        return message
+    parts = _QUOTED.split(message)
+    return "".join(part if part.startswith("`") else _FLAG.sub(_variable, part) for part in parts)
+
+
+def _variable(flag: re.Match[str]) -> str:
+    name = _VARIABLES[flag[1]]
+    return (
+        f"{name}=" if flag[0].endswith(" ") and "=" not in name else name + flag[0][len(flag[0].rstrip()) :]
+    )
+
+
 def _line(message: str) -> str:
     # A path may contain line breaks.
-    return message.replace("\n", "\\n").replace("\r", "\\r")
+    return in_callers_words(message).replace("\n", "\\n").replace("\r", "\\r")
 
 
 def run(main: Callable[[Sequence[str] | None], None]) -> None:

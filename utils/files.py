@@ -146,12 +146,20 @@ def csv_text(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
 
 
 def update_csv(
-    path: Path, rows: Sequence[Mapping], *, columns: Sequence[str], replace: Mapping[str, str]
+    path: Path,
+    rows: Sequence[Mapping],
+    *,
+    columns: Sequence[str],
+    replace: Mapping[str, str],
+    added: Sequence[str] = (),
 ) -> None:
     """Replace the rows of the CSV at `path` whose fields equal `replace` by `rows`.
 
     Rows are sorted by `columns`, numerically where a field is a number. Processes may update the file
     concurrently.
+
+    Args:
+        added: columns after `columns` that the file may lack; they are empty in its old rows.
     """
     with locked(path):
         kept: list[Mapping] = []
@@ -159,7 +167,8 @@ def update_csv(
             kept = read_csv(path, columns=columns, remedy="delete it to start a new one")
             kept = [row for row in kept if any(str(row[name]) != value for name, value in replace.items())]
         merged = sorted([*kept, *rows], key=lambda row: [_numeric(row[name]) for name in columns])
-        write_changed(path, csv_text([{name: row[name] for name in columns} for row in merged], columns))
+        names = [*columns, *added]
+        write_changed(path, csv_text([{name: row.get(name, "") for name in names} for row in merged], names))
 
 
 def _numeric(field: object) -> tuple[int, float, str]:

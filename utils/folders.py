@@ -1,5 +1,6 @@
 """Locks on output folders, and checks that no output replaces an input or another kind of file."""
 
+import fcntl
 import logging
 import os
 import re
@@ -35,6 +36,24 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in `folder`."""
+    try:
+        lock = os.open(folder / LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Shared, so that several viewers do not see one another. It is released at once.
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(lock)
+    return False
 
 
 def _holder(lock: Path) -> str:

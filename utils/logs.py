@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from utils.errors import in_callers_words
 from utils.files import write_changed
 
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
 # In bytes: a log may hold some that are not UTF-8.
 _EPOCH_OF_LINE = re.compile(rb" Ep\. #(\d{1,9}) ")
+
+# Begins the last line of a log whose run ended with an error.
+STOPPED = "Stopped: "
 
 # Marks records that repeat what a progress bar shows on a terminal.
 _EPOCH = "epoch_line"
@@ -41,10 +45,17 @@ def to_terminal() -> None:
             root.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
     handler.of_this_project = True
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(_Formatter(FORMAT))
     if sys.stderr.isatty() or _side_by_side():
         handler.addFilter(lambda record: not hasattr(record, _EPOCH))
     root.addHandler(handler)
+
+
+class _Formatter(logging.Formatter):
+    """Formats records in the words of the caller, a stage or a Python command."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return in_callers_words(super().format(record))
 
 
 class _FileHandler(logging.FileHandler):
@@ -66,7 +77,7 @@ class _FileHandler(logging.FileHandler):
 
 @contextmanager
 def to_file(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Also append the log to `path` within the context.
+    """Also append the log to `path` within the context, and the error that ends it.
 
     Args:
         shared: whether other processes log to it, too.
@@ -78,16 +89,26 @@ def to_file(path: Path, *, shared: bool = False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _FileHandler(path)
     handler.shared = shared
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(_Formatter(FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)
     try:
         yield
+    except Exception as error:
+        # To the file alone: the script's last line says it on the terminal.
+        with suppress(OSError):
+            handler.handle(_error_record(error))
+        raise
     finally:
         root.removeHandler(handler)
         # Closing retries a failed write, and would hide the error that names the file.
         with suppress(OSError):
             handler.close()
+
+
+def _error_record(error: Exception) -> logging.LogRecord:
+    message = " ".join(str(error).split()) or type(error).__name__
+    return logging.getLogger().makeRecord("root", logging.ERROR, "", 0, STOPPED + "%s", (message,), None)
 
 
 def epoch_line(message: str) -> None:
@@ -115,11 +136,10 @@ def forget_epochs(*, after: int) -> None:
         write_changed(path, b"".join(kept))
 
 
-def configuration(arguments: dict) -> None:
-    """Log the resolved configuration of a run in one line."""
-    logging.info(
-        "Configuration: %s", " ".join(f"{name}={value}" for name, value in sorted(arguments.items()))
-    )
+def configuration(changed: dict) -> None:
+    """Log in one line which arguments of a run differ from their defaults."""
+    listed = " ".join(f"{name}={value}" for name, value in sorted(changed.items()))
+    logging.info("Configuration: %s", f"{listed} (the others are the defaults)" if listed else "the defaults")
 
 
 def protocol(name: str) -> None:

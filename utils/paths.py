@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 RESUME_NAME = "resume.pth.tar"
 TRAIN_CSV = "train.csv"
+CONFIG_JSON = "config.json"
 LOCK_NAME = ".output.lock"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 
@@ -93,6 +94,11 @@ class Paths:
         return f"{arch}/seed{seed}{drawn}" + ("-heldout" if protocol == "heldout" else "")
 
     @staticmethod
+    def study_run_name(*, arch: str, seed: int, per_class: str) -> str:
+        """Name of a run of the study, whose candidates have all images and whose targets have `per_class`."""
+        return f"study/{arch}/seed{seed}" + ("" if per_class == "all" else f"-n{per_class}")
+
+    @staticmethod
     def continual_run_name(*, sequence: str, approach: str, seed: int, arch: str = "alexnet") -> str:
         """Default name of a run that learns a sequence of tasks in one network."""
         learner = approach if arch == "alexnet" else f"{approach}-{arch}"
@@ -109,25 +115,31 @@ class Paths:
         """JSON {task: accuracy} of the scratch networks (stage 1)."""
         return self.logs / self.run / f"baseline_{config}_acc_scratch{_wide(width_multiplier)}.txt"
 
-    def result_csv(self, config: str, *, among: str = "all") -> Path:
+    def result_csv(self, config: str, *, among: str = "all", rule: str | None = None) -> Path:
         """CSV target_id,task_id of the chosen backbones.
 
         Args:
             among: candidates of the target's modality ("same"), of another ("other"), or "all".
+            rule: the rule that chose, "given" for tasks given by name; None: the last choice, by any rule.
         """
-        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}.csv"
+        chosen_by = "" if rule is None else f"_{rule}"
+        return self.logs / self.run / f"pickaback_{config}_result{_among(among)}{chosen_by}.csv"
 
     def table_csv(self, config: str, *, among: str = "all") -> Path:
-        """CSV target_id,task_id,ddv_cos,ddv_euc of all measured distances."""
+        """CSV target_id,task_id,ddv_cos,ddv_euc,… of all candidates' distances and other scores."""
         return self.logs / self.run / f"pickaback_{config}_table{_among(among)}.csv"
 
     def stage_log(self, config: str, stage: str) -> Path:
         """Log of a stage that has no checkpoint folder of its own."""
         return self.logs / self.run / f"{stage}_{config}.log"
 
-    def report_file(self, config: str) -> Path:
-        """CSV of the latest report."""
-        return self.logs / self.run / f"report_{config}.csv"
+    def report_file(self, config: str, *, seeds: Sequence[int] = ()) -> Path:
+        """CSV of the latest report; of one over several `seeds`, in the run of the first of them."""
+        return self.logs / self.run / f"report_{config}{_over(seeds)}.csv"
+
+    def tracking(self) -> Path:
+        """Folder of the experiment trackers' files."""
+        return self.logs / self.run / "tracking"
 
     # One folder per task and stage
 
@@ -170,9 +182,9 @@ class Paths:
         """Folder of the `number`-th task (from 1) learned in sequence in one network."""
         return self._stage("CPG_sequence", config) / f"{number:02}_{task}"
 
-    def in_sequence_report(self, config: str) -> Path:
-        """CSV of each task's accuracy when it was learned and at the end."""
-        return self.logs / self.run / f"cpg_sequence_{config}.csv"
+    def in_sequence_report(self, config: str, *, seeds: Sequence[int] = ()) -> Path:
+        """CSV of each task's accuracy when it was learned and at the end; `seeds` as in `report_file`."""
+        return self.logs / self.run / f"cpg_sequence_{config}{_over(seeds)}.csv"
 
     # A run of SPG or an approach compared with it, on a sequence of tasks
 
@@ -190,11 +202,16 @@ class Paths:
 
     def configuration_file(self) -> Path:
         """JSON of all resolved arguments."""
-        return self.logs / self.run / "config.json"
+        return self.logs / self.run / CONFIG_JSON
 
     def tuning_file(self) -> Path:
         """CSV conv,rest,accuracy of all dropout rates that the search of this tuning run has tried."""
         return (self.logs / self.run).parent.with_suffix(".csv")
+
+    @staticmethod
+    def continual_report(logs: Path, *, sequence: str, arch: str = "alexnet") -> Path:
+        """CSV of the latest comparison of approaches on a sequence."""
+        return logs / "spg" / sequence / ("report.csv" if arch == "alexnet" else f"report-{arch}.csv")
 
     def continual_checkpoints(self) -> Path:
         """Folder of all checkpoints of the run."""
@@ -243,6 +260,35 @@ def widths_file(folder: Path) -> Path:
     return folder / "widths.json"
 
 
+_STAGE_FOLDER = re.compile(r"(baseline_scratch|CPG_\w+?)(_width-[\d.]+)?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a folder under the root of checkpoints belongs.
+
+    Attributes:
+        run: the run's name.
+        stage: name of the stage's folder without a width; empty for the folders of SPG.
+        config: the task table; empty for the folders of SPG.
+    """
+
+    run: str
+    stage: str
+    config: str
+
+
+def place_of(folder: Path, *, checkpoints: Path) -> Place:
+    """Where `folder` belongs; `run` is the whole relative path if it is not in a stage's folder."""
+    parts = folder.relative_to(checkpoints).parts
+    for index, part in enumerate(parts):
+        stage = _STAGE_FOLDER.fullmatch(part)
+        if stage and index:
+            config = parts[index + 1] if index + 1 < len(parts) else ""
+            return Place("/".join(parts[:index]), stage[1], config)
+    return Place("/".join(parts), "", "")
+
+
 # The script that writes the checkpoints in a folder of the layout.
 _SCRIPTS = {
     "baseline_scratch": "baseline.sh",
@@ -265,13 +311,17 @@ def redo_command(checkpoint: Path) -> str:
         script = "select_pruning_ratio_of_backbone.sh"
     else:
         script = scripts[0] if scripts else ""
-    return "run its stage again with --overwrite" + (
-        f" (OVERWRITE=1 bash run_pickaback/{script})" if script else ""
-    )
+    if not script:
+        return "run its stage again with --overwrite"
+    return f"run its stage again: OVERWRITE=1 bash run_pickaback/{script}"
 
 
 def _among(modality: str) -> str:
     return "" if modality == "all" else f"_{modality}"
+
+
+def _over(seeds: Sequence[int]) -> str:
+    return f"_seeds-{'-'.join(map(str, seeds))}" if seeds else ""
 
 
 def _wide(width_multiplier: float) -> str:

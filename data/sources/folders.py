@@ -11,7 +11,7 @@ from pathlib import Path
 from data.archives import open_zip, zipped_file
 from data.images import raw_images
 from data.raw_files import RawFile, RawSplit, RawTable, encoded, raw_file
-from data.tables import Table, Task
+from data.tables import ELSEWHERE, Table, Task, tree_in
 from data.text import raw_texts
 from utils.errors import UserError
 
@@ -53,16 +53,20 @@ def missing(table: Table, task: Task, split: str, *, data_root: Path) -> str:
 
 def put_there(table: Table, modality: str, root: Path) -> str:
     """Tell the user where the raw files of a table belong."""
-    return f"put the {modality}s there (the tree is {root}/<split>/<task>/<class>/*{_SUFFIXES[modality]})"
+    tree = f"{root}/<split>/<task>/<class>/*{_SUFFIXES[modality]}"
+    return f"put the {modality}s there (the tree is {tree}), or {ELSEWHERE}"
 
 
-def from_tree(root: Path, table: Table, task: Task, split: str) -> RawSplit:
+def from_tree(root: Path, table: Table, task: Task, split: str, *, remedy: str | None = None) -> RawSplit:
     """The raw files of a split in the tree at `root`, by sorted class and file name.
+
+    Args:
+        remedy: what to do about an incomplete tree; None: what applies to the table's own folder.
 
     Raises:
         UserError: if the split, the task or one of its classes is missing or holds no files.
     """
-    remedy = _remedy(table, task.modality, root)
+    remedy = remedy or _remedy(table, task.modality, root)
     folder = root / split / task.folder
     for needed in (root / split, folder, *(folder / name for name in task.classes)):
         if not needed.is_dir():
@@ -126,7 +130,9 @@ def tree_or_zip(table: Table, source: Path) -> Iterator[RawTable]:
     names = {modality: root_of(table, modality, Path()).name for modality in modalities}
 
     def split_of(task: Task, split: str) -> RawSplit:
-        return from_tree(_tree_below(source, task.modality, names), table, task, split)
+        tree = _tree_below(source, task.modality, names)
+        remedy = "complete the tree, or give another folder as --source"
+        return from_tree(tree, table, task, split, remedy=remedy)
 
     yield RawTable(table, split_of)
 
@@ -134,8 +140,9 @@ def tree_or_zip(table: Table, source: Path) -> Iterator[RawTable]:
 def _tree_below(source: Path, modality: str, names: dict[str, str]) -> Path:
     """The tree of one modality: a folder in `source` with the name that the table gives it, or `source`."""
     name = names[modality]
-    if name and (source / name).is_dir():
-        return source / name
+    tree = tree_in(source, name)
+    if tree != source:
+        return tree
     beside = next((other for other in names.values() if other != name and (source / other).is_dir()), None)
     if beside is not None:
         raise UserError(

@@ -2,8 +2,10 @@
 
 from methods.approaches.alone import Alone
 from methods.approaches.base import Approach
+from methods.approaches.er import ER
 from methods.approaches.ewc import EWC
 from methods.approaches.joint import Joint
+from methods.approaches.lwf import LwF
 from methods.approaches.naive import Naive
 from methods.approaches.packnet import PackNet
 from methods.approaches.spg import SPG
@@ -15,4 +17,6 @@ APPROACHES: dict[str, type[Approach]] = {
     "mtl": Joint,
     "ewc": EWC,
     "packnet": PackNet,
+    "er": ER,
+    "lwf": LwF,
 }

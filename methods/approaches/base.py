@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Optimizer
 
+from methods import footprint
 from models.network import Network
 from training.loop import Learner
 from training.method import Batch, Method
@@ -80,15 +81,21 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class TaskPasses:
-    """Passes over the newest task's training samples, for use after training.
+    """The newest task's training samples, for use outside the training steps.
 
     Attributes:
-        batches: makes one pass in batches of the given size, in fixed order.
+        batches: makes one pass in batches of the given size, in the fixed order of training.
         autocast: context of the forward passes.
+        stored: the samples in the same order as they are stored (uint8 images), and their labels.
+        to_inputs: turns stored samples into the network's inputs. It is the same for all tasks.
+
+    Only approaches that keep samples need `stored` and `to_inputs`.
     """
 
     batches: Callable[[int], Iterable[Batch]]
     autocast: AbstractContextManager
+    stored: Batch | None = None
+    to_inputs: Callable[[Tensor], Tensor] | None = None
 
 
 class ClippedHead(Method):
@@ -100,6 +107,13 @@ class ClippedHead(Method):
 
     def after_backward(self) -> None:
         clip_grad_norm_(self.network.classifiers[self.network.active].parameters(), self.clip)
+
+
+class ClippedHeads(ClippedHead):
+    """Clips the gradient norm of all heads together, for approaches that train all of them."""
+
+    def after_backward(self) -> None:
+        clip_grad_norm_(self.network.classifiers.parameters(), self.clip)
 
 
 class Approach:
@@ -207,6 +221,15 @@ class Approach:
             for task, values in self.statistics.items()
         }
         return self
+
+    def kept(self) -> Iterable[Tensor]:
+        """What the approach stores from task to task besides the network."""
+        return ()
+
+    def stored_bytes(self) -> int:
+        """Bytes stored after a task: the network with its statistics, and what the approach keeps."""
+        statistics = [value for values in self.statistics.values() for value in values.values()]
+        return footprint.size([*self.network.state_dict().values(), *statistics, *self.kept()])
 
     def payload(self) -> dict:
         """The approach's part of a checkpoint (docs/design.md, Checkpoints)."""

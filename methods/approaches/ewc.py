@@ -1,5 +1,6 @@
 """Elastic weight consolidation (`ewc`, Kirkpatrick et al. 2017), as in the experiments of HAT."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -51,6 +52,9 @@ class EWC(Approach):
         self.fisher = {name: value.to(device) for name, value in self.fisher.items()}
         self.anchors = {name: value.to(device) for name, value in self.anchors.items()}
         return self
+
+    def kept(self) -> Iterable[Tensor]:
+        return [*self.fisher.values(), *self.anchors.values()]
 
     def payload(self) -> dict:
         return super().payload() | {"fisher": dict(self.fisher), "anchors": dict(self.anchors)}

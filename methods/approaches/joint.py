@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
-from methods.approaches.base import Approach, ClippedHead, TaskPasses
+from methods.approaches.base import Approach, ClippedHeads, TaskPasses
 from models.network import Network
 from training.method import Method
 
@@ -37,7 +36,7 @@ class Joint(Approach):
         return OwnTaskOnly(network=self.network, clip=self.settings.clip, task_of=task_of.to(device))
 
 
-class OwnTaskOnly(ClippedHead):
+class OwnTaskOnly(ClippedHeads):
     """Restricts the logits of a sample to the classes of its own task.
 
     Args:
@@ -50,6 +49,3 @@ class OwnTaskOnly(ClippedHead):
 
     def select(self, logits: Tensor, labels: Tensor) -> Tensor:
         return logits.masked_fill(self.task_of != self.task_of[labels, None], -torch.inf)
-
-    def after_backward(self) -> None:
-        clip_grad_norm_(self.network.classifiers.parameters(), self.clip)

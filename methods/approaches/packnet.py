@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from methods import footprint
 from methods.approaches.base import MONITORED, Approach, TaskPasses, setting
 from methods.ownership import OwnedTraining, SharedNetwork
 from methods.packnet import PackNetPruning
@@ -74,6 +75,9 @@ class PackNet(Approach):
     def to(self, device: torch.device) -> Self:
         self.shared.to(device)
         return self
+
+    def stored_bytes(self) -> int:
+        return footprint.stored_bytes(self.shared)["total"]
 
     def payload(self) -> dict:
         return self.shared.payload() | {"sequence": self.run_record()}

@@ -204,6 +204,9 @@ class SPG(Approach):
         self.importance = {name: value.to(device) for name, value in self.importance.items()}
         return self
 
+    def kept(self) -> Iterable[Tensor]:
+        return self.importance.values()
+
     def payload(self) -> dict:
         return super().payload() | {"importance": dict(self.importance)}
 

@@ -38,7 +38,12 @@ def begun(approach: Approach, machine: Machine, task: str) -> None:
 def learners(approach: Approach, machine: Machine, data: list) -> list[Learner]:
     """Train the newest task in all its stages, two steps in each; returns their learners."""
     found = []
-    passes = TaskPasses(batches=lambda size: data, autocast=machine.compute.autocast)
+    passes = TaskPasses(
+        batches=lambda size: data,
+        autocast=machine.compute.autocast,
+        stored=data[0],
+        to_inputs=lambda inputs: inputs,
+    )
     for stage in approach.stages(remaining=approach.total - len(approach.tasks)):
         with machine.per_task():
             learner = machine.learner(approach.learner(stage, passes, epochs=2))

@@ -1,10 +1,12 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from data import loading
 from data.augmentation import Augmenter, Draws
 from data.loading import Batches, Normaliser, Samples, evaluation_batches, load_task
 from data.tables import Augmentation, load_table
@@ -253,6 +255,107 @@ def test_loading_imports_nothing_slow():
         check=True,
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_resized_batches_keep_every_other_setting(load):
+    data = load(protocol="heldout")
+    for how in ({"shuffle": False, "augment": False}, {"shuffle": True, "augment": True}):
+        resized = Batches(data, batch_size=16, val_batch_size=3, **how).resized(5)
+        expected = Batches(data, batch_size=5, val_batch_size=3, **how)
+        assert resized.steps_per_epoch == expected.steps_per_epoch == 8  # 36 images
+        for left, right in (
+            (resized.epoch(generator()), expected.epoch(generator())),
+            (resized.validation(), expected.validation()),
+            (resized.test(), expected.test()),
+        ):
+            for (images, labels), (same, same_labels) in zip(left, right, strict=True):
+                assert torch.equal(images, same) and torch.equal(labels, same_labels)
+
+
+def test_by_default_an_epoch_is_shuffled_and_augmented_and_500_samples_are_evaluated_at_once(load):
+    data = load()
+    plain = data.to_inputs(data.train.inputs)
+    ((images, labels),) = Batches(data, batch_size=40).epoch(generator())
+    assert not torch.equal(labels, data.train.labels)
+    assert not any((plain == image).flatten(1).all(1).any() for image in images[:8])
+    many = Samples(data.test.inputs.repeat(84, 1, 1, 1), data.test.labels.repeat(84))  # 504
+    batches = Batches(replace(data, test=many), batch_size=40)
+    assert [len(labels) for _, labels in batches.test()] == [500, 4]
+
+
+def test_validation_batches_are_the_validation_samples(load):
+    data = load(protocol="heldout")
+    batches = Batches(data, batch_size=8)
+    for found, samples in ((batches.validation(), data.validation), (batches.test(), data.test)):
+        ((images, labels),) = found
+        assert torch.equal(images, data.to_inputs(samples.inputs))
+        assert torch.equal(labels, samples.labels)
+    assert len(data.validation) != len(data.test)
+
+
+@pytest.mark.parametrize(
+    ("augment", "changed"),
+    [("flip = true", True), ("crop_padding = 1", True), ("crop_padding = 0, flip = false", False)],
+)
+def test_images_are_cropped_and_flipped_as_the_table_defines(make_tree, make_table, augment, changed):
+    root = make_tree({"pets": ["cat", "dog"]})
+    text = f'[pictures]\nroot = "pictures"\nsize = 8\naugment = {{ {augment} }}\n'
+    table = load_table(str(make_table(text)), data_root=root)
+    how = {"data_root": root, "protocol": "published", "seed": 1, "device": "cpu"}
+    data = load_task(table, table.tasks[0], **how)
+    ((images, _),) = Batches(data, batch_size=20, shuffle=False).epoch(generator())
+    assert torch.equal(images, data.to_inputs(data.train.inputs)) != changed
+
+
+def test_a_batch_size_of_zero_is_refused(load):
+    data = load()
+    assert Batches(data, batch_size=1).steps_per_epoch == 40
+    with pytest.raises(UserError, match=r"^the batch size is 0: give at least 1$"):
+        Batches(data, batch_size=0)
+
+
+def test_one_split_alone_leaves_the_others_empty(load):
+    data = load(protocol="heldout")
+    for split in ("train", "validation", "test"):
+        only = data.only(split)
+        for name in ("train", "validation", "test"):
+            found, whole = getattr(only, name), getattr(data, name)
+            assert len(found) == (len(whole) if name == split else 0)
+            assert found.inputs.shape[1:] == whole.inputs.shape[1:]
+            assert (found.inputs.dtype, found.labels.dtype) == (torch.uint8, torch.int64)
+
+
+def test_first_inputs_are_the_first_validation_images(load):
+    data = load(protocol="heldout")
+    expected = data.to_inputs(data.validation.inputs)
+    assert torch.equal(data.first_inputs(3), expected[:3])
+    assert torch.equal(data.first_inputs(100), expected)
+    assert data.encoder_identity is None
+
+
+def test_a_class_of_one_image_cannot_be_held_out_from(make_tree, make_table):
+    root = make_tree({"pets": ["cat", "dog"]}, train=1)
+    table = load_table(str(make_table(ENTRY)), data_root=root)
+    with pytest.raises(
+        UserError, match=r"^task pets, class cat has 1 training images: .* at least 2: add some$"
+    ):
+        load_task(table, table.tasks[0], data_root=root, protocol="heldout", seed=1, device="cpu")
+
+
+def test_a_task_names_its_table_its_protocol_and_itself(load):
+    data = load(protocol="heldout")
+    assert (data.table.name, data.task.name, data.protocol) == ("pictures", "pets", "heldout")
+    assert (data.mean.dtype, data.std.dtype) == (torch.float32, torch.float32)
+
+
+def test_an_epoch_of_many_chunks_is_that_of_one(load, monkeypatch):
+    """Chunks are a matter of speed."""
+    batches = Batches(load(), batch_size=3)
+    monkeypatch.setattr(loading, "_CHUNK", 4)
+    chunked = list(batches.epoch(generator()))
+    monkeypatch.setattr(loading, "_CHUNK", 100)
+    for (images, labels), (same, same_labels) in zip(chunked, batches.epoch(generator()), strict=True):
+        assert torch.equal(images, same) and torch.equal(labels, same_labels)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,5 +1,6 @@
 import pytest
 
+from data import prepare
 from data.tables import RESERVED, Augmentation, known_tables, load_table
 from utils.errors import UserError
 
@@ -193,3 +194,30 @@ def test_a_class_only_in_the_test_split_is_refused(make_tree, make_table):
     (root / "pictures/test/pets/emu").mkdir()
     with pytest.raises(UserError, match="train/pets/emu not found"):
         load_table(str(make_table(PICTURES)), data_root=root)
+
+
+def test_prepare_lists_tasks_and_classes_in_its_source(make_tree, make_table, tmp_path):
+    tree = make_tree({"cats": ["lynx", "puma"], "dogs": ["dingo", "wolf"]}) / "pictures"
+    config = str(make_table(PICTURES))
+    for number, source in enumerate((tree, tree.parent)):
+        data_root = tmp_path / f"empty{number}"
+        prepare.main([config, "--source", str(source), "--data_root", str(data_root)])
+        tasks = load_table(config, data_root=data_root).tasks  # from the cache
+        assert [(task.name, *task.classes) for task in tasks] == [
+            ("cats", "lynx", "puma"),
+            ("dogs", "dingo", "wolf"),
+        ]
+
+
+def test_missing_images_are_reported_with_the_folder_and_the_remedy(make_tree, make_table, tmp_path):
+    config, nowhere = str(make_table(PICTURES)), tmp_path / "nowhere"
+    elsewhere = r"put the images there .*, or set DATA_ROOT \(--data_root\)"
+    with pytest.raises(UserError, match=f"^{nowhere}/pictures/train not found: {elsewhere}"):
+        load_table(config, data_root=nowhere)
+    data_root = make_tree({"cats": ["lynx"]})
+    with pytest.raises(UserError, match=f"^{nowhere}/train not found: give the folder that .* as --source$"):
+        load_table(config, data_root=data_root, source=nowhere)
+    (data_root / "pictures/train/cats/puma").mkdir()
+    empty = f"^{data_root}/pictures/train/cats/puma holds no images"
+    with pytest.raises(UserError, match=f"{empty}: {elsewhere}"):
+        prepare.main([config, "--data_root", str(data_root)])

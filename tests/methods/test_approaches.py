@@ -37,7 +37,9 @@ def setup(*, total: int, clip: float) -> dict:
 
 def take_step(approach: Approach, stage: str) -> Learner:
     """Train one batch in one stage of the newest task; return the learner."""
-    passes = TaskPasses(batches=lambda size: iter([batch()]), autocast=nullcontext())
+    passes = TaskPasses(
+        batches=lambda size: iter([batch()]), autocast=nullcontext(), stored=batch(), to_inputs=lambda x: x
+    )
     learner = approach.learner(stage, passes, epochs=1)
     learner.method.before_task()
     learner.begin_epoch(1)

@@ -10,7 +10,7 @@ import torch
 import CPG_cifar100_main_normal as cpg_script
 import models
 import packnet_cifar100_main_normal as packnet_script
-from methods.footprint import as_text, footprint
+from methods.footprint import as_text, footprint, packed_bytes
 from methods.ownership import SharedNetwork
 from tests.helpers import Fleet, load
 
@@ -92,6 +92,16 @@ def test_multiply_adds_are_those_of_the_papers(name: str, expected: float) -> No
     shared.begin_task("imagenet", num_classes=1000)
     counts = footprint(shared, "imagenet", inputs=torch.zeros(1, 3, 224, 224))["multiply_adds"]
     assert counts["dense"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_packed_network_leaves_free_weights_out() -> None:
+    shared = SharedNetwork(build=LENET)
+    shared.begin_task("only", num_classes=5)
+    whole = packed_bytes(shared)
+    assert whole == footprint(shared, "only", inputs=IMAGE)["bytes"]["total"]
+    freed = {name: torch.arange(o.numel()).view_as(o) % 4 > 0 for name, o in shared.owners().items()}
+    shared.release(freed)
+    assert packed_bytes(shared) == whole - 4 * sum(int(mask.sum()) for mask in freed.values())
 
 
 def test_masks_are_counted_packed_and_shares_add_up() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.kv_transfer import bring, own_projection, prefix_of
-from methods.modeldiff import Model, compare
+from methods.modeldiff import Model, compare, features_on_keys_and_values
 from methods.ownership import SharedNetwork
 from models.layers import PLAIN, SHARABLE
 from models.lenet5 import lenet5
@@ -224,6 +224,11 @@ def test_the_comparison_does_not_depend_on_which_network_is_the_target() -> None
     (forth,) = compare([one], other, iterations=0, epsilon=0.1, seeds=[0])
     (back,) = compare([other], one, iterations=0, epsilon=0.1, seeds=[0])
     assert (forth.cos, forth.euc) == pytest.approx((back.cos, back.euc), abs=1e-12)
+
+
+def test_features_of_keys_and_values_carry_no_graph() -> None:
+    one, other = (model(id, modality="image", probes=images(2)) for id in (1, 2))
+    assert not any(features.requires_grad for features in features_on_keys_and_values(one, other))
 
 
 def test_keys_and_values_are_not_mutated() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods.modeldiff import Distance, Model, choose, compare, decision_distances, mutate
+from methods.modeldiff import Model, compare, decision_distances, mutate
 
 
 def net(seed: int, classes: int) -> nn.Module:
@@ -43,15 +43,16 @@ def slow_mutate(probes, networks, *, iterations, epsilon, seed):
     return current
 
 
-def test_mutations_equal_those_of_the_slow_search():
+@pytest.mark.parametrize(("count", "epsilon"), [(8, 0.1), (4, 2.0)])
+def test_mutations_equal_those_of_the_slow_search(count, epsilon):
     networks, common = [net(1, 3), net(4, 5), net(6, 2)], net(2, 5)
     generator = torch.Generator().manual_seed(3)
-    probe_sets = [torch.randn(8, 3, 2, 2, dtype=torch.float64, generator=generator) for _ in networks]
+    probe_sets = [torch.randn(count, 3, 2, 2, dtype=torch.float64, generator=generator) for _ in networks]
     before = [probes.clone() for probes in probe_sets]
-    mutated = mutate(probe_sets, networks, common, iterations=60, epsilon=0.1, seeds=[7, 8, 9])
+    mutated = mutate(probe_sets, networks, common, iterations=60, epsilon=epsilon, seeds=[7, 8, 9])
     for pair, (network, probes) in enumerate(zip(networks, probe_sets, strict=True)):
         with torch.no_grad():
-            expected = slow_mutate(probes, (network, common), iterations=60, epsilon=0.1, seed=7 + pair)
+            expected = slow_mutate(probes, (network, common), iterations=60, epsilon=epsilon, seed=7 + pair)
         torch.testing.assert_close(mutated[pair], expected, rtol=0, atol=1e-12)
         assert torch.equal(probes, before[pair])
         assert 10 < (mutated[pair] != probes).sum() <= 60
@@ -100,6 +101,21 @@ def test_a_distance_does_not_depend_on_the_other_candidates():
     assert together[1].cos == pytest.approx(alone.cos, abs=1e-12)
 
 
+class NoGraph(nn.Linear):
+    """Refuses to build a graph of the outputs, which would grow with every mutation."""
+
+    def forward(self, inputs):
+        assert not torch.is_grad_enabled()
+        return super().forward(inputs)
+
+
+def test_a_comparison_builds_no_graph():
+    one, other = (Model(id=i, network=NoGraph(3, 2), probes=torch.randn(2, 3)) for i in (1, 2))
+    compare([one], other, iterations=0, epsilon=0.1, seeds=[0])
+    probes = torch.cat((one.probes, other.probes))
+    mutate([probes], [one.network], other.network, iterations=1, epsilon=0.1, seeds=[0])
+
+
 def test_distances_equal_a_loop_over_probe_pairs():
     outputs = torch.randn(10, 4, dtype=torch.float64)
     cos, euc = decision_distances(outputs)
@@ -121,18 +137,3 @@ def test_the_distance_to_itself_is_zero_and_distances_are_symmetric():
     (forth,) = compare([one], other, iterations=0, epsilon=0.1, seeds=[0])
     (back,) = compare([other], one, iterations=0, epsilon=0.1, seeds=[0])
     assert forth.euc == pytest.approx(back.euc) and forth.euc > 1e-6
-
-
-def test_the_rules_choose_by_euclidean_distance():
-    distances = [Distance(3, cos=0.9, euc=0.2), Distance(1, cos=0.1, euc=0.5), Distance(2, cos=0.5, euc=0.1)]
-    assert choose(distances, rule="farthest", seed=0) == 1
-    assert choose(distances, rule="nearest", seed=0) == 2
-    drawn = {choose(distances, rule="random", seed=seed) for seed in range(30)}
-    assert drawn == {1, 2, 3}
-    assert choose(distances, rule="random", seed=5) == choose(distances[::-1], rule="random", seed=5)
-
-
-def test_the_lowest_id_wins_a_tie():
-    distances = [Distance(4, cos=0, euc=0.5), Distance(2, cos=0, euc=0.5)]
-    assert choose(distances, rule="farthest", seed=0) == 2
-    assert choose(distances, rule="nearest", seed=0) == 2

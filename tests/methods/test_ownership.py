@@ -271,6 +271,33 @@ def test_shares_match_a_loop():
     assert shares.task_ratio == pytest.approx(2.0 * owned / total)
     assert shares.zero_ratio == pytest.approx(2.0 * free / total)
     assert shares.shared_ratio == pytest.approx(picked / earlier)
+    assert (shares.index, shares.width) == (2, 2.0**0.5)
+
+
+def test_an_earlier_tasks_shares_and_owners_are_those_of_its_own_width():
+    shared = first_task(CPG_LENET)
+    before = shared.owners()
+    total = sum(owner.numel() for owner in before.values())
+    owned = sum((owner == 1).sum().item() for owner in before.values())
+    assert shared.shares("first").zero_ratio == pytest.approx(1 - owned / total)
+    shared.begin_task("second", num_classes=4, width=2.0**0.5)
+    shares = shared.shares("first")
+    assert (shares.index, shares.width, shares.sparsity, shares.zero_ratio) == (1, 1.0, 0.0, 0.0)
+    assert shares.task_ratio == pytest.approx(owned / total)
+    assert shares.shared_ratio == 0.0
+    for name, owner in shared.owners_as("first").items():
+        assert torch.equal(owner == 1, before[name] == 1)
+        assert (owner[before[name] == 0] == 2).all()
+    grown = sum(owner.numel() for owner in shared.owners().values())
+    assert shared.owned_shares() == pytest.approx({"first": owned / grown, "second": 1 - owned / grown})
+
+
+def test_a_task_without_weights_of_its_own_has_a_sparsity_of_zero():
+    shared = SharedNetwork(build=CPG_LENET)
+    shared.begin_task("first", num_classes=4)
+    shared.begin_task("second", num_classes=4)
+    shares = shared.shares("second")
+    assert (shares.sparsity, shares.task_ratio, shares.zero_ratio, shares.shared_ratio) == (0, 0, 0, 1)
 
 
 def test_a_task_is_learned_once_and_a_network_never_shrinks():
@@ -370,3 +397,177 @@ def test_freed_weights_are_drawn_again_where_asked_and_earlier_tasks_stay(only_d
             drawn += int(expected.sum())
     assert drawn > 1000
     assert torch.equal(shared.as_task("first")(inputs), before)
+
+
+# Checkpoints
+
+
+def two_tasks() -> SharedNetwork:
+    """An untrained network of two tasks, half of whose weights the first one owns."""
+    torch.manual_seed(0)
+    shared = SharedNetwork(build=CPG_LENET)
+    shared.begin_task("first", num_classes=4)
+    shared.release({name: torch.rand(owner.shape) < 0.5 for name, owner in shared.owners().items()})
+    shared.begin_task("second", num_classes=3)
+    return shared
+
+
+def test_a_payload_has_the_published_layout():
+    payload = two_tasks().payload()
+    layers = {"features.0", "features.4", "features.9", "features.11"}
+    norms = {"features.1", "features.5"}
+    assert payload["masks"].keys() == layers
+    assert payload["dataset_history"] == ["first", "second"]
+    assert payload["dataset2num_classes"] == {"first": 4, "second": 3}
+    for name, picking in (("first", set()), ("second", layers)):
+        info = payload["shared_layer_info"][name]
+        assert {group: {*info[group]} for group in info if isinstance(info[group], dict)} == {
+            "bias": {"features.9", "features.11"},
+            "bn_layer_running_mean": norms,
+            "bn_layer_running_var": norms,
+            "bn_layer_weight": norms,
+            "bn_layer_bias": norms,
+            "prelu_layer_weight": set(),
+            "private": {f"{norm}.num_batches_tracked" for norm in norms},
+            "piggymask": picking,
+        }
+        assert (info["network_width_multiplier"], info["modality"]) == (1.0, "image")
+
+
+def test_a_published_payload_is_read(tmp_path):
+    """It names biases by kind of layer, repeats the active head, and lacks whatever was added later."""
+    shared = two_tasks()
+    payload = shared.payload()
+    del payload["arrivals"]
+    payload["model_state_dict"]["classifier.weight"] = torch.zeros(3, 84)
+    for info in payload["shared_layer_info"].values():
+        info["fc_bias"] = info.pop("bias")
+        info["conv_bias"] = {}
+        for later in ("private", "modality", "network_width_multiplier"):
+            del info[later]
+    read = SharedNetwork.from_payload(payload, build=CPG_LENET, source=tmp_path)
+    inputs, _ = batch(3)
+    for task in ("first", "second"):
+        assert torch.equal(read.as_task(task)(inputs), shared.as_task(task)(inputs))
+    assert [(record.width, record.modality) for record in read.tasks] == [(1.0, "image")] * 2
+    assert read.arrivals == {}
+
+
+def damage(payload: dict, part: str, name: str, value: Tensor | None) -> None:
+    """Replace an entry, or remove it if `value` is None. `part` is a path of keys."""
+    for key in part.split("/"):
+        payload = payload[key]
+    if value is None:
+        del payload[name]
+    else:
+        payload[name] = value
+
+
+WEIGHTS, MASKS = "model_state_dict", "masks"
+BIASES, PIGGYMASKS = "shared_layer_info/first/bias", "shared_layer_info/first/piggymask"
+FIVE = torch.zeros(5)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        (WEIGHTS, "classifiers.1.weight", None, r"no head for task second \(classifiers\.1\.weight\)$"),
+        (WEIGHTS, "classifiers.1.weight", torch.zeros(5, 84), "second has 5 classes, .* says 3$"),
+        (WEIGHTS, "features.9.bias", None, "another architecture: missing weights features.9.bias$"),
+        (WEIGHTS, "features.8.bias", FIVE, "another architecture: unknown weights features.8.bias$"),
+        (WEIGHTS, "features.9.bias", FIVE, r"features.9.bias has the shape \(5,\), expected \(120,\)$"),
+        ("dataset2num_classes", "first", None, "lists task first but lacks its entry$"),
+        ("shared_layer_info", "second", None, "lists task second but lacks its entry$"),
+        (MASKS, "features.9", None, "another architecture: missing masks features.9$"),
+        (MASKS, "features.8", FIVE, "another architecture: unknown masks features.8$"),
+        (MASKS, "features.9", FIVE, r"width: features.9 has the shape \(5,\), expected \(120, 400\)$"),
+        (BIASES, "features.9", None, "task first: missing tensors features.9.bias$"),
+        (BIASES, "features.8", FIVE, "task first: unknown tensors features.8.bias$"),
+        (BIASES, "features.9", FIVE, r"features.9.bias of task first has .*\(5,\), expected \(120,\)$"),
+        (PIGGYMASKS, "features.9", FIVE, r"mask features.9 of task first has the shape \(5,\)$"),
+        (PIGGYMASKS, "features.8", FIVE, r"mask features.8 of task first has the shape \(5,\)$"),
+    ],
+)
+def test_a_payload_that_does_not_fit_is_refused_by_name(part, name, value, message, tmp_path):
+    payload = two_tasks().payload()
+    damage(payload, part, name, value)
+    with pytest.raises(UserError, match=message) as refused:
+        SharedNetwork.from_payload(payload, build=CPG_LENET, source=tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path} ")
+
+
+def test_a_message_names_everything_that_does_not_fit(tmp_path):
+    payload = two_tasks().payload()
+    for name in ("features.9", "features.4"):
+        payload["masks"][name[:-1] + "8" + name[-1]] = payload["masks"].pop(name)
+    with pytest.raises(
+        UserError, match=r"missing masks features\.4, features\.9; unknown masks features\.84, features\.89$"
+    ):
+        SharedNetwork.from_payload(payload, build=CPG_LENET, source=tmp_path)
+
+
+def test_a_payload_without_tasks_is_refused(tmp_path):
+    payload = SharedNetwork(build=CPG_LENET).payload()
+    with pytest.raises(UserError, match="holds no task"):
+        SharedNetwork.from_payload(payload, build=CPG_LENET, source=tmp_path)
+
+
+# Life of a network
+
+
+def test_a_network_without_tasks_says_so():
+    with pytest.raises(UserError, match=r"holds no task first: it holds none$"):
+        SharedNetwork(build=CPG_LENET).index_of("first")
+
+
+def test_a_modality_that_the_network_cannot_read_is_refused():
+    with pytest.raises(UserError, match="task first has text inputs, and the network reads image only"):
+        SharedNetwork(build=CPG_LENET).begin_task("first", num_classes=4, modality="text")
+
+
+def test_moving_a_network_moves_everything():
+    shared = two_tasks()
+    shared.arrivals = {"third": {"features.9.bias": torch.zeros(120)}}
+    shared.snapshot()
+    assert shared.to(torch.device("meta")) is shared
+    held = [*shared.network.parameters(), *shared.network.buffers(), *shared.arrivals["third"].values()]
+    for record in shared.tasks:
+        held += [*record.private.values(), *record.piggymasks.values()]
+    assert {value.device.type for value in held} == {"meta"}
+
+
+def test_arrived_tensors_replace_the_private_ones_once():
+    shared = two_tasks()
+    arrived = torch.randn(120)
+    shared.arrivals = {"third": {"features.9.bias": arrived}, "other": {}}
+    shared.begin_task("third", num_classes=2)
+    assert torch.equal(shared.network.features[9].bias, arrived)
+    assert shared.arrivals == {"other": {}}
+    assert not torch.equal(shared.as_task("second").features[9].bias, arrived)
+
+
+def test_a_begun_task_fixes_the_choice_of_the_one_before():
+    shared = two_tasks()
+    with torch.no_grad():
+        for piggymask in piggymasks_of(shared):
+            piggymask.copy_(torch.rand_like(piggymask) * 0.01)
+    picked = {name: layer.piggymask > 0.005 for name, layer in shared.layers().items()}
+    shared.begin_task("third", num_classes=2)
+    assert {mask.dtype for mask in shared.tasks[1].piggymasks.values()} == {torch.bool}
+    assert all(torch.equal(mask, picked[name]) for name, mask in shared.tasks[1].piggymasks.items())
+    assert all((piggymask == 0.01).all() for piggymask in piggymasks_of(shared))
+    for layer in shared.layers().values():
+        assert torch.equal(layer.earlier, (layer.owner == 1) | (layer.owner == 2))
+
+
+def test_counts_of_owned_weights_and_masks_follow_the_owners():
+    shared = two_tasks()
+    method = OwnedTraining(shared=shared, weight_decay=0.0)
+    method.before_task()
+    assert method.owned_count == sum((owner == 2).sum().item() for owner in shared.owners().values())
+    released = {name: owner == 2 for name, owner in shared.owners().items()}
+    shared.release(released)
+    for name, layer in shared.layers().items():
+        assert (layer.owner[released[name]] == 0).all() and (layer.weight[released[name]] == 0).all()
+    method.before_task()
+    assert method.owned_count == 0

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import models
-from methods.cpg import choose_ratio, must_grow, weight_optimizer, width_multipliers
+from methods.cpg import choose_ratio, ratio_for_room, reasons_to_grow, weight_optimizer, width_multipliers
 from methods.gradual_pruning import GradualPruning, smallest, sparsity_at
 from methods.ownership import SharedNetwork
 from methods.packnet import PackNetPruning
@@ -153,10 +153,19 @@ def test_the_ratio_chosen_is_the_highest_that_reaches_the_baseline():
 
 
 def test_a_network_grows_while_it_is_under_its_baseline_or_cannot_fit_its_training_data():
-    assert must_grow(accuracy=0.65, baseline=0.66, train_accuracy=0.99)
-    assert must_grow(accuracy=0.70, baseline=0.66, train_accuracy=0.95)
-    assert not must_grow(accuracy=0.66, baseline=0.66, train_accuracy=0.951)
-    assert not must_grow(accuracy=67 / 72, baseline=0.9306, train_accuracy=0.99), "equal when rounded"
+    under, low = "under its baseline by 0.0100", "training accuracy 0.9500 is at most 0.95"
+    assert reasons_to_grow(accuracy=0.65, baseline=0.66, train_accuracy=0.99) == [under]
+    assert reasons_to_grow(accuracy=0.70, baseline=0.66, train_accuracy=0.95) == [low]
+    assert reasons_to_grow(accuracy=0.65, baseline=0.66, train_accuracy=0.95) == [under, low]
+    assert not reasons_to_grow(accuracy=0.66, baseline=0.66, train_accuracy=0.951)
+    assert not reasons_to_grow(accuracy=67 / 72, baseline=0.9306, train_accuracy=0.99), "equal when rounded"
+    assert reasons_to_grow(accuracy=0.65, baseline=0.66) == [under]
     assert width_multipliers(1.0, 2.0) == [1.0, 1.5, 2.0]
     assert width_multipliers(1.0, 1.0) == [1.0]
     assert width_multipliers(1.0, 1.7) == [1.0, 1.5]
+
+
+def test_the_ratio_for_room() -> None:
+    assert [ratio_for_room(remaining) for remaining in (0, 1, 2, 3, 9, 19, 50)] == [
+        *(0.0, 0.5, 0.7, 0.8, 0.9, 0.9, 0.95)
+    ]

@@ -1,5 +1,6 @@
 """Targets on every backbone, on the backbones of another run, and the controls `copy` and `probe`."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import CPG_cifar100_main_normal as cpg_script
+import packnet_cifar100_main_normal as packnet_script
+import pickaback_perceiverIO as search_script
 from data.loading import load_task
 from data.tables import load_table
 from methods.ownership import SharedNetwork
@@ -57,6 +60,18 @@ def test_a_target_trains_on_every_backbone_of_another_run(fleet: Fleet) -> None:
     cpg_script.main(on_backbones(fleet, "zero_one", *alone))
     given = Fleet(root=fleet.root, data=fleet.data, run="alone").target_folder("two_three", "zero_one")
     assert same(load(checkpoint_in(given, remedy="")), found[0])
+
+
+def test_a_search_compares_with_the_networks_of_another_run(fleet: Fleet) -> None:
+    cpg_like = ("--dataset", "zero_one", "--train_per_class", 5)
+    packnet_script.main(fleet.flags(*cpg_like, *TRAINING))
+    asked = ("--train_per_class", 5, "--fleet", fleet.run, "--candidates", "1-3", "--max_iterations", 2)
+    search_script.main(fleet.flags("--dataset", "zero_one", *asked))
+    rows = list(csv.DictReader(poor(fleet).paths.table_csv("digits").open()))
+    assert [row["task_id"] for row in rows] == ["2", "3"]
+    assert all(float(row["leep"]) <= 0 and float(row["ddv_euc"]) >= 0 for row in rows)
+    missing = refusal(search_script.main, fleet.flags("--dataset", "zero_one", *asked, "--candidates", "4"))
+    assert "six_seven" in missing and "run run_pickaback/baseline.sh" in missing
 
 
 def test_a_fleet_that_cannot_serve_is_refused(fleet: Fleet) -> None:

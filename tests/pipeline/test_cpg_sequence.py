@@ -15,7 +15,6 @@ import CPG_cifar100_main_normal as cpg_script
 import models
 import training.outputs
 from data.text_encoders import MAX_TOKENS
-from methods.cpg import ratio_for_room
 from methods.ownership import SharedNetwork
 from pipeline import cpg_sequence
 from pipeline.cpg_sequence import TaskInSequence
@@ -68,11 +67,12 @@ def test_each_task_gets_the_width_and_ratio_that_its_baseline_requires(learned: 
     # One task is left: 1 - round(1/2, 1). The other tasks reach the baseline at their highest ratio.
     assert [selection["ratio"] for selection in selections] == [0.8, 0.5, 0.8]
     tried = json.loads((folder(learned, 2) / "scratch" / "widths.json").read_text())
-    assert {width: metrics["grow"] for width, metrics in tried.items()} == {"1.0": True, "1.5": True}
+    assert {width: metrics["grow"] for width, metrics in tried.items()} == {"1.0": True, "1.5": False}
     record = json.loads((folder(learned, 2) / "gradual_prune" / "record.txt").read_text())
     assert list(record) == ["0.0", "0.4", "0.5"]
     log = learned.paths.stage_log("digits", "cpg_sequence").read_text()
     assert log.count("It's time to expand the Network") == 1
+    assert " at width multiplier 1.0 is too small: under its baseline by 0." in log
     assert log.count("We choose pruning ratio 0.5") == 1
     assert log.count("We choose pruning ratio 0.8") == 2
 
@@ -210,12 +210,6 @@ def test_flags_that_contradict_a_sequence_are_rejected(
         cpg_script.main(flags(fresh, *wrong))
     assert ended.value.code == 2
     assert named in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_the_ratio_for_room() -> None:
-    assert [ratio_for_room(remaining) for remaining in (0, 1, 2, 3, 9, 19, 50)] == [
-        *(0.0, 0.5, 0.7, 0.8, 0.9, 0.9, 0.95)
-    ]
 
 
 class Scripted:

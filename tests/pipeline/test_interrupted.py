@@ -1,6 +1,5 @@
 """Work that is killed at any point, repeated, or requested with other arguments."""
 
-import contextlib
 import re
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 from data import cache
-from pipeline import cpg, scratch, search, train_task
+from pipeline import choices, cpg, scratch, train_task
 from tests.helpers import (
     EPOCHS,
     RATIOS,
@@ -32,7 +31,6 @@ from tools import select_pruning_ratio as select_script
 from training.loop import Progress
 from training.outputs import Output
 from utils import logs
-from utils.errors import UserError
 
 
 class Killed(BaseException):
@@ -313,10 +311,12 @@ def test_finished_work_is_skipped_and_its_files_stay_unchanged(
 
 def test_the_same_commands_in_a_fresh_root_write_the_same_bytes(trained_fleet: Fleet, fresh: Fleet) -> None:
     build_fleet(fresh.root, fresh.data)
-    first, second = snapshot(trained_fleet.root), snapshot(fresh.root)
-    assert {name: content for name, (_, content) in first.items()} == {
-        name: content for name, (_, content) in second.items()
-    }
+    first, second = (
+        # config.json records the command, which names the root.
+        {name: content for name, (_, content) in snapshot(root).items() if not name.endswith("/config.json")}
+        for root in (trained_fleet.root, fresh.root)
+    )
+    assert first == second
 
 
 def test_another_seed_gives_other_weights(trained_fleet: Fleet, fresh: Fleet) -> None:
@@ -462,7 +462,8 @@ def test_heldout_decisions_do_not_use_the_test_set(
 ) -> None:
     wrong = with_other_test_labels(trained_fleet, tmp_path / "data")
     true, blind = heldout(tmp_path / "a", trained_fleet.data), heldout(tmp_path / "b", wrong)
-    names = [name for name in snapshot(true.root) if not name.endswith((".arguments.json", "widths.json"))]
+    differing = (".arguments.json", "widths.json", "config.json")  # they name the root, or the test accuracy
+    names = [name for name in snapshot(true.root) if not name.endswith(differing)]
     assert all(name.split("/")[1:3] == ["lenet5", "seed1-heldout"] for name in names)
     assert len([name for name in names if name.endswith(".pth.tar")]) == 3 + 2 * 4 + 4
     for name in names:
@@ -494,26 +495,26 @@ def test_published_decisions_use_the_test_set(trained_fleet: Fleet, tmp_path: Pa
 
 def test_a_choice_made_with_other_arguments_is_refused_and_redone_on_request(fleet: Fleet) -> None:
     before = snapshot(fleet.root)
-    message = refusal(search_script.main, fleet.search_flags("3", "--select", "nearest"))
-    assert "select (backbone zero_one recorded, nearest requested)" in message and "--overwrite" in message
+    message = refusal(search_script.main, fleet.search_flags("3", "--backbone", "1", "--epsilon", "0.2"))
+    assert "epsilon (0.1 recorded, 0.2 requested)" in message and "--overwrite" in message
     message = refusal(select_script.main, fleet.select_flags("1", "--allow_acc_loss", "0.9"))
     assert "allow_acc_loss (0.001 recorded, 0.9 requested)" in message
     assert snapshot(fleet.root) == before
 
-    fleet.search("3", "--select", "nearest", "--overwrite")
+    fleet.search("3", "--backbone", "1", "--epsilon", "0.2", "--overwrite")
     fleet.select("1", "--allow_acc_loss", "0.9", "--overwrite")
     selection = load(fleet.chosen_checkpoint("zero_one"))["selection"]
     assert (selection["ratio"], selection["allow_acc_loss"]) == (max(RATIOS), 0.9)
 
 
-@pytest.mark.parametrize("killed", ["update_json", "update_csv"])
+@pytest.mark.parametrize(("killed", "moments"), [("update_json", 3), ("update_csv", 6)])
 def test_a_search_killed_while_it_writes_never_pairs_an_old_choice_with_new_arguments(
-    killed: str, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    killed: str, moments: int, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever the kill comes, repeating the command ends with the requested choice."""
-    nearest = ("--backbone", "two_three")
-    for moment in range(1, 4):
-        write, count = getattr(search, killed), 0
+    other = ("--backbone", "two_three", "--scores", "chosen")
+    for moment in range(1, moments + 1):
+        write, count = getattr(choices, killed), 0
 
         def dying(*arguments: object, write=write, moment=moment, **more: object) -> None:
             nonlocal count
@@ -524,13 +525,10 @@ def test_a_search_killed_while_it_writes_never_pairs_an_old_choice_with_new_argu
 
         copied = fleet.copy(fleet.root.parent / f"{killed}-{moment}")
         with monkeypatch.context() as patch:
-            patch.setattr(search, killed, dying)
-            with contextlib.suppress(Killed):
-                copied.search("3", *nearest, "--overwrite")
-        try:
-            search_script.main(copied.search_flags("3", *nearest))
-        except UserError:
-            copied.search("3", *nearest, "--overwrite")
+            patch.setattr(choices, killed, dying)
+            with pytest.raises(Killed):
+                copied.search("3", *other, "--overwrite")
+        copied.search("3", *other)
         assert copied.paths.result_csv("digits").read_text() == "target_id,task_id\n3,2\n"
 
 

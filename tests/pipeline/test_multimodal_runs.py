@@ -203,6 +203,19 @@ def test_candidates_restricted_by_modality_are_kept_in_separate_files(
     assert mixed.paths.result_csv("mixed").read_bytes() == before
 
 
+def test_rules_by_probes_or_labels_know_only_candidates_of_the_targets_modality(mixed: Mixed) -> None:
+    for target, readable in (("pets", "2"), ("mail", "4")):
+        mixed.search(target, "--select", "logme")
+        assert mixed.pairs()[{"pets": "1", "mail": "3"}[target]] == readable
+    for row in rows(mixed.paths.table_csv("mixed")):
+        if row["target_id"] in ("1", "3"):
+            same_modality = {row["target_id"], row["task_id"]} in ({"1", "2"}, {"3", "4"})
+            assert [bool(row[name]) for name in ("cka", "logme", "room")] == [same_modality] * 2 + [True]
+    flags = mixed.flags("pets", "--select", "leep", "--candidates", "other")
+    message = refusal(search_script.main, flags)
+    assert "--select leep needs candidates that read images, and target pets has none" in message
+
+
 def test_a_target_without_a_candidate_of_that_modality_is_refused(trained: Mixed) -> None:
     flags = trained.flags("pets", "--candidates", "same,1,3-4")
     assert "--candidates same,1,3-4 leaves none for target pets" in refusal(search_script.main, flags)

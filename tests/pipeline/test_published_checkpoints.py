@@ -95,4 +95,7 @@ def test_distances_between_published_networks_match_the_reference(facts, roots, 
             pattern = re.compile(rf"DDV {kind} \[{candidate} => 14\] ([\d.]+)")
             found = [match.group(1) for match in map(pattern.match, caplog.messages) if match]
             assert float(found[0]) == pytest.approx(expected, abs=1e-4)
-    assert caplog.messages[-1] == "Selected backbone for target 14 = (euc) 4"
+    assert (
+        caplog.messages[-1]
+        == "Selected backbone for target 14 = (euc) 4 (large_carnivores on food_containers)"
+    )

@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import logging
+import platform
 import re
 import weakref
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 
 import CPG_cifar100_main_normal as cpg_script
@@ -20,6 +22,8 @@ import packnet_cifar100_main_normal as packnet_script
 import pickaback_perceiverIO as search_script
 import transfer_kv_perceiver_io as transfer_script
 from data import prepare
+from pipeline.flags import add_common, changed
+from pipeline.flags import parser as new_parser
 from tests.helpers import (
     EPOCHS,
     RATIOS,
@@ -31,8 +35,9 @@ from tests.helpers import (
     same,
     snapshot,
 )
-from tools import export_task, list_tasks, report, verify_pairs
+from tools import compare, export_task, list_tasks, report, verify_pairs
 from tools import select_pruning_ratio as select_script
+from utils import logs
 from utils.files import read_csv
 
 SCRIPTS = [
@@ -40,6 +45,7 @@ SCRIPTS = [
     cpg_script,
     search_script,
     select_script,
+    compare,
     report,
     list_tasks,
     export_task,
@@ -121,17 +127,46 @@ def test_a_grown_target_logs_its_width_and_shares(trained_fleet: Fleet) -> None:
     )
 
 
-def test_every_log_starts_with_the_configuration(trained_fleet: Fleet) -> None:
+def test_every_log_starts_with_what_differs_from_the_defaults(trained_fleet: Fleet) -> None:
     paths = trained_fleet.paths
     for log, expected in (
-        (trained_fleet.baseline_checkpoint("zero_one").with_name("train.log"), "weight_decay=4e-05"),
-        (trained_fleet.target_folder() / "train.log", "lr_mask=0.0001"),
-        (paths.stage_log("digits", "find_backbone"), "epsilon=0.1"),
-        (paths.stage_log("digits", "select_pruning_ratio"), "allow_acc_loss=0.001"),
+        (trained_fleet.baseline_checkpoint("zero_one").with_name("train.log"), "dataset=1-3 .* lr=0.1 "),
+        (trained_fleet.target_folder() / "train.log", "backbone=from_csv .* lr=0.001 "),
+        (paths.stage_log("digits", "find_backbone"), "candidates=1-3 .* max_iterations=5 "),
+        (paths.stage_log("digits", "select_pruning_ratio"), r"target_sparsity=\[0.5, 0.8\] "),
     ):
         first = log.read_text().splitlines()[0]
-        assert re.match(STAMP + "Configuration: .*arch=lenet5 ", first)
-        assert f" {expected}" in first and " protocol=published" in first and " seed=1" in first
+        assert re.match(rf"{STAMP}Configuration: .*{expected}.*\(the others are the defaults\)", first)
+        assert not re.search(r"\b(arch|seed|protocol|batch_size)=", first)
+
+
+def test_the_configuration_is_logged_as_the_defaults_if_nothing_differs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    parser = new_parser("")
+    add_common(parser)
+    parser.set_defaults(seed=2)
+    for argv in ([], ["--seed", "2"], ["--seed", "3"]):
+        logs.configuration(changed(parser.parse_args(argv)))
+    defaults = "Configuration: the defaults"
+    assert caplog.messages == [defaults, defaults, "Configuration: seed=3 (the others are the defaults)"]
+
+
+def test_the_configuration_lies_beside_every_checkpoint(trained_fleet: Fleet) -> None:
+    folder = trained_fleet.target_folder()
+    for checkpoint in (
+        trained_fleet.baseline_checkpoint("zero_one"),
+        trained_fleet.scratch_checkpoint("zero_one"),
+        trained_fleet.pruned_checkpoint("zero_one", 0.8),
+        folder / "width-1.0" / f"checkpoint-{EPOCHS}.pth.tar",
+        folder / f"checkpoint-{EPOCHS}.pth.tar",
+    ):
+        found = json.loads(checkpoint.with_name("config.json").read_text())
+        assert found["recipe"] == load(checkpoint)["arguments"]
+        assert (found["flags"]["seed"], found["flags"]["epochs"]) == (1, EPOCHS)
+        assert found["command"][1:3] == ["--data_root", str(trained_fleet.data)]
+        assert (found["torch"], found["python"]) == (torch.__version__, platform.python_version())
 
 
 def test_train_csv_has_a_row_per_epoch(trained_fleet: Fleet) -> None:
@@ -239,7 +274,7 @@ def test_the_highest_ratio_that_reaches_the_baseline_is_chosen(
     accuracies: dict, baseline: float, ratio: float, fleet: Fleet, capsys: pytest.CaptureFixture
 ) -> None:
     select_script.main(with_record(fleet, accuracies, baseline=baseline))
-    assert f"We choose pruning ratio {ratio}" in messages(capsys)
+    assert f"We choose pruning ratio {ratio} (zero_one)" in messages(capsys)
     chosen, source = (
         load(path)
         for path in (fleet.chosen_checkpoint("zero_one"), fleet.pruned_checkpoint("zero_one", ratio))
@@ -284,19 +319,26 @@ def test_the_search_measures_every_candidate_and_chooses_by_the_rule(
     for task, row in table.items():
         assert f"DDV cos-cos [{task} => 3] {float(row['ddv_cos']):.5f}" in logged
         assert f"DDV euc-cos [{task} => 3] {float(row['ddv_euc']):.5f}" in logged
+    names = {"1": "zero_one", "2": "two_three"}
     by_distance = sorted(table, key=lambda task: float(table[task]["ddv_euc"]))
     assert pairs(result) == {"3": by_distance[-1]}
-    assert logged[-1] == f"Selected backbone for target 3 = (euc) {by_distance[-1]}"
+    assert (
+        logged[-1]
+        == f"Selected backbone for target 3 = (euc) {by_distance[-1]} (four_five on {names[by_distance[-1]]})"
+    )
 
     fleet.search("3", "--overwrite", "--select", "nearest")
     assert pairs(result) == {"3": by_distance[0]}
-    assert messages(capsys)[-1] == f"Selected backbone for target 3 = (euc) {by_distance[0]}"
+    named = f"{by_distance[0]} (four_five on {names[by_distance[0]]})"
+    assert messages(capsys)[-1] == f"Selected backbone for target 3 = (euc) {named}"
 
     for task in ("1", "two_three"):
         fleet.search("3", "--overwrite", "--backbone", task)
         chosen = {"1": "1", "two_three": "2"}[task]
         assert pairs(result) == {"3": chosen}
-        assert messages(capsys)[-1] == f"Selected backbone for target 3 = (given) {chosen}"
+        assert messages(capsys)[-1] == (
+            f"Selected backbone for target 3 = (given) {chosen} (four_five on {names[chosen]})"
+        )
 
 
 def test_the_random_choice_is_drawn_by_seed_from_the_candidates(fleet: Fleet) -> None:
@@ -341,7 +383,8 @@ def test_a_search_with_few_images_uses_fewer_probes(fleet: Fleet, capsys: pytest
 def test_a_target_grows_from_its_backbones_chosen_checkpoint(trained_fleet: Fleet) -> None:
     folder = trained_fleet.target_folder()
     widths = json.loads((folder / "widths.json").read_text())
-    assert list(widths) == ["1.0", "1.5", "2.0"] and all(entry["grow"] for entry in widths.values())
+    grown = {width: entry["grow"] for width, entry in widths.items()}
+    assert grown == {"1.0": True, "1.5": True, "2.0": False}
     final = load(folder / "checkpoint-4.pth.tar")
     assert same(final, load(folder / "width-2.0" / "checkpoint-4.pth.tar"))
     assert final["dataset_history"] == ["zero_one", "four_five"]

@@ -131,6 +131,11 @@ def test_trials_report_mean_and_deviation(roots, capsys):
     assert roots.metrics("ncl", 2)["arguments"]["seed"] == 2
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("mean ± deviation") and "±" in last.removeprefix("mean ±")
+    # The same runs, by the pattern of their names.
+    roots.run(
+        *("--appr", "ncl", "--seeds", "2", "1", "--epochs", "1", "--run", "spg/digits_5/ncl/seed{seed}")
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == last
 
 
 def test_packnet_does_not_forget(roots):
@@ -148,7 +153,10 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(
     ("approach", "after"),
-    [("spg", 1), ("spg", 3), ("ncl", 3), ("ewc", 3), ("packnet", 4), ("one", 4), ("mtl", 2)],
+    [
+        *(("spg", 1), ("spg", 3), ("ncl", 3), ("ewc", 3), ("packnet", 4), ("one", 4), ("mtl", 2)),
+        *(("er", 5), ("lwf", 5)),
+    ],
 )
 def test_resumed_mid_task_is_bit_identical(tmp_path, data_root, monkeypatch, approach, after):
     """Killed right after the `after`-th save."""
@@ -265,6 +273,10 @@ def test_wrong_usage_ends_with_status_2(roots):
     unknown = (["appr.lamb=3"], ["lambda=3"], ["--dropout", "0.3"])
     conflicting = (
         ["--trials", "2", "--run", "x"],
+        ["--seeds", "1", "2", "--run", "x"],
+        ["--seeds", "1", "2", "--trials", "2"],
+        ["--seeds", "1", "1"],
+        ["--tune", "--seeds", "1", "2"],
         ["--tune", "--trials", "2"],
         ["--tune", "--dropout", ".3", ".3"],
     )

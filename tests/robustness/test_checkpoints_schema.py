@@ -184,6 +184,8 @@ def sequence_payload(approach: str) -> dict:
     parameters = {name: value.detach().abs() for name, value in learner.feature_parameters().items()}
     if approach == "spg":
         learner.importance = {name: value.tanh() for name, value in parameters.items()}
+    elif approach == "er":
+        learner.remember(torch.zeros(4, 1, 16, 16, dtype=torch.uint8), torch.arange(4) % 2)
     else:
         learner.fisher, learner.anchors = parameters, parameters
     learner.history = [{"task": "zero_one", "epochs": 3, "seconds": 1.5, "accuracies": [0.5]}]
@@ -208,7 +210,7 @@ def test_a_hostile_target_is_refused_or_works(trained_fleet: Fleet, tmp_path: Pa
     assert sum(refused) > 0.7 * len(refused)
 
 
-@pytest.mark.parametrize("approach", ["spg", "ewc"])
+@pytest.mark.parametrize("approach", ["spg", "ewc", "er"])
 def test_a_hostile_run_on_a_sequence_is_refused_or_works(approach: str, tmp_path: Path) -> None:
     payload = sequence_payload(approach)
     path = tmp_path / "checkpoint-3.pth.tar"
@@ -318,6 +320,10 @@ def test_weights_that_are_not_finite_are_named(
         ("spg", ("sequence", "past", 0, "accuracies"), [0.5, 0.5], "expected a list of 1"),
         ("spg", ("sequence", "seconds"), float("nan"), "sequence['seconds'] is nan"),
         ("ewc", ("fisher", "0.weight"), torch.full((6, 1, 5, 5), -1.0), "outside 0 to inf"),
+        ("er", ("buffer", "labels"), torch.tensor([0, 1, 2, 0]), "a class that its task does not have"),
+        ("er", ("buffer", "tasks"), torch.tensor([0, 1, 2, 0]), "outside 0 to 1"),
+        ("er", ("buffer", "keys"), torch.zeros(3), "one value for each input"),
+        ("er", ("sequence", "bytes"), -1, "sequence['bytes'] is -1"),
         ("ewc", ("anchors", "0.weight"), torch.zeros(6, dtype=torch.int64), "has the type torch.int64"),
     ],
 )

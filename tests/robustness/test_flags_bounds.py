@@ -16,12 +16,12 @@ import transfer_kv_perceiver_io as transfer_script
 from pipeline import flags
 from tests.helpers import refusal
 from tests.run_pickaback.test_stages_bash import Bash
-from tools import list_tasks, report, select_pruning_ratio, verify_pairs
+from tools import list_tasks, report, select_pruning_ratio, verify_pairs, watch
 from utils import errors
 
 SCRIPTS = [
     *(packnet_script, cpg_script, multimodal_script, search_script, transfer_script, spg_script),
-    *(list_tasks, report, select_pruning_ratio, verify_pairs),
+    *(list_tasks, report, select_pruning_ratio, verify_pairs, watch),
 ]
 PATHOLOGICAL = ["nan", "inf", "-inf", "1e309", "1e308", "9" * 5000, "-" + "9" * 30, "0x10", "", "١e999"]
 
@@ -155,30 +155,30 @@ class RealList(Bash):
 
 
 @pytest.mark.parametrize(
-    ("variable", "text", "flag"),
+    ("variable", "text"),
     [
-        ("EPOCHS", "abc", "--epochs"),
-        ("EPOCHS", "0", "--epochs"),
-        ("PRUNE_EPOCHS", "1.5", "--prune_epochs"),
-        ("LR", "nan", "--lr"),
-        ("BATCH_SIZE", "9" * 25, "--batch_size"),
-        ("SEED", str(2**63), "--seed"),
-        ("RUN", "../x", "--run"),
-        ("SPARSITIES", "0.5 1", "--target_sparsity"),
-        ("SPARSITIES", "0.5 0.4", "--target_sparsity"),
-        ("MAX_WIDTH", "inf", "--max_allowed_network_width_multiplier"),
-        ("ALLOW_ACC_LOSS", "-1", "--allow_acc_loss"),
-        ("PROTOCOL", "mine", "--protocol"),
-        ("PRECISION", "fp8", "--precision"),
-        ("MAX_ITERATIONS", "x", "--max_iterations"),
+        ("EPOCHS", "abc"),
+        ("EPOCHS", "0"),
+        ("PRUNE_EPOCHS", "1.5"),
+        ("LR", "nan"),
+        ("BATCH_SIZE", "9" * 25),
+        ("SEED", str(2**63)),
+        ("RUN", "../x"),
+        ("SPARSITIES", "0.5 1"),
+        ("SPARSITIES", "0.5 0.4"),
+        ("MAX_WIDTH", "inf"),
+        ("ALLOW_ACC_LOSS", "-1"),
+        ("PROTOCOL", "mine"),
+        ("PRECISION", "fp8"),
+        ("MAX_ITERATIONS", "x"),
     ],
 )
-def test_a_bad_variable_is_found_before_any_job(tmp_path: Path, variable: str, text: str, flag: str) -> None:
+def test_a_bad_variable_is_found_before_any_job(tmp_path: Path, variable: str, text: str) -> None:
     bash = RealList(tmp_path)
     result = bash.run("run_all.sh", **{variable: text})
     assert result.returncode == 2, result.stderr
     *_, line = result.stderr.splitlines()
-    assert flag in line and len(result.stderr.splitlines()) == 2
+    assert variable in line and len(result.stderr.splitlines()) == 2
     assert not bash.lines()
 
 

@@ -23,7 +23,13 @@ ENTRY_POINTS = [
     *("packnet_cifar100_main_normal.py", "CPG_cifar100_main_normal.py", "CPG_MM_main_normal.py"),
     *("pickaback_perceiverIO.py", "transfer_kv_perceiver_io.py", "spg_main.py"),
 ]
-TOOLS = ["tools.export_task", "tools.report", "tools.select_pruning_ratio", "tools.verify_pairs"]
+TOOLS = [
+    "tools.compare",
+    "tools.export_task",
+    "tools.report",
+    "tools.select_pruning_ratio",
+    "tools.verify_pairs",
+]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel does this on Linux alone")
 
 

@@ -32,6 +32,7 @@ case "$*" in
         echo "error: refused" >&2
         exit 1 ;;
     "-m tools.list_tasks "*" --dataset ${FAKE_BACKBONE:-none}") echo "${FAKE_BACKBONE_NAME:-red}" ;;
+    "-m tools.list_tasks "*" --with_candidates") tr ' ' '\\n' <<<"${FAKE_WITH_CANDIDATES:-red}" ;;
     "-m tools.list_tasks "*) tr ' ' '\\n' <<<"${FAKE_TASKS:-red green blue}" ;;
     *" --list_unfinished")
         echo "list $$ $*" >>"$FAKE_LOG"
@@ -235,7 +236,9 @@ def test_a_signal_stops_the_list_of_unfinished_tasks(bash: Bash, number: int) ->
     stage = bash.start("baseline.sh", FAKE_HANG="1", TMPDIR=str(bash.folder / "tmp"))
     (query,) = bash.wait_for("list", 1)
     stage.send_signal(number)
-    stage.communicate(timeout=10)
+    output, _ = stage.communicate(timeout=10)
+    how = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by signal 15"}[number]
+    assert output.endswith(f"\n{how}: the same command continues from here\n")
     assert stage.returncode == 128 + number
     with pytest.raises(ProcessLookupError):
         os.kill(query, 0)
@@ -259,9 +262,11 @@ def test_a_signal_stops_the_stage_and_its_jobs(bash: Bash, number: int) -> None:
 def test_a_signal_to_run_all_stops_the_jobs_of_its_stage(bash: Bash) -> None:
     run_all = bash.start("run_all.sh", JOBS="2", FAKE_HANG="1", OVERWRITE="1")
     jobs = bash.wait_for("start", 2)
-    run_all.send_signal(signal.SIGTERM)
+    run_all.send_signal(signal.SIGINT)
     output, _ = run_all.communicate(timeout=10)
-    assert run_all.returncode == 143, output
+    assert run_all.returncode == 130, output
+    assert output.endswith("\ninterrupted: with OVERWRITE=1, the same command redoes what is finished\n")
+    assert "exit status" not in output and output.count("interrupted") == 1
     for job in jobs:
         with pytest.raises(ProcessLookupError):
             os.kill(job, 0)
@@ -300,6 +305,12 @@ def test_a_relative_path_of_a_table_starts_at_the_users_folder(bash: Bash) -> No
     assert value(bash.commands()[0], "--dataset_config") == str(bash.folder / "mine.toml")
 
 
+def test_a_relative_path_of_an_architecture_starts_at_the_users_folder(bash: Bash) -> None:
+    for script in ("baseline.sh", "spg.sh"):
+        succeeded(bash.run(script, ARCH="nets/mine.py:net"))
+        assert value(bash.commands()[-1], "--arch") == f"{bash.folder}/nets/mine.py:net"
+
+
 def test_flags_are_passed_only_on_request(bash: Bash) -> None:
     succeeded(bash.run("baseline.sh"))
     assert not re.search(r"--(overwrite|run|nondeterministic)\b", bash.commands()[0])
@@ -330,7 +341,7 @@ def test_one_process_chooses_the_pruning_ratios_of_all_tasks(bash: Bash) -> None
 
 @pytest.mark.parametrize(
     ("backbone", "expected"),
-    [("nearest", "--select nearest"), ("random", "--select random"), ("fish", "--backbone fish")],
+    [("nearest", "--select nearest"), ("leep", "--select leep"), ("fish", "--backbone fish")],
 )
 def test_the_rule_or_a_task_decides_the_backbone(bash: Bash, backbone: str, expected: str) -> None:
     succeeded(bash.run("find_backbone.sh", BACKBONE=backbone, CANDIDATES="1-4", MAX_ITERATIONS="0"))
@@ -346,10 +357,11 @@ def test_a_pair_replaces_the_csv(bash: Bash) -> None:
     arguments = ("cifar100", "--backbone", "4", "--target", "14")
     names = {"FAKE_TASKS": "non-insect_invertebrates", "FAKE_BACKBONE": "4", "FAKE_BACKBONE_NAME": "food"}
     succeeded(bash.run("w_backbone.sh", *arguments, **names))
-    (command,) = bash.commands()
-    assert value(command, "--dataset_config") == "cifar100"
-    assert value(command, "--backbone") == "4"
-    assert value(command, "--dataset") == "non-insect_invertebrates"
+    for command in bash.commands():  # the training and its table
+        assert value(command, "--dataset_config") == "cifar100"
+        assert value(command, "--backbone") == "4"
+        assert value(command, "--dataset") == "non-insect_invertebrates"
+    assert [command.startswith("-m tools.report ") for command in bash.commands()] == [False, True]
 
 
 def test_run_all_runs_the_stages_in_order_then_reports(bash: Bash) -> None:
@@ -380,14 +392,88 @@ def test_a_task_that_is_the_backbone_of_all_is_not_a_target(bash: Bash) -> None:
     names = {"BACKBONE": "2", "FAKE_BACKBONE": "2", "FAKE_BACKBONE_NAME": "green", "JOBS": "1"}
     for stage in ("find_backbone.sh", "w_backbone.sh"):
         succeeded(bash.run(stage, **names))
-    assert [value(command, "--dataset") for command in bash.commands()] == ["red", "blue"] * 2
+    assert [value(command, "--dataset") for command in bash.commands()] == [*["red", "blue"] * 2, "red,blue"]
 
 
-def test_run_all_refuses_a_single_task_before_it_trains_anything(bash: Bash) -> None:
-    result = bash.run("run_all.sh", "digits", "2", FAKE_TASKS="red")
+def test_run_all_refuses_the_only_task_of_a_table_before_it_trains_anything(bash: Bash) -> None:
+    result = bash.run("run_all.sh", "digits", "2", FAKE_TASKS="red", FAKE_WITH_CANDIDATES="red")
     assert result.returncode == 1
-    assert "a single task has no other task as its backbone" in result.stderr
+    assert "task red has no candidate for its backbone: " in result.stderr
     assert not bash.log.exists() or not bash.commands()
+
+
+def test_a_single_target_is_trained_after_the_networks_of_all_its_candidates(bash: Bash) -> None:
+    names = {"FAKE_TASKS": "red", "FAKE_WITH_CANDIDATES": "red green blue"}
+    succeeded(bash.run("run_all.sh", "digits", "red", **names))
+    select, search, target, table = bash.commands()[-4:]
+    assert value(select, "--dataset") == "red,green,blue"
+    assert value(search, "--dataset") == value(target, "--dataset") == value(table, "--dataset") == "red"
+    assert value(search, "--candidates") == "all"
+
+
+# Several seeds.
+
+
+def test_a_stage_runs_for_each_seed_in_turn_and_ends_with_a_table_over_them(bash: Bash) -> None:
+    (bash.folder / "mine.toml").touch()
+    result = bash.run(
+        "w_backbone.sh", "mine.toml", SEEDS="3 1", RUN="mine/{seed}", FAKE_TASKS="red", JOBS="1"
+    )
+    succeeded(result)
+    *targets, table = bash.commands()
+    assert [value(command, "--seed") for command in targets] == ["3", "1"]
+    assert [value(command, "--run") for command in targets] == ["mine/3", "mine/1"]
+    assert table.startswith("-m tools.report ") and " --seeds 3 1 " in f"{table} "
+    assert value(table, "--run") == "mine/{seed}"
+    path = str(bash.folder / "mine.toml")
+    assert {value(command, "--dataset_config") for command in bash.commands()} == {path}
+
+
+def test_run_all_and_the_sequence_run_for_each_seed(bash: Bash) -> None:
+    succeeded(bash.run("run_all.sh", SEEDS="1 2", FAKE_TASKS="red green", JOBS="1"))
+    tables = [command for command in bash.commands() if command.startswith("-m tools.report ")]
+    assert [value(command, "--seed") for command in tables[:2]] == ["1", "2"]
+    assert " --seeds 1 2 " in f"{tables[2]} " and len(tables) == 3
+    bash.log.unlink()
+    succeeded(bash.run("cpg_sequence.sh", SEEDS="1 2", FAKE_TASKS="red", JOBS="3"))
+    *runs, table = bash.commands()
+    assert [value(command, "--seed") for command in runs] == ["1", "1", "2", "2"]
+    assert " --seeds 1 2 --in_sequence " in table
+
+
+def test_spg_passes_the_seeds_to_its_one_process(bash: Bash) -> None:
+    succeeded(bash.run("spg.sh", SEEDS="4 2", RUN="mine-{seed}"))
+    (command,) = bash.commands()
+    assert " --seeds 4 2 " in command and "--trials" not in command
+    assert value(command, "--run") == "mine-{seed}"
+
+
+def test_a_single_seed_fills_the_name_of_the_run(bash: Bash) -> None:
+    succeeded(bash.run("baseline.sh", SEEDS="7", RUN="a-{seed}", FAKE_TASKS="red"))
+    (command,) = bash.commands()
+    assert (value(command, "--seed"), value(command, "--run")) == ("7", "a-7")
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "message"),
+    [
+        ("baseline.sh", {"SEEDS": "1 2", "SEED": "1"}, 'SEED=1 and SEEDS="1 2" contradict: set one of them'),
+        (
+            "run_all.sh",
+            {"SEEDS": "1 2", "RUN": "mine"},
+            'RUN=mine names a single run, but SEEDS="1 2": put {seed} into it, such as RUN=mine-{seed}',
+        ),
+        ("baseline.sh", {"SEEDS": "1 x"}, 'SEEDS="1 x" is not a list of seeds such as "1 2 3"'),
+        ("spg.sh", {"SEEDS": "1 1"}, 'SEEDS="1 1" names seed 1 twice'),
+        ("spg.sh", {"SEEDS": "1 2", "TRIALS": "3"}, 'SEEDS="1 2" and TRIALS=3 contradict: set one of them'),
+    ],
+)
+def test_seeds_that_contradict_are_refused_in_one_line(
+    bash: Bash, script: str, variables: dict[str, str], message: str
+) -> None:
+    result = bash.run(script, **variables)
+    assert (result.returncode, result.stderr) == (1, f"error: {message}\n")
+    assert not bash.commands()
 
 
 def test_run_all_stops_at_a_failing_stage(bash: Bash) -> None:
@@ -517,7 +603,7 @@ def test_a_pair_takes_precedence_over_the_csv_across_modalities(bash: Bash) -> N
     names = {"FAKE_TASKS": "red", "FAKE_BACKBONE": "4", "FAKE_BACKBONE_NAME": "blue"}
     succeeded(bash.run("transfer_kv.sh", *pair, **names))
     succeeded(bash.run("w_backbone_MM.sh", *pair, **names, KV_TRANSFER="0"))
-    transfer, target = bash.commands()
+    transfer, target, _ = bash.commands()
     assert [value(command, "--backbone") for command in (transfer, target)] == ["4", "4"]
     assert [value(command, "--dataset") for command in (transfer, target)] == ["red", "red"]
     assert " --no_kv_transfer " in target
@@ -688,11 +774,14 @@ def test_a_missing_interpreter_is_reported_in_one_line(checkout: Bash) -> None:
 
 def test_spg_runs_every_approach_in_turn_in_one_process_each(bash: Bash) -> None:
     result = bash.run(
-        "spg.sh", "cifar100_10", APPR="one spg", SEED="3", TRIALS="2", EXTRA_SPG_ARGS="--lr 0.1"
+        "spg.sh", "cifar100_10", APPR="spg one", SEED="3", TRIALS="2", EXTRA_SPG_ARGS="--lr 0.1"
     )
     succeeded(result)
-    commands = bash.commands()
+    check, *commands, table = bash.commands()
     assert [value(command, "--appr") for command in commands] == ["one", "spg"]
+    for command in (check, table):
+        assert command.startswith("-m tools.report_spg --seq cifar100_10 --appr spg one --seeds 3 4 ")
+        assert (" --check " in command) == (command == check)
     for command in commands:
         assert command.startswith("spg_main.py ")
         assert value(command, "--seq") == "cifar100_10"
@@ -709,6 +798,16 @@ def test_spg_without_an_argument_learns_digits_and_refuses_two(bash: Bash) -> No
     assert value(command, "--threads") == "1" and "--overwrite" in command
     assert bash.run("spg.sh", "digits_5", "cifar100_10").returncode == 2
     assert "usage: bash run_pickaback/spg.sh" in bash.run("spg.sh", "-h").stdout
+
+
+def test_spg_finds_a_file_in_the_callers_folder(bash: Bash) -> None:
+    (bash.folder / "mine.toml").write_text("")
+    for given in ("mine.toml", "mine.toml:one", "none.toml"):
+        succeeded(bash.run("spg.sh", given))
+    succeeded(bash.run("spg.sh", SEQ="mine.toml"))
+    found = [value(command, "--seq") for command in bash.commands()]
+    own = str(bash.folder / "mine.toml")
+    assert found == [own, f"{own}:one", "none.toml", own]
 
 
 def test_spg_gets_an_architecture_only_from_the_environment(bash: Bash) -> None:
@@ -728,6 +827,27 @@ def test_spg_accepts_a_name_for_a_single_run(bash: Bash) -> None:
         assert result.returncode == 1
         assert result.stderr.startswith("error: RUN=mine names a single run: ")
     assert len(bash.commands()) == 1
+
+
+def test_trackers_reach_every_training_script_and_the_check_before_any_job(bash: Bash) -> None:
+    for script in ("baseline.sh", "wo_backbone.sh", "w_backbone.sh", "cpg_sequence.sh", "spg.sh"):
+        bash.log.unlink(missing_ok=True)
+        succeeded(bash.run(script, LOG_TO="tensorboard wandb"))
+        trained = [
+            command for command in bash.commands() if "main_normal" in command or "spg_main" in command
+        ]
+        assert trained and all(" --log_to tensorboard wandb " in f"{command} " for command in trained)
+    bash.log.unlink()
+    result = bash.run("baseline.sh", LOG_TO="mlflow", FAKE_REFUSED="--log_to mlflow")
+    assert (result.returncode, result.stderr) == (1, "error: refused\n")
+    assert not bash.commands()
+
+
+def test_watching_needs_no_argument_and_accepts_any_variable(bash: Bash) -> None:
+    succeeded(bash.run("watch.sh", "--once", EPOCHS="3", SEQ="x", LOGS_ROOT="mine"))
+    (command,) = bash.commands()
+    assert command.startswith("-m tools.watch ") and " --once " in command
+    assert value(command, "--logs_root") == str(bash.folder / "mine")
 
 
 # Variables that a stage cannot act on.

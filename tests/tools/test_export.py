@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,41 @@ def test_logits_of_a_state_dict_are_bit_identical_to_the_shared_network(
 
 def head_features(path: Path) -> int:
     return load(path)["state_dict"]["classifiers.0.weight"].shape[1]
+
+
+def test_a_program_gives_the_logits_for_any_number_of_images(trained_fleet: Fleet, tmp_path: Path) -> None:
+    export(trained_fleet, "four_five", tmp_path / "task.pt2")
+    content = {"card.json": ""}
+    network = torch.export.load(tmp_path / "task.pt2", extra_files=content).module()
+    card = json.loads(content["card.json"])
+    inputs, mean, _ = images(trained_fleet, "four_five")
+    expected = shared_logits(trained_fleet.target_folder() / "checkpoint-4.pth.tar", "four_five", inputs)
+    for count in (1, len(inputs)):
+        torch.testing.assert_close(network(inputs[:count]), expected[:count], rtol=1e-4, atol=1e-5)
+    assert (card["classes"], card["mean"]) == (["4", "5"], mean.tolist())
+
+
+def test_a_damaged_export_is_reported_in_one_line(trained_fleet: Fleet, tmp_path: Path) -> None:
+    path = tmp_path / "task.pt"
+    export_task.main([str(trained_fleet.baseline_checkpoint("two_three")), "two_three", "--to", str(path)])
+    content, written = load(path), path.read_bytes()
+    card, state = content["card"], content["state_dict"]
+    number = state | {"features.7.bias": 1}
+    without_bias = {name: value for name, value in state.items() if name != "features.7.bias"}
+    wrong = {
+        "its content does not match its checksum": written.replace(b"two_three", b"two_thred"),
+        "card['width'] is 'wide'": saved({"state_dict": state, "card": card | {"width": "wide"}}),
+        "card['architecture'] is None": saved({"state_dict": state, "card": card | {"architecture": None}}),
+        "does not fit the head": saved({"state_dict": state, "card": card | {"classes": ["1"]}}),
+        "lenet5 reads no texts": saved({"state_dict": state, "card": card | {"modality": "text"}}),
+        "fit its architecture: features.7.bias": saved({"state_dict": without_bias, "card": card}),
+        "state_dict['features.7.bias'] is 1": saved({"state_dict": number, "card": card}),
+    }
+    for message, damaged in wrong.items():
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=re.escape(message)) as raised:
+            read_exported(path)
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_scratch_checkpoint_can_be_exported(trained_fleet: Fleet, tmp_path: Path) -> None:
@@ -135,7 +171,7 @@ def test_a_task_that_cannot_be_exported_is_reported_in_one_line(
         return refusal(export_task.main, [str(checkpoint), task, *flags])
 
     folder = trained_fleet.target_folder()
-    assert "ends in .pt or .onnx" in message(folder, "1", "x.bin")
+    assert "ends in .pt, .pt2 or .onnx" in message(folder, "1", "x.bin")
     assert "holds no task two_three: it holds zero_one, four_five" in message(folder, "two_three", "x.pt")
     assert "has no task 'fish'" in message(folder, "fish", "x.pt")
     assert "checkpoint-<epoch>.pth.tar not found" in message(tmp_path, "1", "x.pt")
@@ -163,7 +199,7 @@ def test_a_task_that_cannot_be_exported_is_reported_in_one_line(
         (tmp_path / "other.pt").write_bytes(content)
         with pytest.raises(UserError, match="not a network exported by tools"):
             read_exported(tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"absent\.pt not found: export the task again"):
+    with pytest.raises(UserError, match=r"absent\.pt not found: give the \.pt file"):
         read_exported(tmp_path / "absent.pt")
 
 

@@ -86,7 +86,10 @@ def test_a_nan_restores_the_best_state_and_lowers_the_rate(caplog):
     assert [round(row["lr"], 6) for row in progress.history] == [0.9, 0.9, 0.9, 0.3, 0.3]
     assert progress.history[2]["loss"] is None and progress.history[2]["val_loss"] is None
     assert states[3].isnan().all() and network.weight.isfinite().all()
-    assert "returning to the best state so far" in caplog.text
+    assert caplog.messages == [
+        ": the loss is nan in epoch 3 (val_loss: nan): returning to the best state so far and continuing "
+        "with the next lower learning rate"
+    ]
     # The epoch after the NaN continued from the best state, that of epoch 2.
     assert network.weight.equal(states[5]) and states[4].isfinite().all()
 
@@ -304,3 +307,53 @@ def test_a_loss_that_is_not_finite_ends_training_if_no_metric_is_monitored(broke
             title="task",
             remedy="lower --lr",
         )
+
+
+def test_the_message_of_a_diverged_loss_has_a_remedy_of_its_own():
+    network = nn.Linear(4, 2)
+    learner = Learner(
+        method=BreaksDown({1}),
+        optimizers={"weights": torch.optim.SGD(network.parameters(), lr=0.0)},
+        schedules={"weights": StepSchedule(0.1)},
+        epochs=1,
+    )
+    with pytest.raises(Diverged, match=r"^: loss is nan in epoch 1: lower the learning rate$"):
+        fit(
+            network,
+            learner=learner,
+            batches=SimpleNamespace(epoch=lambda _: iter(unequal_batches()), validation=unequal_batches),
+            compute=Compute(device=torch.device("cpu")),
+            seed=0,
+        )
+
+
+# Steps
+
+
+def test_momentum_does_not_move_parameters_that_a_step_does_not_use():
+    """Heads of other tasks, for example."""
+    torch.manual_seed(0)
+    heads = nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)])
+    optimizer = torch.optim.SGD(heads.parameters(), lr=0.1, momentum=0.9)
+    ((inputs, labels), *_) = unequal_batches()
+    how = {"method": Method(), "optimizers": [optimizer], "inputs": inputs, "labels": labels}
+    train_step(network=heads[0], autocast=nullcontext(), **how)
+    first = heads[0].weight.detach().clone()
+    train_step(network=heads[1], autocast=nullcontext(), **how)
+    assert heads[0].weight.equal(first)
+
+
+def test_networks_run_in_full_precision_by_default():
+    assert Compute(device=torch.device("cpu")).precision == "fp32"
+
+
+def test_a_run_of_no_epochs_makes_no_progress():
+    network = nn.Linear(4, 2)
+    learner = Learner(method=Method(), optimizers={}, schedules={}, epochs=0)
+    compute = Compute(device=torch.device("cpu"))
+    progress = fit(network, learner=learner, batches=SimpleNamespace(), compute=compute, seed=0)
+    assert vars(progress) == {
+        **{"epoch": 0, "history": [], "generator": None, "random": {}},
+        **{"optimizers": {}, "method": {}, "schedules": {}},
+        **{"best": None, "best_figure": math.inf, "best_epoch": 0},
+    }

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from utils.tables import aligned, plus_minus
+from utils.tables import Spread, aligned, as_text, plus_minus
 
 HEADER = ("id", "task", "gain")
 ROWS = [("1", "fish", "+0.5"), ("12", "a", "-")]
@@ -47,3 +47,16 @@ def test_only_the_mean_has_a_sign_and_a_spread_may_be_unknown(
     mean: float, spread: float, spec: str, text: str
 ) -> None:
     assert plus_minus(mean, spread, spec=spec) == text
+
+
+def test_a_wide_table_is_split_into_blocks_that_repeat_the_task() -> None:
+    names = [f"gain{number}" for number in range(12)]
+    rows = [{"id": 1, "task": "a_name_that_is_too_long", **dict.fromkeys(names, Spread(0.5, 0.25))}]
+    blocks = as_text(rows, list(rows[0]), means=dict.fromkeys(names, "+0.500±0.125")).split("\n\n")
+    assert len(blocks) == 3
+    for block in blocks:
+        assert max(map(len, block.splitlines())) <= 100
+        assert block.splitlines()[2].startswith(" 1  a_name_that_is_…  +0.500±0.250")
+    assert " ".join(block.splitlines()[0] for block in blocks).split() == [
+        *("id", "task", *names[:5], "id", "task", *names[5:10], "id", "task", *names[10:])
+    ]

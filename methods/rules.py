@@ -1,0 +1,120 @@
+"""The rules that choose a backbone: the score that each goes by, what the score needs, and what it sends.
+
+A new rule is one entry in `BY_SIMILARITY`, `BY_LABELS` or `BY_RECORD`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods import transferability
+from methods.modeldiff import Model
+
+_FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The target's training samples, as a candidate's network sees them.
+
+    Attributes:
+        features: (n, D), the input of the head.
+        logits: (n, source classes).
+        labels: int64 (n,), the target's.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+# From both scratch networks' features of the shared probes: candidate's, target's.
+BY_SIMILARITY: Mapping[str, Callable[[Tensor, Tensor], float]] = {
+    "rsa": transferability.rsa,
+    "cka": transferability.cka,
+}
+# From the candidate's pruned network on the target's training samples.
+BY_LABELS: Mapping[str, Callable[[Seen], float]] = {
+    "leep": lambda seen: transferability.leep(seen.logits.double().softmax(1), seen.labels),
+    "nce": lambda seen: transferability.nce(seen.logits.argmax(1), seen.labels),
+    "logme": lambda seen: transferability.logme(seen.features, seen.labels),
+    "hscore": lambda seen: transferability.hscore(seen.features, seen.labels),
+    "parc": lambda seen: transferability.parc(seen.features, seen.labels),
+    "knn": lambda seen: transferability.knn(seen.features, seen.labels),
+    "logistic": lambda seen: transferability.logistic(seen.features, seen.labels),
+}
+# From the candidate's pruned network alone: its own accuracy, and its share of free weights.
+BY_RECORD = ("accuracy", "room")
+
+SCORES = (*BY_SIMILARITY, *BY_LABELS, *BY_RECORD)
+# Scores that take longer than all others together.
+EXPENSIVE = ("logistic",)
+RULES = ("farthest", "nearest", "random", *SCORES)
+# The label of a rule in the log line of the choice, where it is not its name (as in the published code).
+LABELS = {"farthest": "euc", "nearest": "euc"}
+
+
+def score_of(rule: str) -> str | None:
+    """The score that a rule goes by, as the CSV of the scores names it; None for the random rule."""
+    return {"farthest": "ddv_euc", "nearest": "ddv_euc", "random": None}.get(rule, rule)
+
+
+def choose(scores: Mapping[int, float], *, rule: str, seed: int) -> int:
+    """Choose a candidate: the one with the highest score; with "nearest", the lowest; or a random one.
+
+    The lowest id wins a tie.
+
+    Args:
+        scores: candidate's id → the score that the rule goes by.
+        seed: seed of the random rule.
+    """
+    ids = sorted(scores)
+    if rule == "random":
+        return ids[torch.randint(len(ids), (), generator=torch.Generator().manual_seed(seed)).item()]
+    sign = -1.0 if rule == "nearest" else 1.0
+    return max(ids, key=lambda candidate: (sign * scores[candidate], -candidate))
+
+
+# What a rule sends over a network for one candidate, in bytes. Images are sent as uint8, texts as int32 token
+# ids, and everything computed as float32. Rules by labels and by race send the candidate's packed network
+# (`methods.footprint.packed_bytes`) and leave the target's samples where they are.
+
+
+def distance_bytes(candidate: Model, target: Model, *, iterations: int, classes: int) -> int:
+    """Both tasks' probes and the candidate's DDV; per mutation its outputs for both signs.
+
+    Args:
+        iterations: number of mutations.
+        classes: number of the candidate's outputs.
+    """
+    size = _projected_bytes if target.reads_keys_and_values else _probe_bytes
+    ddv = min(len(candidate.probes), len(target.probes))
+    return size(candidate) + size(target) + _FLOAT * (ddv + 2 * iterations * classes)
+
+
+def similarity_bytes(name: str, candidate: Model, target: Model) -> int:
+    """Both tasks' probes, and the candidate's dissimilarities ("rsa") or its Gram matrix ("cka").
+
+    Both matrices are symmetric: half of each is sent.
+    """
+    count = len(candidate.probes) + len(target.probes)
+    values = count * (count - 1) // 2 if name == "rsa" else count * (count + 1) // 2
+    return _probe_bytes(candidate) + _probe_bytes(target) + _FLOAT * values
+
+
+def record_bytes() -> int:
+    """One number."""
+    return _FLOAT
+
+
+def _probe_bytes(model: Model) -> int:
+    if model.network.modality == "text":
+        return 4 * model.probes.shape[0] * model.probes.shape[1]
+    return model.probes.numel()
+
+
+def _projected_bytes(model: Model) -> int:
+    read = model.network.features.inputs[model.network.modality]
+    return _FLOAT * len(model.probes) * read.count(model.probes) * read.kv.out_features
