@@ -173,7 +173,7 @@ def _wide(
         for name in columns
     }
     last = {name: _interval(mean, sign=sign) for name, mean in over_tasks.items()}
-    return Numbers(("id", "task", *columns), [*rows, {"id": "", "task": "mean over tasks"} | last])
+    return Numbers(("id", "task", *columns), [*rows, {"id": "all", "task": "mean over tasks"} | last])
 
 
 def _interval(mean: Mean, *, sign: str = "") -> str:

@@ -41,7 +41,6 @@
       tooltip: { theme: dark.matches ? "dark" : "light" },
       config: {
         ...config,
-        aria: false,
         axisY: { ...config.axisY, labelLimit: Math.min(300, width * share) },
         header: { ...config.header, labelLimit: width < 500 ? 130 : 200 },
         legend: { ...config.legend, columns: Math.max(1, Math.floor(width / (longest * 6.5 + 50))), labelLimit: width - 60 },
@@ -56,6 +55,8 @@
       if (!charts[id].facet || (over <= 0 && over > -60)) break;
       taken += over + 2;
     }
+    // The element around it carries the description, and the table below it the numbers.
+    element.querySelector("svg").setAttribute("aria-hidden", "true");
     element.drawnAt = width;
   }
 

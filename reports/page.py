@@ -6,7 +6,6 @@ import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -87,7 +86,6 @@ def write_figures(report: Report, folder: Path) -> int:
     return len(charts)
 
 
-@cache
 def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
     return vl_convert.javascript_bundle()
