@@ -58,7 +58,7 @@ def build(args: argparse.Namespace, *, now: datetime) -> Report:
         for number, (sequence, found) in enumerate(sequences.items(), 1)
     ]
     sections.append(provenance_section(groups, continual))
-    names = [group.name for group in groups] or list(sequences)
+    names = [*(group.name for group in groups), *sequences]
     return Report(
         title=f"Report: {', '.join(names)}",
         made=f"Made on {now:%Y-%m-%d at %H:%M} from {_count(runs)}.",

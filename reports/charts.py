@@ -95,12 +95,14 @@ def lines(
             "x:Q",
             title=x,
             scale=alt.Scale(zero=False),
-            axis=alt.Axis(grid=False, format=x_format, tickCount=5),
+            axis=alt.Axis(
+                grid=False, format=x_format, tickCount=5, tickMinStep=1 if x_format == "d" else 0.1
+            ),
         ),
         color=_colour(series),
     )
     vertical = alt.Scale(domain=_domain(rows), nice=True)
-    band = base.mark_area(opacity=0.2, clip=True).encode(
+    band = base.mark_area(opacity=0.15, clip=True).encode(
         y=alt.Y("low:Q", title=y, scale=vertical), y2=alt.Y2("high:Q")
     )
     shape = "step-after" if steps else "linear"
@@ -155,7 +157,7 @@ def heat_map(
             "column:N",
             sort=list(columns),
             title=x,
-            axis=alt.Axis(labelAngle=0, labelOverlap="greedy", orient="top", ticks=False),
+            axis=alt.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4, orient="top", ticks=False),
         ),
         y=alt.Y("row:N", sort=list(tasks), title=y, axis=alt.Axis(ticks=False)),
     )

@@ -168,10 +168,11 @@ def _wide(
             {"id": task.id, "task": task.name}
             | {name: _interval(mean, sign=sign) for name, mean in cells.items()}
         )
-    over_tasks = {
-        name: Mean.of([means[task.name, name].value for task in group.tasks if (task.name, name) in means])
+    by_network = {
+        name: [means[task.name, name].value for task in group.tasks if (task.name, name) in means]
         for name in columns
     }
+    over_tasks = {name: Mean.of(values) for name, values in by_network.items() if values}
     last = {name: _interval(mean, sign=sign) for name, mean in over_tasks.items()}
     return Numbers(("id", "task", *columns), [*rows, {"id": "all", "task": "mean over tasks"} | last])
 

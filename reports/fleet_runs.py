@@ -415,9 +415,10 @@ class _FleetReader:
                 self.found.in_sequence.append(
                     InSequence(row["task"], number(row.get("scratch")), learned, end)
                 )
-        folders = sorted(self.paths.in_sequence(self.config, 1, "x").parent.glob("[0-9][0-9]_*"))
-        for folder in folders:
-            trained = self.reader.trained(folder, table=self.table)
+        pruned = self.paths.pruned(self.config, "x").name
+        folders = self.paths.in_sequence(self.config, 1, "x").parent.glob("[0-9][0-9]*_*")
+        for folder in sorted(folders, key=lambda path: (path.name.find("_"), path.name)):
+            trained = self.reader.trained(folder / pruned, table=self.table)
             if trained is not None and trained.layers:
                 self.found.ownership.append(Ownership(trained.tasks[-1], "sequence", trained.layers))
 
