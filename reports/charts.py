@@ -14,6 +14,7 @@ Rows = Sequence[Mapping[str, Any]]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#B5649A", "#A87900", "#7A7A7A", "#3C8FC4", "#8C6BB1")
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right", "stroke")
 NEUTRAL = "#7A7A7A"
+FREE = "free"  # the series of weights that no task owns
 SEQUENTIAL = "cividis"
 DIVERGING = ("#B35806", "#F7F7F7", "#0072B2")
 
@@ -333,7 +334,9 @@ def _small(chart: alt.LayerChart, facets: Sequence[str], **properties: float) ->
 
 
 def _colour(series: Sequence[str]) -> alt.Color:
-    colours = [PALETTE[index % len(PALETTE)] for index in range(len(series))]
+    colours = [
+        NEUTRAL if name == FREE else PALETTE[index % len(PALETTE)] for index, name in enumerate(series)
+    ]
     legend = alt.Legend(symbolOpacity=1) if len(series) > 1 else None
     return alt.Color(
         "series:N",

@@ -33,7 +33,7 @@ LABELS = {
     PROBE: "linear probe of its backbone",
 }
 _CURVES = {SCRATCH: LABELS[SCRATCH], OWN: LABELS[OWN], TARGET: "on its backbone"}
-_OWNERS = ("the backbone's, picked", "the backbone's, not picked", "the target's", "free")
+_OWNERS = ("the backbone's, picked", "the backbone's, not picked", "the target's", charts.FREE)
 _LAST = {SCRATCH_AT, OWN_AT}
 _ACROSS = ("seed", "id", "task")
 # Points of a curve, at most.
@@ -240,7 +240,8 @@ def facts(group: Group) -> list[Fact]:
             note = f"95 % over {len(by_task)} tasks: {mean.low:+.3f} to {mean.high:+.3f}"
         found.append(Fact(f"Gain over training alone: {network}", f"{mean.value:+.3f}", note))
     trained = {item.task for run in group.runs for item in run.reached if item.network == TARGET}
-    found.append(Fact("Targets trained", f"{len(trained)} of {len(group.tasks)}"))
+    if trained or not any(run.in_sequence for run in group.runs):
+        found.append(Fact("Targets trained", f"{len(trained)} of {len(group.tasks)}"))
     return found
 
 
@@ -709,14 +710,14 @@ def sequence_owners(group: Group) -> Figure | None:
         for item in run.ownership
         if item.network == "sequence"
         for layer in item.layers
-        for owner, count in (*layer.owned.items(), ("free", layer.free))
+        for owner, count in (*layer.owned.items(), (charts.FREE, layer.free))
     ]
     if not rows:
         return None
     means = mean_by(
         rows, key=lambda row: (row["after"], row["layer"], row["owner"]), value=lambda row: row["share"]
     )
-    owners = [*dict.fromkeys(row["owner"] for row in rows if row["owner"] != "free"), "free"]
+    owners = [*dict.fromkeys(row["owner"] for row in rows if row["owner"] != charts.FREE), charts.FREE]
     drawn = [
         {"facet": after, "layer": layer, "series": owner, "value": mean.value, "order": owners.index(owner)}
         for (after, layer, owner), mean in means.items()
