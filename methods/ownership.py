@@ -283,9 +283,20 @@ class SharedNetwork:
             for name, layer in layers.items()
         }
 
+    def picked_as(self, task: str) -> dict[str, Tensor]:
+        """Layer name → bool mask of the earlier tasks' weights that `task` picks, at its own width."""
+        self.snapshot()
+        index = self.index_of(task)
+        masks = self.tasks[index - 1].piggymasks
+        earlier = {name: (owner > 0) & (owner < index) for name, owner in self.owners_as(task).items()}
+        return {
+            name: before & _picked(masks[name]) if name in masks else before
+            for name, before in earlier.items()
+        }
+
     def shares(self, task: str) -> Shares:
         """The shares of weights that are free, owned and picked, as `task` sees them at its own width."""
-        self.snapshot()
+        picked_of = self.picked_as(task)
         index = self.index_of(task)
         record = self.tasks[index - 1]
         total = 0
@@ -293,8 +304,7 @@ class SharedNetwork:
         for name, owner in self.owners_as(task).items():
             total += owner.numel()
             before = (owner > 0) & (owner < index)
-            seen = before & _picked(record.piggymasks[name]) if name in record.piggymasks else before
-            counts += [mask.sum() for mask in (owner == 0, owner == index, before, seen)]
+            counts += [mask.sum() for mask in (owner == 0, owner == index, before, picked_of[name])]
         # One wait for the device instead of four per layer.
         free, owned, earlier, picked = torch.stack(counts).view(-1, 4).sum(dim=0).tolist()
         multiplier = record.width**2

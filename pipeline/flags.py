@@ -219,8 +219,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add_computing(parser)
 
 
-def add_files(parser: argparse.ArgumentParser) -> None:
-    """Which tasks to run, and where their files are."""
+def add_files(parser: argparse.ArgumentParser, *, several_runs: bool = False) -> None:
+    """Which tasks to run, and where their files are.
+
+    Args:
+        several_runs: let `--run` be repeated, and name folders of runs and patterns with `{seed}`.
+    """
     group = parser.add_argument_group("tasks and files")
     add_tasks(group)
     _add_sizes(group)
@@ -230,7 +234,18 @@ def add_files(parser: argparse.ArgumentParser) -> None:
         help="Text encoder: hash (needs no download), a model such as bert-base-uncased, or a local folder "
         "in Hugging Face format.",
     )
-    _add_results(group, run="<arch>/seed<seed>[-n<N>][-heldout]")
+    default = "<arch>/seed<seed>[-n<N>][-heldout]"
+    if several_runs:
+        _add_roots_of_results(group)
+        group.add_argument(
+            "--run",
+            action="append",
+            type=run_name,
+            help="A run under the roots, a folder of runs, or a name with {seed} in it; may be repeated "
+            f"(default: {default}).",
+        )
+    else:
+        _add_results(group, run=default)
     _add_samples(group)
     _add_seed(group)
 
@@ -295,9 +310,13 @@ def _add_root(group: argparse._ActionsContainer, name: str) -> None:
     )
 
 
-def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
+def _add_roots_of_results(group: argparse._ArgumentGroup) -> None:
     _add_root(group, "checkpoints")
     _add_root(group, "logs")
+
+
+def _add_results(group: argparse._ArgumentGroup, *, run: str) -> None:
+    _add_roots_of_results(group)
     group.add_argument("--run", type=run_name, help=f"Name of the run under the roots (default: {run}).")
 
 

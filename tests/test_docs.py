@@ -14,7 +14,7 @@ PAGES = sorted(
 )
 FOLDERS = (
     *("benchmarks", "data", "methods", "models", "packnet_models", "pipeline"),
-    *("run_pickaback", "tests", "tools", "training", "utils"),
+    *("reports", "run_pickaback", "tests", "tools", "training", "utils"),
 )
 # Flags of the published code that the documentation names as rejected.
 REJECTED = {"--cuda", "--workers", "--image_size", "--mask_scale"}

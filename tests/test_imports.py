@@ -16,7 +16,8 @@ ENTRY_POINTS = tuple(sorted(path.stem for path in ROOT.glob("*.py")))
 _BELOW_PIPELINE = {"training", "methods", "models", "packnet_models", "data", "utils"}
 # Folder → the folders of this project that it may import from, beside itself.
 LAYERS: dict[str, set[str]] = {
-    "tools": {"pipeline"} | _BELOW_PIPELINE,
+    "tools": {"pipeline", "reports"} | _BELOW_PIPELINE,
+    "reports": {"pipeline"} | _BELOW_PIPELINE,
     "pipeline": _BELOW_PIPELINE,
     "methods": {"models", "training", "utils"},
     "packnet_models": {"models"},

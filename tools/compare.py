@@ -14,14 +14,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
 from data.tables import Table, Task, load_table
 from pipeline import flags
 from pipeline.fleet import one_run_per_seed, pairs_file, paths_of, read_widths
 from tools.report import Row, add_flags, backbone_if_chosen, over_seeds, rows_of
 from training.checkpoints import read_checkpoint
 from utils.errors import UserError
+from utils.paired_tests import permutation_test, t_test
 from utils.paths import checkpoints_in
 from utils.significance import interval
 from utils.tables import as_text
@@ -30,8 +29,6 @@ FINAL = "target"
 COLUMNS = (FINAL, "gain", "own", "pruned", "scratch")
 # Entries of a recipe that follow from others, or name networks.
 _DERIVED = {"backbone", "parent", "networks", "stage", "task", "text"}
-# Relabellings of the tasks' differences that the permutation test draws at most; fewer are enumerated.
-_RESAMPLES = 9_999
 
 
 @dataclass(frozen=True)
@@ -213,26 +210,6 @@ def test_line(first: Compared, other: Compared, *, label: str, seeds: int) -> st
         f"paired t test p = {t_test(differences):.3g}, "
         f"permutation test p = {permutation_test(differences):.3g}"
     )
-
-
-def t_test(differences: Sequence[float]) -> float:
-    """Two-sided p value of Student's t test that the mean difference is 0; 0 if all differ alike."""
-    if len({round(value, 12) for value in differences}) == 1:
-        return 0.0
-    return float(stats.ttest_1samp(differences, 0).pvalue)
-
-
-def permutation_test(differences: Sequence[float]) -> float:
-    """Two-sided p value of the permutation test that swaps the two runs within tasks."""
-    found = stats.permutation_test(
-        (differences,),
-        lambda values, axis: values.mean(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=_RESAMPLES,
-        rng=0,
-    )
-    return float(found.pvalue)
 
 
 if __name__ == "__main__":
