@@ -78,3 +78,7 @@ done
 cd "$root"
 "$PYTHON" -m tools.study --arch "$arch" --dataset_config "$config" "${roots[@]}" --per_class "${per_class[@]}" \
     --seeds "${seeds[@]}"
+if [[ ${REPORT:-1} == 1 ]]; then
+    "$PYTHON" -m tools.report_html --arch "$arch" --dataset_config "$config" "${roots[@]}" --run "study/$arch" ||
+        echo "-- no HTML report: see the line above (REPORT=0 leaves it out)"
+fi

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from data.tables import load_table
+from pipeline.flags import SEED_PLACE
 from pipeline.fleet import paths_of
 from reports.comparison import comparison_section
 from reports.continual_figures import continual_section
@@ -30,7 +31,16 @@ def build(args: argparse.Namespace, *, now: datetime) -> Report:
     table = load_table(args.dataset_config, data_root=args.data_root)
     tasks = table.select(args.dataset)
     by_default = paths_of(argparse.Namespace(**vars(args) | {"run": None}))
-    asked: Sequence[str] = args.run or [by_default.run]
+    asked = (
+        [
+            name.replace(SEED_PLACE, str(seed))
+            for seed in args.seeds or ()
+            for name in args.run
+            or [paths_of(argparse.Namespace(**vars(args) | {"run": None, "seed": seed})).run]
+        ]
+        or args.run
+        or [by_default.run]
+    )
     runs = find_runs(asked, checkpoints=args.checkpoints_root, logs=args.logs_root)
     fleets: list[FleetRun] = []
     continual: list[ContinualRun] = []
@@ -64,6 +74,8 @@ def build(args: argparse.Namespace, *, now: datetime) -> Report:
         made=f"Made on {now:%Y-%m-%d at %H:%M} from {_count(runs)}.",
         sections=sections,
         problems=problems_of(groups, continual),
+        folder=args.logs_root / runs[0].name,
+        table=table.name if fleets else next(iter(sequences)),
     )
 
 

@@ -32,12 +32,16 @@ class Report:
     Attributes:
         made: when and how, in words.
         problems: what is missing or damaged.
+        folder: logs of the first run.
+        table: the task table, or the sequence of tasks.
     """
 
     title: str
     made: str
     sections: Sequence[Section]
     problems: Sequence[Problem]
+    folder: Path
+    table: str
 
     @property
     def figures(self) -> list[Figure]:

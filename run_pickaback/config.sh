@@ -67,4 +67,5 @@
 : "${LOGS_ROOT:=logs}"
 : "${LOG_TO:=}"              # experiment trackers: "tensorboard wandb mlflow"; each must be installed
 : "${RUN:=}"                 # name of the run; empty: <arch>/seed<seed>[-n<TRAIN_PER_CLASS>][-heldout]; {seed}: the seed
+: "${REPORT:=1}"             # run_all*.sh, cpg_sequence.sh, spg.sh: write the report as an HTML file, too; 0: only the table
 : "${OVERWRITE:=0}"          # 1: redo finished work

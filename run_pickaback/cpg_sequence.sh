@@ -20,3 +20,4 @@ in_one_process "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" -
     --prune_epochs "$PRUNE_EPOCHS" --target_sparsity "${sparsities[@]}" --allow_acc_loss "$ALLOW_ACC_LOSS" \
     --freed "$FREED" --max_allowed_network_width_multiplier "$MAX_WIDTH" --total_num_tasks "${#TASK_NAMES[@]}" \
     ${WORDS[@]+"${WORDS[@]}"}
+write_report "${FILE_ARGS[@]}"

@@ -162,6 +162,7 @@ ACCEPTED_BY=(
     "ALLOW_ACC_LOSS MAX_WIDTH FREED PRESET: $_pickaback cpg_sequence"
     "BACKBONE CANDIDATES FLEET MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback"
     "REUSE: w_backbone"
+    "REPORT: $_pickaback cpg_sequence spg"
     "CONTROL: run_all run_all_MM"
     "KV_TRANSFER: w_backbone_MM run_all_MM"
     "EXTRA_SEQUENCE_ARGS: cpg_sequence"
@@ -232,7 +233,7 @@ check_seeds() { # set SEED_LIST to SEEDS if this stage is to run for each of the
 
 check_switches() {
     local name
-    for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC CONTROL; do
+    for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC CONTROL REPORT; do
         [[ ${!name} == [01] ]] || die "$name=${!name} must be 0 or 1"
     done
     [[ $DEVICE =~ ^(auto|cpu|cuda(:[0-9]{1,4})?)$ ]] || die "DEVICE=$DEVICE must be auto, cpu, cuda or cuda:<i>"
@@ -338,11 +339,23 @@ run_for_each_seed() { # run this stage for each of SEED_LIST, then print its tab
     local -a of_sequence=()
     [[ $LAUNCHED_AS != */cpg_sequence.sh ]] || of_sequence=(--in_sequence)
     report --seeds "${SEED_LIST[@]}" ${of_sequence[@]+"${of_sequence[@]}"}
+    case $LAUNCHED_AS in
+        */run_all.sh | */run_all_MM.sh | */cpg_sequence.sh) write_report "${FILE_ARGS[@]}" --seeds "${SEED_LIST[@]}" ;;
+    esac
 }
 
 report() { # FLAGS…: print the table of the tasks of this stage
     run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "${POOL:-$CANDIDATES}" \
         --dataset "$(joined_tasks)" --backbone "${PAIR_BACKBONE:-from_csv}" "$@"
+}
+
+write_report() { # FLAGS…: the report as an HTML file, unless REPORT=0 or another stage called this one
+    [[ $REPORT == 1 && -z $CALLED_BY_A_STAGE ]] || return 0
+    if ! "$PYTHON_BIN" -c 'import altair, jinja2, vl_convert' 2>/dev/null; then
+        echo "-- no HTML report: \`$PYTHON_BIN -m pip install '.[report]'\` adds it, REPORT=0 leaves it out"
+        return
+    fi
+    run_one "$PYTHON_BIN" -m tools.report_html "$@" || echo "-- no HTML report: see the line above"
 }
 
 report_alone() { # print the table, unless another stage called this one: it prints its own

@@ -33,3 +33,4 @@ if ((CONTROL)); then
     done
 fi
 report
+write_report "${FILE_ARGS[@]}"

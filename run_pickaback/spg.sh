@@ -33,3 +33,6 @@ done
 if [[ -z $RUN && " $EXTRA_SPG_ARGS " != *" --tune "* ]] && ((${#APPROACHES[@]} * TRIALS + ${#SEED_LIST[@]} > 1)); then
     compare
 fi
+name=${SEQ##*[:/]}
+write_report --run "${RUN:-spg/${name%.toml}}" --data_root "$DATA_ROOT" --checkpoints_root "$CHECKPOINTS_ROOT" \
+    --logs_root "$LOGS_ROOT"

@@ -26,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.add_files(parser, several_runs=True)
-    parser.add_argument("--to", type=Path, required=True, help="HTML file to write.")
+    flags.add_seeds(parser)
+    parser.add_argument(
+        "--to",
+        type=Path,
+        help="HTML file to write (default: report_<table>.html in the logs of the first run).",
+    )
     parser.add_argument(
         "--figures", type=Path, metavar="DIR", help="Also write every chart as SVG and PDF into this folder."
     )
@@ -42,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     report = build.build(args, now=datetime.now())
     text = page.html(report)
-    page.write(args.to, text)
-    print(f"Report: {args.to} ({len(text.encode()) / 1e6:.1f} MB, {len(report.figures)} figures)")
+    output = args.to or report.folder / f"report_{report.table}.html"
+    page.write(output, text)
+    print(f"Report: {output} ({len(text.encode()) / 1e6:.1f} MB, {len(report.figures)} figures)")
     for problem in report.problems:
         print(f"{problem.run}: {problem.text}")
     if args.figures:

@@ -26,8 +26,9 @@ from pipeline.fleet import paths_of, read_control, read_widths, test_accuracy
 from training.checkpoints import load_checkpoint
 from utils.errors import UserError
 from utils.files import csv_text, read_csv, write_atomically
+from utils.paired_tests import permutation_test
 from utils.paths import Paths, checkpoint_in
-from utils.resampling import Estimate, bootstrap_mean, holm, paired_p
+from utils.resampling import Estimate, bootstrap_mean, holm
 from utils.tables import aligned
 
 WIDTH = 1.0
@@ -250,7 +251,11 @@ def judge(results: Sequence[Result]) -> dict[str, Judgement]:
     by_target = {
         rule: matrix(results, lambda result, rule=rule: picked(result, rule)).mean(axis=1) for rule in rules
     }
-    raw = {rule: paired_p(by_target[rule], by_target["farthest"]) for rule in rules if rule != "farthest"}
+    raw = {
+        rule: permutation_test(by_target[rule] - by_target["farthest"])
+        for rule in rules
+        if rule != "farthest"
+    }
     corrected = holm(raw) | {"farthest": float("nan")}
     found = {}
     for rule in rules:

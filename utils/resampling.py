@@ -1,10 +1,9 @@
-"""Intervals and tests by resampling, for results measured on several targets with several seeds."""
+"""Intervals of results measured on several targets and seeds, and the correction of several tests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import permutation_test
 
 RESAMPLES = 9_999
 LEVEL = 0.95
@@ -41,21 +40,6 @@ def bootstrap_mean(values: Sequence[Sequence[float]], *, seed: int = 0) -> Estim
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
     return Estimate(mean=float(measured.mean()), low=float(low), high=float(high))
-
-
-def paired_p(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> float:
-    """The two-sided p of a paired permutation test that two rules are equally good on the same targets."""
-    if np.array_equal(first, second):
-        return 1.0
-    found = permutation_test(
-        (np.asarray(first), np.asarray(second)),
-        lambda one, other, axis: (one - other).mean(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        rng=np.random.default_rng(seed),
-    )
-    return float(found.pvalue)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -3,7 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from utils.resampling import bootstrap_mean, holm, paired_p
+from utils.paired_tests import permutation_test
+from utils.resampling import bootstrap_mean, holm
 
 
 def test_the_bootstrap_interval_is_that_of_resampled_targets_and_seeds() -> None:
@@ -28,8 +29,8 @@ def test_the_paired_p_counts_every_assignment_of_signs() -> None:
     observed = abs(differences.mean())
     signs = list(itertools.product([1, -1], repeat=6))
     extreme = sum(abs((np.array(sign) * differences).mean()) >= observed - 1e-12 for sign in signs)
-    assert paired_p(first, second) == pytest.approx(extreme / len(signs))
-    assert paired_p(first, first) == 1.0
+    assert permutation_test(differences) == pytest.approx(extreme / len(signs))
+    assert permutation_test(np.zeros(6)) == 1.0
 
 
 def test_holm_multiplies_by_the_number_of_tests_left_and_keeps_the_order() -> None:
