@@ -162,7 +162,9 @@ class Search:
         if self.args.list_unfinished:
             raise Unfinished
         scores, costs = self.measure(target, candidates, recipe=recipe)
-        finishes = self.race(target, candidates, scores, recipe=recipe.race, costs=costs)
+        finishes: dict[int, Finish] = {}
+        if recipe.race is not None:
+            finishes = self.race(target, candidates, scores, recipe=recipe.race, costs=costs)
         for candidate, finish in finishes.items():
             scores[candidate][RACE] = finish.accuracy
         for candidate, found in scores.items():
@@ -296,19 +298,14 @@ class Search:
         candidates: Sequence[Task],
         scores: Scores,
         *,
-        recipe: RaceRecipe | None,
+        recipe: RaceRecipe,
         costs: Costs,
     ) -> dict[int, Finish]:
         """Train the target on the candidates for a few epochs.
 
-        Args:
-            recipe: None: there is no race.
-
         Returns:
             Candidate's id → how well the target did on it, without those on which the loss diverged.
         """
-        if recipe is None:
-            return {}
         among = of_modality(candidates, target)
         if recipe.race_among is not None:
             admitted = self.admitted(target, {task.id: scores[task.id] for task in among}, recipe=recipe)
