@@ -13,6 +13,7 @@ folder=$(realpath "$1")
 shift
 (($#)) || set -- 1 2 3
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PRESET=published
 for seed in "$@"; do
     export SEED=$seed RUN=published-pair/seed$seed
     bash run_pickaback/baseline.sh cifar100 14

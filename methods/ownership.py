@@ -20,6 +20,9 @@ from utils.errors import UserError
 
 PIGGYMASK_INIT = 0.01
 
+# Owners are uint8, and 0 is free.
+MAX_TASKS = 255
+
 # Groups of a task's private tensors in the published checkpoints: group → (layer types, tensor name).
 _GROUPS = {
     "bias": ((nn.Conv2d, nn.Linear), "bias"),
@@ -151,8 +154,8 @@ class SharedNetwork:
             width: √(width multiplier); None keeps the width.
 
         Raises:
-            UserError: The network has already learned the task, cannot read its modality or would have to
-                shrink, or the tensors in `arrivals[name]` do not fit.
+            UserError: The network has already learned the task, or `MAX_TASKS` tasks; cannot read its
+                modality; would have to shrink; or the tensors in `arrivals[name]` do not fit.
         """
         if modality not in self.network.modalities:
             raise UserError(
@@ -161,6 +164,10 @@ class SharedNetwork:
             )
         if any(record.name == name for record in self.tasks):
             raise UserError(f"the network has already learned task {name}: choose another backbone or target")
+        if len(self.tasks) == MAX_TASKS:
+            raise UserError(
+                f"the network has learned {MAX_TASKS} tasks, and holds no more: choose another one"
+            )
         self.snapshot()
         for record in self.tasks[-1:]:  # a quarter of the size, in memory and in every later checkpoint
             record.piggymasks = {layer: _picked(mask) for layer, mask in record.piggymasks.items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from methods.rules import RULES, SCORES
-from pipeline.fleet import read_arguments
+from pipeline.fleet import CHOSEN, read_arguments
 from training.outputs import Unfinished, require_same
 from utils.files import read_csv, update_csv, update_json
 from utils.paths import Paths, arguments_file
@@ -33,7 +33,8 @@ class ChoiceFile:
 
     def arguments(self, target: int) -> dict:
         """The arguments that made the target's choice; {} if they are not recorded."""
-        return read_arguments(arguments_file(self.path), str(target))
+        found = read_arguments(arguments_file(self.path), str(target))
+        return {name: value for name, value in found.items() if name != CHOSEN}
 
     def write(self, target: int, chosen: str, stamp: Mapping) -> None:
         """Write the target's choice, unless the file holds it."""
@@ -42,7 +43,7 @@ class ChoiceFile:
         where = {"columns": RESULT_COLUMNS, "replace": {"target_id": str(target)}}
         # Remove the earlier row first: a kill in between must not leave it with the new recipe.
         update_csv(self.path, [], **where)
-        update_json(arguments_file(self.path), {str(target): stamp})
+        update_json(arguments_file(self.path), {str(target): {**stamp, CHOSEN: int(chosen)}})
         update_csv(self.path, [{"target_id": target, "task_id": chosen}], **where)
 
 

@@ -65,16 +65,18 @@ def run(args: argparse.Namespace, *, backbones: Backbones | None = None, modalit
 
     Args:
         modality: keeps only the tasks of this modality.
+
+    Raises:
+        UserError: for an architecture that belongs to the other script of stage 3-2.
     """
     source = backbones or Backbones()
-    run_tasks(
-        args,
-        layers=SHARABLE,
-        stages=lambda task: [
-            CPGTask(task, backbones=source, backbone=backbone) for backbone in backbones_of(task)
-        ],
-        modality=modality,
-    )
+
+    def stages(task: TaskRun) -> Sequence[CPGTask]:
+        if args.backbone is not None:
+            check_transfers(task.build, transfers=source.transfers)
+        return [CPGTask(task, backbones=source, backbone=backbone) for backbone in backbones_of(task)]
+
+    run_tasks(args, layers=SHARABLE, stages=stages, modality=modality)
 
 
 def backbones_of(task: TaskRun) -> Sequence[str | None]:
@@ -93,9 +95,6 @@ class CPGTask:
     Attributes:
         backbone: the backbone's name; None to train from scratch.
         multiplier: initial width multiplier.
-
-    Raises:
-        UserError: for an architecture that belongs to the other script of stage 3-2.
     """
 
     def __init__(self, task: TaskRun, *, backbones: Backbones, backbone: str | None) -> None:
@@ -105,8 +104,6 @@ class CPGTask:
         self.config: str = task.table.name
         self.backbones = backbones
         self.backbone = backbone
-        if backbone is not None:
-            check_transfers(task.build, transfers=backbones.transfers)
         self.multiplier = task.width_multiplier
 
     @property

@@ -564,7 +564,6 @@ def add_tracking(group: argparse._ActionsContainer) -> None:
         "--log_to",
         choices=tuple(TRACKERS),
         nargs="+",
-        default=[],
         help="Experiment trackers that also receive each epoch, the recipe and the final accuracies; each "
         "must be installed (default: none).",
     )

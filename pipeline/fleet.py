@@ -1,6 +1,7 @@
 """A table's tasks and pairs, as selected by flags, and the results that earlier stages wrote for them."""
 
 import argparse
+import logging
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -9,15 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.tables import Table, Task
+from methods.cpg import BASELINE_DIGITS
 from pipeline.flags import FROM_CSV, SEED_PLACE
-from training.checkpoints import load_checkpoint
+from training.checkpoints import load_checkpoint, read_checkpoint
 from training.trackers import Trackers
 from utils.errors import UserError
 from utils.files import read_csv, read_json
-from utils.paths import Paths, checkpoints_in, control_file, redo_command, widths_file
+from utils.paths import Paths, arguments_file, checkpoints_in, control_file, redo_command, widths_file
 
 # Largest width multiplier that a result file may name.
 WIDEST = 10_000.0
+
+# Entry of the arguments that made a choice: the choice itself.
+CHOSEN = "chosen"
 
 # Flags that name a folder or file of a single task.
 _OF_ONE_TASK = ("load_folder", "save_folder", "pruning_ratio_to_acc_record_file", "report_file")
@@ -79,7 +84,7 @@ def one_run_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
 def trackers_of(args: argparse.Namespace, paths: Paths) -> Trackers:
     """The trackers that `--log_to` names, for the run whose files are at `paths`."""
     return Trackers(
-        kinds=args.log_to,
+        kinds=args.log_to or (),
         folder=paths.tracking(),
         checkpoints=paths.checkpoints / paths.run,
         group=paths.run,
@@ -149,6 +154,44 @@ def read_baseline(path: Path, *, task: str) -> float:
     if task not in entries:
         raise UserError(f"{path} has no entry for task {task}: {remedy}")
     return accuracy(entries[task], entry=f"{path}: the entry of task {task}", remedy=remedy)
+
+
+def scratch_baseline(args: argparse.Namespace, *, config: str, task: str) -> float:
+    """The scratch accuracy of a task, from `--jsonfile` or from the layout.
+
+    Raises:
+        UserError: if it is missing, or not a number from 0 to 1.
+    """
+    paths = paths_of(args)
+    path = args.jsonfile or paths.baseline_file(config)
+    value = read_baseline(path, task=task)
+    found = checkpoints_in(paths.baselines(config) / task)
+    if found and not args.jsonfile:
+        checkpoint = found[max(found)]
+        with suppress(UserError):  # a damaged one is reported by the stages that need it
+            payload = read_checkpoint(checkpoint)
+            entry = f"{path}: the entry of task {task}"
+            warn_if_edited(value, payload, entry=entry, where=checkpoint, digits=BASELINE_DIGITS)
+    return value
+
+
+def warn_if_edited(
+    value: float, payload: Mapping, *, entry: str, where: Path, digits: int | None = None
+) -> None:
+    """Warn if a result file's accuracy is not the one that the network's checkpoint records.
+
+    Args:
+        payload: the content of the checkpoint `where`.
+        entry: the file and the entry, which begin the message.
+        digits: decimals in the result file; None for all.
+    """
+    recorded = payload.get("metrics", {}).get("validation_accuracy")
+    if recorded is None or value == (recorded if digits is None else float(f"{recorded:.{digits}f}")):
+        return
+    logging.warning(
+        "%s is %s, but %s records %s: continuing with the former; correct the file if nobody edited it",
+        *(entry, value, where, recorded),
+    )
 
 
 def accuracy(value: object, *, entry: str, remedy: str) -> float:
@@ -280,6 +323,13 @@ def chosen_backbone(path: Path, *, table: Table, target: Task) -> Task:
                 raise UserError(f"{path}: {error}") from error
             if backbone == target:
                 raise UserError(f"{path} pairs task {target.name} with itself: {remedy}")
+            recorded = read_arguments(arguments_file(path), str(target.id)).get(CHOSEN, backbone.id)
+            if recorded != backbone.id:
+                logging.warning(
+                    "%s pairs target %d with %d, but stage 3-1 chose %s: continuing with the former; correct "
+                    "the file if nobody edited it",
+                    *(path, target.id, backbone.id, recorded),
+                )
             return backbone
     raise UserError(f"{path} has no row for target {target.id} ({target.name}): {remedy}")
 

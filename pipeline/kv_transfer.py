@@ -25,6 +25,7 @@ from training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from training.outputs import require_same
 from utils import logs
 from utils.errors import UserError
+from utils.folders import alone_in
 from utils.paths import checkpoint_in, kv_transfer_file
 
 
@@ -59,6 +60,11 @@ class Transfers:
         backbone = backbone_of(target, asked=self.args.backbone, table=self.table, pairs=self.pairs)
         folder = self.args.load_folder or self.fleet.pruned(self.table.name, backbone.name)
         source = checkpoint_in(folder, remedy=BACKBONE_REMEDY)
+        with alone_in(folder):
+            self.transfer(target, source=source, backbone=backbone)
+
+    def transfer(self, target: Task, *, source: Path, backbone: Task) -> None:
+        """Write the copy of the backbone's checkpoint at `source`, unless it is finished."""
         payload, receiving = self.load(source, layers=SHARABLE)
         check_of_fleet(payload, self.args, where=source)
         folder = (self.args.baseline_folder or self.paths.baselines(self.table.name)) / target.name

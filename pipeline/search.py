@@ -69,6 +69,7 @@ from training.loop import Compute
 from training.outputs import Unfinished
 from utils import logs
 from utils.errors import UserError
+from utils.folders import alone_in
 from utils.paths import checkpoint_in
 from utils.runtime import resolve_device, set_up_process
 from utils.seeds import derive_seed
@@ -94,7 +95,9 @@ def run(args: argparse.Namespace) -> None:
         logs.configuration(changed(args))
         logs.protocol(args.protocol)
         for target in search.targets:
-            search.find(target)
+            result = search.choices.last.path
+            with alone_in(result.parent, part=f"{result.name}.{target.id}"):
+                search.find(target)
 
 
 @dataclass(frozen=True)

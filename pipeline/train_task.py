@@ -28,7 +28,7 @@ from pipeline.fleet import (
     fleet_paths,
     pairs_file,
     paths_of,
-    read_baseline,
+    scratch_baseline,
     selected_tasks,
     trackers_of,
 )
@@ -165,8 +165,7 @@ class TaskRun:
         Raises:
             UserError: if the file or the task's entry in it is missing.
         """
-        path = self.args.jsonfile or self.paths.baseline_file(self.table.name)
-        return read_baseline(path, task=self.task.name)
+        return scratch_baseline(self.args, config=self.table.name, task=self.task.name)
 
     # Networks
 

@@ -18,6 +18,5 @@ sparsities=("${WORDS[@]}")
 words "$EXTRA_SEQUENCE_ARGS"
 in_one_process "$PYTHON_BIN" CPG_cifar100_main_normal.py "${TRAINING_ARGS[@]}" --mode finetune prune \
     --prune_epochs "$PRUNE_EPOCHS" --target_sparsity "${sparsities[@]}" --allow_acc_loss "$ALLOW_ACC_LOSS" \
-    --max_allowed_network_width_multiplier "$MAX_WIDTH" --total_num_tasks "${#TASK_NAMES[@]}" \
-    --freed "$FREED" \
+    --freed "$FREED" --max_allowed_network_width_multiplier "$MAX_WIDTH" --total_num_tasks "${#TASK_NAMES[@]}" \
     ${WORDS[@]+"${WORDS[@]}"}

@@ -43,6 +43,23 @@ fi
 # shellcheck source=run_pickaback/config.sh
 source run_pickaback/config.sh
 
+# What the published code does, for PRESET=published.
+PUBLISHED=(PROTOCOL=published BACKBONE=farthest FREED=zero)
+
+apply_preset() {
+    local setting name
+    [[ -n $PRESET ]] || return 0
+    [[ $PRESET == published ]] || die "PRESET=$PRESET is unknown: set it to published, or leave it empty"
+    for setting in "${PUBLISHED[@]}"; do
+        name=${setting%%=*}
+        [[ ${FROM_ENVIRONMENT[$name]:-${setting#*=}} == "${setting#*=}" ]] ||
+            die "PRESET=published means $setting, but $name=${!name}: unset one of them"
+        printf -v "$name" '%s' "${setting#*=}"
+    done
+}
+
+apply_preset
+
 export PYTHONUNBUFFERED=1
 
 # ---------------------------------------------------------------------------------------------
@@ -142,7 +159,7 @@ ACCEPTED_BY=(
     "LOG_TO: $_pickaback cpg_sequence spg"
     "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL TRAIN_PER_CLASS GPUS JOBS: $_pickaback cpg_sequence"
     "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence"
-    "ALLOW_ACC_LOSS MAX_WIDTH FREED: $_pickaback cpg_sequence"
+    "ALLOW_ACC_LOSS MAX_WIDTH FREED PRESET: $_pickaback cpg_sequence"
     "BACKBONE CANDIDATES FLEET MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback"
     "REUSE: w_backbone"
     "CONTROL: run_all run_all_MM"

@@ -7,7 +7,8 @@ if __name__ == "__main__":
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from methods.cpg import choose_ratio
 from pipeline import flags
 from pipeline.architectures import SHARABLE, resolved_sizes
 from pipeline.cpg import log_choice, warn_at_chance
-from pipeline.fleet import accuracy, paths_of, read_baseline, selected_tasks
+from pipeline.fleet import accuracy, paths_of, scratch_baseline, selected_tasks, warn_if_edited
 from training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from training.outputs import remove_stale, require_same
 from utils import logs
 from utils.errors import UserError
 from utils.files import read_json
+from utils.folders import alone_in
 from utils.paths import Paths, checkpoint_in, checkpoints_in, record_file, sparsity_folder
 
 REMEDY = "run run_pickaback/wo_backbone.sh for this task first"
@@ -51,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         logs.configuration(flags.changed(args))
         logs.protocol(args.protocol)
         for task in tasks:
-            select(args, paths=paths, table=table, task=task, load=load)
+            folder = paths.pruned(table.name, task.name)
+            with alone_in(folder) if folder.is_dir() else nullcontext():
+                select(args, paths=paths, table=table, task=task, load=load)
 
 
 def select(
@@ -63,10 +67,9 @@ def select(
         load: reads a checkpoint, and rejects one of another architecture or size.
     """
     folder = paths.pruned(table.name, task.name)
-    record = read_record(
-        args.pruning_ratio_to_acc_record_file or record_file(folder), ratios=args.target_sparsity
-    )
-    baseline = read_baseline(args.jsonfile or paths.baseline_file(table.name), task=task.name)
+    record_path = args.pruning_ratio_to_acc_record_file or record_file(folder)
+    record = read_record(record_path, ratios=args.target_sparsity)
+    baseline = scratch_baseline(args, config=table.name, task=task.name)
     labels = validation_labels(
         table,
         task,
@@ -83,7 +86,7 @@ def select(
         paths.single_scratch(table.name, task.name),
         *(sparsity_folder(folder, step) for step in args.target_sparsity),
     ]
-    payload = read_chosen(folders, index=list(record).index(ratio), load=load)
+    payload = read_chosen(folders, record=record, ratio=ratio, load=load, record_path=record_path)
     pruned = checkpoint_in(folders[-1], remedy=REMEDY)
     selection = {
         "ratio": ratio,
@@ -103,18 +106,31 @@ def select(
     remove_stale(chosen, made_by={"config": table.name, "task": task.name})
 
 
-def read_chosen(folders: Sequence[Path], *, index: int, load: Callable[[Path], dict]) -> dict:
-    """Read the checkpoint in `folders[index]` and check that each network was pruned from the previous one.
+def read_chosen(
+    folders: Sequence[Path],
+    *,
+    record: Mapping[float, float],
+    ratio: float,
+    load: Callable[[Path], dict],
+    record_path: Path,
+) -> dict:
+    """Read the checkpoint pruned to `ratio` and check that each network was pruned from the previous one.
 
-    At most three checkpoints are in memory at a time.
+    At most three checkpoints are in memory at a time. An accuracy that differs from its checkpoint's is
+    logged.
+
+    Args:
+        folders: of the network at each sparsity of `record`, in the same order.
+        record_path: the file that `record` comes from, for messages.
 
     Raises:
         UserError: if a network was not pruned from the previous one, because stage 2-1 was redone in part.
     """
     chosen, before = {}, None
-    for number, folder in enumerate(folders):
+    for folder, (sparsity, value) in zip(folders, record.items(), strict=True):
         path = checkpoint_in(folder, remedy=REMEDY)
         payload = load(path)
+        warn_if_edited(value, payload, entry=f"{record_path}: the entry of sparsity {sparsity}", where=path)
         parent = payload.get("arguments", {}).get("parent")
         if before is not None and parent not in (None, before):
             raise UserError(
@@ -122,7 +138,7 @@ def read_chosen(folders: Sequence[Path], *, index: int, load: Callable[[Path], d
                 "redo it with OVERWRITE=1 bash run_pickaback/wo_backbone.sh"
             )
         before = fingerprint(payload)
-        if number == index:
+        if sparsity == ratio:
             chosen = payload
     return chosen
 

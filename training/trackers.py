@@ -200,13 +200,13 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB
 _FAILED: set[str] = set()
 
 
-def require_trackers(kinds: Sequence[str]) -> None:
-    """Refuse trackers that are not installed.
+def require_trackers(kinds: Sequence[str] | None) -> None:
+    """Refuse trackers that are not installed; None requires none.
 
     Raises:
         UserError: naming the first one, and the command that installs it.
     """
-    for kind in kinds:
+    for kind in kinds or ():
         try:
             importlib.import_module(TRACKERS[kind].module)
         except ImportError as error:

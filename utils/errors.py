@@ -90,8 +90,8 @@ def _variable(flag: re.Match[str]) -> str:
     )
 
 
-def _line(message: str) -> str:
-    # A path may contain line breaks.
+def as_shown(message: str) -> str:
+    """A message as the user sees it: on one line (a path may contain line breaks), in the caller's words."""
     return in_callers_words(message).replace("\n", "\\n").replace("\r", "\\r")
 
 
@@ -107,13 +107,13 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         main(None)
     except UserError as error:
-        sys.exit(_line(f"error: {error}"))
+        sys.exit(as_shown(f"error: {error}"))
     except OSError as error:
         if error.filename is None and error.errno not in _REMEDIES:
             raise
         where = error.filename or "writing output"
         remedy = _REMEDIES.get(error.errno, "check the path and run the same command again")
-        sys.exit(_line(f"error: {where}: {error.strerror}: {remedy}"))
+        sys.exit(as_shown(f"error: {where}: {error.strerror}: {remedy}"))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
             raise

@@ -19,18 +19,22 @@ _LOCKS = Path("/proc/locks")
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, *, part: str = "") -> Iterator[None]:
     """Work in `folder` alone: a second process waits until the first has left it.
 
     So two stages that need the same output make it once: the second finds it finished. The kernel
     releases the lock when a process dies, however it dies.
+
+    Args:
+        part: work alone on this part of the folder only, which is a part of a file name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_NAME)
+    path = folder / f"{f'.{part}' if part else ''}{LOCK_NAME}"
+    lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        logging.info("Waiting for %s, which works in %s", _holder(folder / LOCK_NAME), folder)
+        logging.info("Waiting for %s, which works in %s", _holder(path), folder)
         lock.acquire(poll_interval=0.2)
     try:
         yield

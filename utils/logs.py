@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from utils.errors import in_callers_words
+from utils.errors import as_shown
 from utils.files import write_changed
 
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
@@ -21,6 +21,16 @@ STOPPED = "Stopped: "
 
 # Marks records that repeat what a progress bar shows on a terminal.
 _EPOCH = "epoch_line"
+
+
+class _Formatter(logging.Formatter):
+    """A record is one line, whatever its message names, in the words of the caller."""
+
+    def __init__(self) -> None:
+        super().__init__(FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_shown(super().format(record))
 
 
 def _side_by_side() -> bool:
@@ -45,17 +55,10 @@ def to_terminal() -> None:
             root.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
     handler.of_this_project = True
-    handler.setFormatter(_Formatter(FORMAT))
+    handler.setFormatter(_Formatter())
     if sys.stderr.isatty() or _side_by_side():
         handler.addFilter(lambda record: not hasattr(record, _EPOCH))
     root.addHandler(handler)
-
-
-class _Formatter(logging.Formatter):
-    """Formats records in the words of the caller, a stage or a Python command."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return in_callers_words(super().format(record))
 
 
 class _FileHandler(logging.FileHandler):
@@ -89,7 +92,7 @@ def to_file(path: Path, *, shared: bool = False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _FileHandler(path)
     handler.shared = shared
-    handler.setFormatter(_Formatter(FORMAT))
+    handler.setFormatter(_Formatter())
     root = logging.getLogger()
     root.addHandler(handler)
     try:

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import models
 import packnet_models
+from methods import ownership
 from methods.cpg import CPG, piggymask_optimizer, piggymasks_of, weight_optimizer
 from methods.gradual_pruning import GradualPruning
 from methods.ownership import OwnedTraining, SharedNetwork, redraw_freed
@@ -298,6 +299,15 @@ def test_a_task_without_weights_of_its_own_has_a_sparsity_of_zero():
     shared.begin_task("second", num_classes=4)
     shares = shared.shares("second")
     assert (shares.sparsity, shares.task_ratio, shares.zero_ratio, shares.shared_ratio) == (0, 0, 0, 1)
+
+
+def test_a_network_refuses_a_task_whose_number_no_owner_can_hold(monkeypatch: pytest.MonkeyPatch):
+    """Owners are uint8: the 256th task would own the free weights."""
+    assert torch.iinfo(torch.uint8).max == ownership.MAX_TASKS
+    shared = first_task(CPG_LENET)
+    monkeypatch.setattr(ownership, "MAX_TASKS", 1)
+    with pytest.raises(UserError, match="has learned 1 tasks"):
+        shared.begin_task("second", num_classes=2)
 
 
 def test_a_task_is_learned_once_and_a_network_never_shrinks():

@@ -226,6 +226,6 @@ def test_a_choice_records_what_its_rule_needs_and_no_more(fleet: Fleet) -> None:
         recorded[rule] = set(json.loads(path.with_name(f"{path.name}.arguments.json").read_text())["3"])
     assert recorded["farthest"] == {
         *("candidates", "networks", "val_batch_size", "seed", "protocol", "max_iterations", "epsilon"),
-        *("precision", "select", "mutation"),
+        *("precision", "select", "mutation", "chosen"),
     }
     assert recorded["parc"] - recorded["farthest"] == {"pruned", "rule_samples"}

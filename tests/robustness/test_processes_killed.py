@@ -14,9 +14,11 @@ import pytest
 import CPG_cifar100_main_normal as cpg_script
 import packnet_cifar100_main_normal as packnet_script
 import spg_main as spg_script
-from pipeline import cpg_sequence, spg, train_task
+import transfer_kv_perceiver_io as transfer_script
+from pipeline import cpg_sequence, kv_transfer, search, spg, train_task
 from tests.helpers import EPOCHS, Fleet, command
 from tests.run_pickaback.test_stages_bash import Bash
+from tools import select_pruning_ratio as select_script
 from utils.folders import alone_in
 
 ENTRY_POINTS = [
@@ -118,8 +120,8 @@ class Held(Exception):
     """Raised instead of holding a folder."""
 
 
-def stop_at_lock(folder: Path) -> None:
-    raise Held(folder)
+def stop_at_lock(folder: Path, *, part: str = "") -> None:
+    raise Held(folder, *([part] if part else []))
 
 
 def held_by(main: Callable, argv: list[str]) -> Path:
@@ -149,6 +151,31 @@ def test_each_training_script_holds_its_folder_before_it_writes(
     continual = held_by(spg_script.main, fresh.flags("--seq", "digits_5", "--run", "mine"))
     assert continual == fresh.checkpoints / "mine"
     packnet_script.main(fresh.baseline_flags("1", "--list_unfinished"))
+
+
+def test_each_choice_and_transfer_is_made_by_one_process(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (search, kv_transfer, select_script):
+        monkeypatch.setattr(module, "alone_in", stop_at_lock)
+    pruned = fleet.paths.pruned("digits", "zero_one")
+    with pytest.raises(Held) as stopped:
+        fleet.select("1", "--overwrite")
+    assert stopped.value.args == (pruned,)
+    result = fleet.paths.result_csv("digits")
+    with pytest.raises(Held) as stopped:  # the targets of one file are chosen side by side
+        fleet.search("3", "--overwrite")
+    assert stopped.value.args == (result.parent, f"{result.name}.3")
+    pair = ("--dataset_config", "digits", "--load_folder", pruned, "--backbone", "1", "--target_id", "3")
+    with pytest.raises(Held) as stopped:
+        transfer_script.main(fleet.files(*pair))
+    assert stopped.value.args == (pruned,)
+
+
+def test_parts_of_a_folder_are_held_apart(tmp_path: Path) -> None:
+    with alone_in(tmp_path, part="a"), alone_in(tmp_path, part="b"), alone_in(tmp_path):
+        names = [path.name for path in tmp_path.iterdir()]
+    assert sorted(names) == [".a.output.lock", ".b.output.lock", ".output.lock"]
 
 
 @LINUX

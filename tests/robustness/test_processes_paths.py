@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.run_pickaback.test_stages_bash import STAGES
+from utils import logs
 from utils.paths import Paths
 
 ODD = "a b\nä'$x"
@@ -57,3 +58,12 @@ def test_roots_with_odd_names_and_a_read_only_data_root(tmp_path: Path) -> None:
         for folder in folders:
             folder.chmod(0o755)
     assert again.returncode == 0, again.stderr
+
+
+def test_a_path_with_a_line_break_is_logged_in_one_line(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    with logs.to_file(log):
+        logs.to_terminal()
+        logs.configuration({"data_root": tmp_path / ODD, "epochs": 3})
+    (line,) = log.read_text().splitlines()
+    assert line.endswith("a b\\nä'$x epochs=3")

@@ -181,3 +181,31 @@ def test_stages_refuse_impossible_values(fleet: Fleet) -> None:
     result.write_text(f"target_id,task_id\n3,{'9' * 5000}\n")
     message = refusal(cpg_script.main, fleet.target_flags("3"))
     assert str(result) in message and len(message) < 1000
+
+
+def test_an_edited_result_is_used_with_a_warning(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    """They may be edited by hand; a digit that changed by itself does not stay unnoticed."""
+
+    def edit(path: Path, change: Callable[[str], str]) -> None:
+        whole = path.read_text()
+        path.write_text(change(whole))
+        assert path.read_text() != whole
+
+    fleet.select("1", "--overwrite")
+    fleet.target("3")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+    record = fleet.paths.pruned("digits", "zero_one") / "record.txt"
+    edit(record, lambda text: json.dumps(json.loads(text) | {"0.8": 0.125}))
+    fleet.select("1", "--overwrite")
+    assert f"{record}: the entry of sparsity 0.8 is 0.125, but" in caplog.text
+
+    baseline = fleet.paths.baseline_file("digits")
+    edit(baseline, lambda text: json.dumps(json.loads(text) | {"four_five": "0.1250"}))
+    fleet.target("3", "--list_unfinished")
+    assert f"{baseline}: the entry of task four_five is 0.125, but" in caplog.text
+
+    result = fleet.paths.result_csv("digits")
+    edit(result, lambda text: text.replace("3,1", "3,2"))
+    fleet.target("3", "--list_unfinished")
+    assert f"{result} pairs target 3 with 2, but stage 3-1 chose 1" in caplog.text

@@ -384,11 +384,17 @@ def test_run_all_runs_the_stages_in_order_then_reports(bash: Bash) -> None:
 
 def test_run_all_trains_the_controls_before_the_report(bash: Bash) -> None:
     succeeded(bash.run("run_all.sh", "--control", FAKE_TASKS="red green", JOBS="1"))
-    *_, first, _, second, _, report = bash.commands()
-    for command, script in ((first, "packnet"), (second, "CPG")):
-        assert command.startswith(script)
-        assert value(command, "--network_width_multiplier") == "from_target"
+    *commands, report = bash.commands()
     assert report.startswith("-m tools.report ")
+    at_width = [command for command in commands if " --network_width_multiplier from_target " in command]
+    assert [command[:3] for command in at_width if "--list_unfinished" not in command] == [
+        *("pac",) * 2,
+        *("CPG",) * 2,
+    ]
+    reused = [value(command, "--reuse") for command in commands if "--reuse" in command]
+    assert [reuse for reuse, after in zip(reused, [*reused[1:], None], strict=True) if reuse != after] == [
+        *("cpg", "copy", "probe")
+    ]
 
 
 def test_a_task_that_is_the_backbone_of_all_is_not_a_target(bash: Bash) -> None:
@@ -446,7 +452,7 @@ def test_run_all_and_the_sequence_run_for_each_seed(bash: Bash) -> None:
 
 def test_spg_passes_the_seeds_to_its_one_process(bash: Bash) -> None:
     succeeded(bash.run("spg.sh", SEEDS="4 2", RUN="mine-{seed}"))
-    (command,) = bash.commands()
+    (command,) = [command for command in bash.commands() if command.startswith("spg_main.py ")]
     assert " --seeds 4 2 " in command and "--trials" not in command
     assert value(command, "--run") == "mine-{seed}"
 
@@ -971,3 +977,40 @@ def test_git_ignores_outputs_and_data_but_not_the_sources(tmp_path: Path) -> Non
         ["git", "ls-files", "--others", "--exclude-standard"], cwd=tmp_path, capture_output=True, text=True
     )
     assert sorted(shown.stdout.split()) == sorted([".gitignore", *kept])
+
+
+# Few images, and the networks of another run.
+
+
+def test_few_images_and_a_fleet_reach_the_stages_that_use_them(bash: Bash) -> None:
+    few = {"TRAIN_PER_CLASS": "5", "FLEET": "rich/seed{seed}", "SEED": "2", "FREED": "dead"}
+    few |= {"FAKE_TASKS": "red"}
+    for script in ("baseline.sh", "wo_backbone.sh", "find_backbone.sh", "w_backbone.sh"):
+        succeeded(bash.run(script, "digits", "1", **few))
+    training = [command for command in bash.commands() if "_main_" in command or "perceiverIO" in command]
+    assert all(value(command, "--train_per_class") == "5" for command in training)
+    scratch, own, search, target = training
+    assert "--fleet" not in scratch and "--fleet" not in own
+    assert own.count("prune") == 0, "backbones come from the fleet"
+    assert value(search, "--fleet") == value(target, "--fleet") == "rich/seed2"
+    assert value(target, "--freed") == "dead"
+    result = bash.run("select_pruning_ratio_of_backbone.sh", "digits", "1", **few)
+    succeeded(result)
+    assert "-- FLEET=rich/seed2 provides the backbones: there is no ratio to choose" in result.stdout
+
+
+def test_every_backbone_and_controls_on_them(bash: Bash) -> None:
+    pair = ("digits", "--backbone", "all", "--target", "1")
+    succeeded(bash.run("w_backbone.sh", *pair, REUSE="copy", FAKE_TASKS="red"))
+    (command,) = [command for command in bash.commands() if command.startswith("CPG_")]
+    assert value(command, "--backbone") == "all" and value(command, "--reuse") == "copy"
+
+
+def test_the_published_preset_sets_what_the_published_code_does(bash: Bash) -> None:
+    succeeded(bash.run("find_backbone.sh", "digits", "1", PRESET="published", FAKE_TASKS="red"))
+    (search,) = [command for command in bash.commands() if "perceiverIO" in command]
+    assert value(search, "--select") == "farthest" and value(search, "--protocol") == "published"
+    refused = bash.run("find_backbone.sh", PRESET="published", BACKBONE="leep")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: PRESET=published means BACKBONE=farthest, but BACKBONE=leep: ")
+    assert "PRESET=other is unknown" in bash.run("baseline.sh", PRESET="other").stderr

@@ -31,7 +31,7 @@ def change_sequence(monkeypatch):
     """Replace some numbers of a published sequence by smaller ones."""
 
     def change(name, **numbers):
-        entry = sequences._entry(name) | numbers
+        entry = sequences._entries()[name] | numbers
         monkeypatch.setattr(sequences, "_entries", lambda: {name: entry})
 
     return change

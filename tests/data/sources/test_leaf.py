@@ -49,7 +49,7 @@ def test_fceleba(celeba, change_sequence):
 
 def test_fceleba_refused(celeba):
     root = celeba / "fceleba"
-    with pytest.raises(UserError, match=r"fceleba_10|holds 3 of 10 users|not found"):
+    with pytest.raises(UserError, match=r"fceleba_10|holds 3 of 10 tasks|not found"):
         prepare(["fceleba", "--data_root", str(celeba)])
         load_sequence("fceleba_10", data_root=celeba, seed=1)
     image = root / "raw" / "img_align_celeba" / "image_3.JPEG"
@@ -91,9 +91,11 @@ def test_femnist(femnist):
         assert record["images"].shape == (20, 1, 28, 28)
         assert record["images"][0].eq(round(number / 20 * 255)).all()
         assert record["labels"].tolist() == [(number + index) % 62 for index in range(20)]
-    with pytest.raises(UserError, match=r"task user_\d\d has 20 train images .*, 3410 are needed"):
+    with pytest.raises(
+        UserError, match=r"task user_\d\d has 20 training images .*, too few for val = 5 and train = 50 times"
+    ):
         load_task(load_sequence("femnist_10", data_root=femnist, seed=1), 1, data_root=femnist, device="cpu")
-    with pytest.raises(UserError, match="holds 12 of 20 users"):
+    with pytest.raises(UserError, match="holds 12 of 20 tasks"):
         load_sequence("femnist_20", data_root=femnist, seed=1)
 
 
