@@ -47,8 +47,10 @@ BY_LABELS: Mapping[str, Callable[[Seen], float]] = {
 }
 # From the candidate's pruned network alone: its own accuracy, and its share of free weights.
 BY_RECORD = ("accuracy", "room")
+# Accuracy on held-out samples of the target after a few epochs of training on the candidate's pruned network.
+RACE = "race"
 
-SCORES = (*BY_SIMILARITY, *BY_LABELS, *BY_RECORD)
+SCORES = (*BY_SIMILARITY, *BY_LABELS, *BY_RECORD, RACE)
 # Scores that take longer than all others together.
 EXPENSIVE = ("logistic",)
 RULES = ("farthest", "nearest", "random", *SCORES)
@@ -61,20 +63,34 @@ def score_of(rule: str) -> str | None:
     return {"farthest": "ddv_euc", "nearest": "ddv_euc", "random": None}.get(rule, rule)
 
 
-def choose(scores: Mapping[int, float], *, rule: str, seed: int) -> int:
+def choose(
+    scores: Mapping[int, float], *, rule: str, seed: int, losses: Mapping[int, float] | None = None
+) -> int:
     """Choose a candidate: the one with the highest score; with "nearest", the lowest; or a random one.
 
-    The lowest id wins a tie.
+    The lowest loss wins a tie, then the lowest id.
 
     Args:
         scores: candidate's id → the score that the rule goes by.
         seed: seed of the random rule.
+        losses: candidate's id → loss, with "race"; None: ids alone break ties.
     """
+    if rule == "random":
+        ids = sorted(scores)
+        return ids[torch.randint(len(ids), (), generator=torch.Generator().manual_seed(seed)).item()]
+    return ranking(scores, rule=rule, seed=seed, losses=losses)[0]
+
+
+def ranking(
+    scores: Mapping[int, float], *, rule: str, seed: int, losses: Mapping[int, float] | None = None
+) -> list[int]:
+    """The candidates from best to worst; with "random", in an order drawn by `seed`. See `choose`."""
     ids = sorted(scores)
     if rule == "random":
-        return ids[torch.randint(len(ids), (), generator=torch.Generator().manual_seed(seed)).item()]
-    sign = -1.0 if rule == "nearest" else 1.0
-    return max(ids, key=lambda candidate: (sign * scores[candidate], -candidate))
+        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+        return [ids[index] for index in order.tolist()]
+    sign = 1.0 if rule == "nearest" else -1.0
+    return sorted(ids, key=lambda candidate: (sign * scores[candidate], (losses or {}).get(candidate, 0.0)))
 
 
 # What a rule sends over a network for one candidate, in bytes. Images are sent as uint8, texts as int32 token

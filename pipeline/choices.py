@@ -124,7 +124,8 @@ def write_scores(
 ) -> None:
     """Replace the target's rows in the CSV of scores.
 
-    Scores that were not computed keep their value if the same networks and samples gave it, or stay empty.
+    Scores that were computed for no candidate keep their values if the same networks and samples gave them,
+    or stay empty.
 
     Args:
         scores: candidate's id → score's name → value.
@@ -135,8 +136,9 @@ def write_scores(
     if path.exists() and read_arguments(arguments_file(path), str(target)) == stamp:
         rows = read_csv(path, columns=TABLE_COLUMNS, remedy=_REMEDY)
         kept = {row["task_id"]: row for row in rows if row["target_id"] == str(target)}
+    computed = {name for values in scores.values() for name in values}
     rows = [
-        {name: kept.get(str(candidate), {}).get(name, "") for name in SCORES}
+        {name: "" if name in computed else kept.get(str(candidate), {}).get(name, "") for name in SCORES}
         | {"target_id": target, "task_id": candidate}
         | {name: f"{value:.6f}" for name, value in values.items()}
         for candidate, values in scores.items()

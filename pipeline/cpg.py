@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from data.tables import Task
 from methods.cpg import reasons_to_grow, width_multipliers
 from methods.ownership import SharedNetwork, redraw_freed
-from pipeline.architectures import SHARABLE, check_transfers
+from pipeline.architectures import SHARABLE, Builder, check_transfers
 from pipeline.flags import EVERY
 from pipeline.fleet import backbone_of, candidates_of, check_of_fleet, read_widths
 from pipeline.recipe import (
@@ -247,7 +248,9 @@ class CPGTask:
         return self.task.train(
             recipe,
             folder=width_folder(self.folder, multiplier),
-            begin=lambda: on_top_of(self.task, backbone, source=source, recipe=recipe),
+            begin=lambda: on_top_of(
+                backbone, source=source, task=self.task.task, build=self.task.build, recipe=recipe
+            ),
         )
 
     def finish_target(self, widths: dict[float, dict]) -> None:
@@ -275,11 +278,16 @@ class CPGTask:
 
 
 def on_top_of(
-    task: TaskRun, before: dict, *, source: Path, recipe: OnBackboneRecipe | InSequenceRecipe
+    before: dict,
+    *,
+    source: Path,
+    task: Task,
+    build: Builder,
+    recipe: OnBackboneRecipe | InSequenceRecipe,
 ) -> SharedNetwork:
     """The network in the payload `before`, grown to the recipe's width, with the task begun."""
-    shared = task.restore(before, source)
-    task.begin_task(shared, width=recipe.width)
+    shared = SharedNetwork.from_payload(before, build=build, source=source)
+    shared.begin_task(task.name, num_classes=task.num_classes, width=recipe.width, modality=task.modality)
     if recipe.freed:
         redraw_freed(shared, only_dead_units=recipe.freed == "dead")
     return shared

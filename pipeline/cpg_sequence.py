@@ -239,7 +239,9 @@ class TaskInSequence:
         def begin() -> SharedNetwork:
             if before is None:
                 return self.run.new_network(width=recipe.width)
-            return on_top_of(self.run, before, source=self.folder, recipe=recipe)
+            return on_top_of(
+                before, source=self.folder, task=self.run.task, build=self.run.build, recipe=recipe
+            )
 
         folder = width_folder(self.scratch, recipe.width_multiplier)
         return self.run.train(recipe, folder=folder, begin=begin)

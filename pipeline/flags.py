@@ -394,10 +394,35 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
         help="Training epochs. The learning rate drops by a factor of 10 after 50%% and after 80%% of them "
         "(published: after epochs 50 and 80).",
     )
+    _add_steps(group)
+
+
+def _add_steps(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--batch_size", type=positive_int, default=32, help="Samples per training step.")
     group.add_argument(
         "--lr", type=positive_float, default=1e-2, help="Initial learning rate of the weights."
     )
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--weight_decay", type=DECAY, default=4e-5, help="Weight decay on owned weights.")
+    group.add_argument(
+        "--clip_grad_norm",
+        type=non_negative_float,
+        help="Clip the gradient norm of the weights to this value; 0 disables clipping (default: 1 for "
+        "Perceivers, none for other architectures).",
+    )
+
+
+def _add_on_backbone(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--freed",
+        choices=FREED,
+        default=FREED[0],
+        help="Weights that pruning freed start at zero (as published), are all drawn again, or only those of "
+        "units that no earlier weight enters (dead).",
+    )
+    group.add_argument("--lr_mask", type=positive_float, default=1e-4, help="Learning rate of piggymasks.")
 
 
 def _add_prune_epochs(group: argparse._ArgumentGroup) -> None:
@@ -432,13 +457,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--val_batch_size", type=positive_int, default=500, help="Samples per batch in evaluation."
     )
-    group.add_argument("--weight_decay", type=DECAY, default=4e-5, help="Weight decay on owned weights.")
-    group.add_argument(
-        "--clip_grad_norm",
-        type=non_negative_float,
-        help="Clip the gradient norm of the weights to this value; 0 disables clipping (default: 1 for "
-        "Perceivers, none for other architectures).",
-    )
+    _add_limits(group)
     group.add_argument(
         "--num_classes",
         type=NUMBER_OF_CLASSES,
@@ -679,14 +698,7 @@ def add_cpg(parser: argparse.ArgumentParser) -> None:
         "is. Controls, on its unpruned network: copy fine-tunes a dense copy; probe fits a linear classifier "
         "to frozen features.",
     )
-    group.add_argument(
-        "--freed",
-        choices=FREED,
-        default=FREED[0],
-        help="Weights that pruning freed start at zero (as published), are all drawn again, or only those of "
-        "units that no earlier weight enters (dead).",
-    )
-    group.add_argument("--lr_mask", type=positive_float, default=1e-4, help="Learning rate of piggymasks.")
+    _add_on_backbone(group)
     add_width(group)
     _add_widest(group)
     group = parser.add_argument_group("gradual pruning")
@@ -823,14 +835,14 @@ def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None
         choices=rules,
         default="farthest",
         help="Selection rule: the farthest candidate (as in the published code), the nearest, a random one, "
-        "or the one with the highest score of this name (docs/rules.md).",
+        "or the one with the highest score of this name, such as race (docs/rules.md).",
     )
     group.add_argument(
         "--scores",
         choices=("chosen", "cheap", "all"),
         default="cheap",
         help="Scores to compute and write to the CSV of scores: only what the rule needs, also the others "
-        "except the slow ones (logistic), or all.",
+        "except the slow ones (logistic), or all; race only if it is the rule.",
     )
     group.add_argument(
         "--rule_samples",
@@ -850,12 +862,51 @@ def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None
         action="store_true",
         help="Only print the targets without a chosen backbone, one per line (default: search).",
     )
+    _add_race(parser, rules=rules)
+
+
+_RACE = "race"
+
+
+def _add_race(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None:
+    group = parser.add_argument_group("race: training as in stage 3-2")
+    group.add_argument(
+        "--race_epochs",
+        type=positive_int,
+        default=5,
+        help="Epochs of training on each candidate; the learning rate drops as in a stage of so many epochs.",
+    )
+    group.add_argument(
+        "--race_among",
+        type=positive_int,
+        help="Train only on this many candidates, the best by --race_rule (default: on all).",
+    )
+    group.add_argument(
+        "--race_rule",
+        choices=[rule for rule in rules if rule != _RACE],
+        help="Rule by which --race_among takes the best (default: none).",
+    )
+    _add_steps(group)
+    _add_limits(group)
+    _add_on_backbone(group)
+
+
+# Flags that have no effect under other rules.
+_OF_RACE = (
+    *("race_epochs", "race_among", "race_rule"),
+    *("batch_size", "lr", "weight_decay", "clip_grad_norm", "freed", "lr_mask"),
+)
 
 
 def check_search(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Reject combinations of flags that contradict each other."""
     if args.list_unfinished and args.overwrite:
         parser.error("--list_unfinished excludes --overwrite")
+    unused = [f"--{name}" for name in _OF_RACE if name in changed(args)]
+    if unused and (args.backbone or args.select != _RACE):
+        parser.error(f"{', '.join(unused)} requires --select {_RACE}, without --backbone")
+    if (args.race_among is None) != (args.race_rule is None):
+        parser.error("--race_among and --race_rule go together")
 
 
 def add_kv_transfer(parser: argparse.ArgumentParser) -> None:

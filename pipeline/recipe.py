@@ -511,6 +511,40 @@ class LabelledSampleRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaceRecipe(Recipe):
+    """Training of a target on its candidates for a few epochs, as in stage 3-2 at width multiplier 1.
+
+    Attributes:
+        race_epochs: epochs on each candidate.
+        race_among: number of candidates that are trained on, the best by `race_rule`; None: all.
+        freed: as in `OnBackboneRecipe`.
+    """
+
+    run: RunRecipe
+    samples: SamplesRecipe
+    race_epochs: int
+    race_among: int | None = field(default=None, metadata={"omit_if_off": True})
+    race_rule: str | None = field(default=None, metadata={"omit_if_off": True})
+    lr: float
+    lr_mask: float
+    freed: str | None = field(default=None, metadata={"omit_if_off": True})
+
+    def on(self, candidate: str, *, parent: str) -> OnBackboneRecipe:
+        """The training on one candidate, whose pruned network has the fingerprint `parent`."""
+        return OnBackboneRecipe(
+            run=self.run,
+            samples=self.samples,
+            epochs=self.race_epochs,
+            lr=self.lr,
+            lr_mask=self.lr_mask,
+            width_multiplier=1.0,
+            backbone=candidate,
+            parent=parent,
+            freed=self.freed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchRecipe(Recipe):
     """The choice of a target's backbone.
 
@@ -521,6 +555,7 @@ class SearchRecipe(Recipe):
         select: the selection rule, or the given backbone.
         pruned: fingerprints of the candidates' pruned networks, if the rule needs them.
         sample: the target's labelled sample, if the rule needs it.
+        race: the training on the candidates, with the rule "race".
     """
 
     candidates: tuple[int, ...]
@@ -533,6 +568,7 @@ class SearchRecipe(Recipe):
     select: str
     pruned: tuple[str, ...] = field(default=(), metadata={"omit_if_off": True})
     sample: LabelledSampleRecipe | None = field(default=None, metadata={"omit_if_off": True})
+    race: RaceRecipe | None = field(default=None, metadata={"omit_if_off": True})
 
     def stamp(self) -> dict[str, Any]:
         # Earlier versions took +ε whenever it beat the best score, even if -ε was better still.

@@ -23,6 +23,8 @@ from utils.paths import Paths, checkpoint_in
 
 _BATCH = 100
 
+PRUNE_REMEDY = "run wo_backbone.sh and select_pruning_ratio_of_backbone.sh for the candidate first"
+
 # Candidate's id → score's name → value.
 Scores = dict[int, dict[str, float]]
 
@@ -72,9 +74,7 @@ def load_pruned(folder: Path, task: Task, *, build: Builder, device: torch.devic
     Raises:
         UserError: if it is missing, damaged, or does not hold the task.
     """
-    path = checkpoint_in(
-        folder, remedy="run wo_backbone.sh and select_pruning_ratio_of_backbone.sh for the candidate first"
-    )
+    path = checkpoint_in(folder, remedy=PRUNE_REMEDY)
     payload = load_checkpoint(path, architecture=build.name, layers=build.layers, sizes=build.sizes)
     shared = SharedNetwork.from_payload(payload, build=build, source=path).to(device)
     try:

@@ -3,15 +3,17 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from data.loading import load_task
+from data.loading import Batches, load_task
 from data.tables import Table, Task, load_table
+from methods.kv_transfer import own_projection
 from methods.modeldiff import Distance, Model, compare
 from methods.ownership import SharedNetwork
 from methods.rules import (
@@ -20,10 +22,12 @@ from methods.rules import (
     BY_SIMILARITY,
     EXPENSIVE,
     LABELS,
+    RACE,
     RULES,
     SCORES,
     choose,
     distance_bytes,
+    ranking,
     score_of,
 )
 from pipeline.architectures import PLAIN, SHARABLE, requested_architecture, resolved_mutations
@@ -38,8 +42,18 @@ from pipeline.fleet import (
     selected_tasks,
 )
 from pipeline.named_files import check_search_files
-from pipeline.recipe import LabelledSampleRecipe, ProbesRecipe, SearchRecipe
+from pipeline.race import Finish, Runner
+from pipeline.recipe import (
+    LabelledSampleRecipe,
+    ProbesRecipe,
+    RaceRecipe,
+    RunRecipe,
+    SamplesRecipe,
+    SearchRecipe,
+    recorded_freed,
+)
 from pipeline.scores import (
+    PRUNE_REMEDY,
     CandidateNetworks,
     Costs,
     LabelledSample,
@@ -92,12 +106,18 @@ class ScratchNetwork:
 
     Attributes:
         stamp: fingerprints of the network and of the task's samples.
+        samples: all of the task's samples, as recipes record them.
+        smallest_class: number of training samples in the smallest class, without those held out.
         sample: a target's training samples, for rules by labels; None for other tasks.
+        projection: the task's own K/V projection, for a race with K/V transfers; otherwise empty.
     """
 
     model: Model
     stamp: str
+    samples: SamplesRecipe
+    smallest_class: int
     sample: LabelledSample | None
+    projection: Mapping[str, Tensor]
 
 
 class Search:
@@ -121,6 +141,8 @@ class Search:
         self.sample = LabelledSampleRecipe(rule_samples=args.rule_samples)
         self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
         self.rule: str = GIVEN if args.backbone else args.select
+        # The rule whose scores are needed: of a race, the one that admits candidates to it, if any.
+        self.scored_by: str | None = args.race_rule if self.rule == RACE else self.rule
         self.choices = Choices(
             paths=self.paths,
             config=table.name,
@@ -143,11 +165,16 @@ class Search:
         if self.args.list_unfinished:
             raise Unfinished
         scores, costs = self.measure(target, candidates, recipe=recipe)
+        finishes: dict[int, Finish] = {}
+        if recipe.race is not None:
+            finishes = self.race(target, candidates, scores, recipe=recipe.race, costs=costs)
+        for candidate, finish in finishes.items():
+            scores[candidate][RACE] = finish.accuracy
         for candidate, found in scores.items():
             logging.info("DDV cos-cos [%d => %d] %.5f", candidate, target.id, found["ddv_cos"])
             logging.info("DDV euc-cos [%d => %d] %.5f", candidate, target.id, found["ddv_euc"])
         logging.info("Cost of the scores of %d candidates for target %d: %s", len(scores), target.id, costs)
-        chosen = self.choose(target, scores)
+        chosen = self.choose(target, scores, losses={task: finish.loss for task, finish in finishes.items()})
         self.write_scores(target, candidates, scores, recipe=recipe)
         self.choices.write(target.id, str(chosen), recipe.stamp())
         label = LABELS.get(self.rule, self.rule)
@@ -168,8 +195,8 @@ class Search:
         """The recipe of the choice."""
         args = self.args
         networks = self.scratch(target, self.own), *(self.scratch(task, self.fleet) for task in candidates)
-        by_labels = self.rule in BY_LABELS
-        pruned = by_labels or self.rule in BY_RECORD
+        by_labels = self.scored_by in BY_LABELS
+        pruned = by_labels or self.scored_by in BY_RECORD or self.rule == RACE
         return SearchRecipe(
             candidates=tuple(task.id for task in candidates),
             networks=tuple(network.stamp for network in networks),
@@ -181,6 +208,27 @@ class Search:
             select=f"backbone {self.given(target).name}" if args.backbone else args.select,
             pruned=tuple(self.pruned(task).stamp for task in self.scored(candidates, target) if pruned),
             sample=self.sample if by_labels else None,
+            race=self.race_recipe(target) if self.rule == RACE else None,
+        )
+
+    def race_recipe(self, target: Task) -> RaceRecipe:
+        """The recipe of the target's race.
+
+        Raises:
+            UserError: if a class has no training sample left when one is held out.
+        """
+        args, own = self.args, self.scratch(target, self.own)
+        if self.probes.protocol == "published" and own.smallest_class < 2:
+            raise UserError(_too_few(target, rule=RACE))
+        return RaceRecipe(
+            run=RunRecipe.from_args(args, build=self.sharable),
+            samples=own.samples,
+            race_epochs=args.race_epochs,
+            race_among=args.race_among,
+            race_rule=args.race_rule,
+            lr=args.lr,
+            lr_mask=args.lr_mask,
+            freed=recorded_freed(args.freed),
         )
 
     def scored(self, candidates: Sequence[Task], target: Task) -> Sequence[Task]:
@@ -189,7 +237,7 @@ class Search:
         Raises:
             UserError: if the rule needs candidates that read the target's samples, and there are none.
         """
-        if self.rule not in BY_SIMILARITY and self.rule not in BY_LABELS:
+        if self.rule not in (*BY_SIMILARITY, *BY_LABELS, RACE):
             return candidates
         found = of_modality(candidates, target)
         if not found:
@@ -214,9 +262,9 @@ class Search:
             size = distance_bytes(found, model, iterations=recipe.max_iterations, classes=task.num_classes)
             costs.send("ddv", size)
         readable = of_modality(candidates, target)
-        if len(readable) < len(candidates) and wanted & {*BY_SIMILARITY, *BY_LABELS}:
+        if len(readable) < len(candidates) and wanted & {*BY_SIMILARITY, *BY_LABELS, RACE}:
             logging.info(
-                "%d candidates of target %d do not read %ss: they have no scores of probes or labels",
+                "%d candidates of target %d do not read %ss: they have no scores of probes, labels or races",
                 len(candidates) - len(readable),
                 target.id,
                 target.modality,
@@ -247,10 +295,67 @@ class Search:
                 scores[candidate] |= found
         return scores, costs
 
+    def race(
+        self,
+        target: Task,
+        candidates: Sequence[Task],
+        scores: Scores,
+        *,
+        recipe: RaceRecipe,
+        costs: Costs,
+    ) -> dict[int, Finish]:
+        """Train the target on the candidates for a few epochs.
+
+        Returns:
+            Candidate's id → how well the target did on it, without those on which the loss diverged.
+        """
+        among = of_modality(candidates, target)
+        if recipe.race_among is not None:
+            admitted = self.admitted(target, {task.id: scores[task.id] for task in among}, recipe=recipe)
+            among = [task for task in among if task.id in admitted]
+        # Never the test samples, whatever the protocol.
+        data = load_task(
+            self.table,
+            target,
+            data_root=self.args.data_root,
+            protocol="heldout",
+            seed=self.probes.seed,
+            train_per_class=self.args.train_per_class,
+            device=self.compute.device,
+            text_encoder=self.args.text_encoder,
+        )
+        runner = Runner(
+            target=target,
+            recipe=recipe,
+            batches=Batches(data, batch_size=recipe.run.batch_size),
+            build=self.sharable,
+            projection=self.scratch(target, self.own).projection,
+            compute=self.compute,
+        )
+        finishes: dict[int, Finish] = {}
+        for task in among:
+            with costs.timed(RACE):
+                finish = runner.finish_on(task, checkpoint_in(self.fleet.pruned(task), remedy=PRUNE_REMEDY))
+            costs.send(RACE, self.pruned(task).size)
+            if finish is None:
+                continue
+            finishes[task.id] = finish
+            logging.info(
+                "Race [%d => %d] accuracy %.4f, loss %.4f on %d held-out samples after %d epochs",
+                *(task.id, target.id, finish.accuracy, finish.loss, len(data.validation), recipe.race_epochs),
+            )
+        return finishes
+
+    def admitted(self, target: Task, scores: Scores, *, recipe: RaceRecipe) -> Sequence[int]:
+        """Ids of the candidates that take part in the race: the best by another rule."""
+        known = self.known(target, scores, rule=recipe.race_rule)
+        ranked = ranking(known, rule=recipe.race_rule, seed=self.seed_of_choice(target))
+        return ranked[: recipe.race_among]
+
     def wanted(self) -> set[str]:
         """Names of the scores to compute."""
-        chosen = {score_of(self.rule)} if self.rule != GIVEN else set()
-        others = {"chosen": set(), "cheap": {*SCORES} - {*EXPENSIVE}, "all": {*SCORES}}
+        chosen = {score_of(rule) for rule in {self.rule, self.scored_by} - {GIVEN, None}}
+        others = {"chosen": set(), "cheap": {*SCORES} - {*EXPENSIVE, RACE}, "all": {*SCORES} - {RACE}}
         return others[self.args.scores] | chosen
 
     def by_labels(self, target: Task) -> Sequence[str]:
@@ -262,30 +367,47 @@ class Search:
         names = [name for name in BY_LABELS if name in self.wanted()]
         fewest = self.scratch(target, self.own).sample.fewest
         if names and fewest < 2:
-            problem = f"target {target.name} has a class with a single training sample"
-            if self.rule in BY_LABELS:
-                raise UserError(f"{problem}: --select {self.rule} needs two per class: choose another rule")
-            logging.info("%s: its candidates have no scores by labels", problem)
+            if self.scored_by in BY_LABELS:
+                raise UserError(_too_few(target, rule=self.scored_by))
+            logging.info("%s: its candidates have no scores by labels", _single_sample(target))
             return ()
         return names
 
-    def choose(self, target: Task, scores: Scores) -> int:
-        """The id of the chosen candidate."""
+    def choose(self, target: Task, scores: Scores, *, losses: Mapping[int, float]) -> int:
+        """The id of the chosen candidate.
+
+        Args:
+            losses: candidate's id → loss after a race.
+        """
         if self.rule == GIVEN:
             return self.given(target).id
-        seed = derive_seed(self.probes.seed, self.table.name, target.name, "choice")
-        name = score_of(self.rule)
+        known = self.known(target, scores, rule=self.rule)
+        return choose(known, rule=self.rule, seed=self.seed_of_choice(target), losses=losses)
+
+    def seed_of_choice(self, target: Task) -> int:
+        """Seed of a random choice."""
+        return derive_seed(self.probes.seed, self.table.name, target.name, "choice")
+
+    def known(self, target: Task, scores: Scores, *, rule: str) -> dict[int, float]:
+        """Candidate's id → the score that a rule goes by, of the candidates that have it.
+
+        Raises:
+            UserError: if none has it.
+        """
+        name = score_of(rule)
         known = {
             candidate: 0.0 if name is None else found[name]
             for candidate, found in scores.items()
             if name is None or name in found
         }
+        if not known and rule == RACE:
+            raise UserError(f"--select race: every candidate of target {target.name} diverged: lower --lr")
         if not known:
             raise UserError(
-                f"--select {self.rule}: no candidate of target {target.name} records it: redo stage 2, or "
-                "choose another rule"
+                f"--select {self.rule}: no candidate of target {target.name} records its {rule}: redo stage "
+                "2, or choose another rule"
             )
-        return choose(known, rule=self.rule, seed=seed)
+        return known
 
     def distances(self, target: Task, candidates: Sequence[Task], *, recipe: SearchRecipe) -> list[Distance]:
         """Distances of `candidates` from `target`, with as many probes from each as both have."""
@@ -338,6 +460,7 @@ class Search:
             select="",
             pruned=tuple(found.stamp if isinstance(found, PrunedNetwork) else "" for found in loaded),
             sample=self.sample,
+            race=None,
         )
         path = self.paths.table_csv(self.table.name, among=self.args.candidates.among)
         write_scores(path, target.id, scores, stamp=made_with.stamp())
@@ -401,12 +524,16 @@ class Search:
                 "Task %s has only %d samples to use as probes, not %d", task.name, len(data.validation), count
             )
         probes = data.first_inputs(count).to(self.compute.device)
+        transfers = self.rule == RACE and self.build.multimodal
         is_target = task in self.targets and not self.args.list_unfinished
         seed = derive_seed(self.probes.seed, self.table.name, task.name, "rule samples")
         self._scratch[folder] = ScratchNetwork(
             model=Model(id=task.id, network=shared.as_task(task.name), probes=probes),
             stamp=f"{fingerprint(payload)} on {data.fingerprint[:16]}",
+            samples=SamplesRecipe.of(data),
+            smallest_class=int(data.train.labels.bincount(minlength=task.num_classes).min()),
             sample=LabelledSample.draw(data, self.sample.rule_samples, seed=seed) if is_target else None,
+            projection=own_projection(shared, task.name) if transfers else {},
         )
         return self._scratch[folder]
 
@@ -421,3 +548,11 @@ class Search:
 def of_modality(candidates: Sequence[Task], target: Task) -> Sequence[Task]:
     """The candidates whose networks read the target's samples."""
     return [task for task in candidates if task.modality == target.modality]
+
+
+def _single_sample(target: Task) -> str:
+    return f"target {target.name} has a class with a single training sample"
+
+
+def _too_few(target: Task, *, rule: str) -> str:
+    return f"{_single_sample(target)}: --select {rule} needs two per class: choose another rule"

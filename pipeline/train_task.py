@@ -174,14 +174,9 @@ class TaskRun:
         shared = SharedNetwork(build=self.build, width=width)
         if self.start is not None:
             self.start.put_into(shared.network, build=self.build)
-        self.begin_task(shared)
+        task = self.task
+        shared.begin_task(task.name, num_classes=task.num_classes, modality=task.modality)
         return shared
-
-    def begin_task(self, shared: SharedNetwork, *, width: float | None = None) -> None:
-        """Begin the task in a network, at `width` = √(width multiplier), or at the network's own."""
-        shared.begin_task(
-            self.task.name, num_classes=self.task.num_classes, width=width, modality=self.task.modality
-        )
 
     def restore(self, payload: dict, source: Path) -> SharedNetwork:
         """The network in a checkpoint, on the CPU."""

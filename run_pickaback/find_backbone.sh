@@ -15,6 +15,8 @@ choice=(--select "$BACKBONE")
 if backbone_is_a_task; then
     choice=(--backbone "$BACKBONE")
     leave_out "$BACKBONE"
+elif [[ $BACKBONE == race ]]; then
+    choice+=(--batch_size "$BATCH_SIZE" --lr "$LR" --freed "$FREED")
 fi
 words "$EXTRA_SEARCH_ARGS"
 fan_out "$PYTHON_BIN" pickaback_perceiverIO.py "${COMMON_ARGS[@]}" "${choice[@]}" --candidates "$CANDIDATES" \

@@ -436,7 +436,7 @@ fleet_serves() { # WHAT IT REPLACES: whether FLEET provides the backbones; say s
     echo "-- FLEET=$FLEET provides the backbones: $1"
 }
 
-RULES=(farthest nearest random rsa cka leep nce logme hscore parc knn logistic accuracy room)
+RULES=(farthest nearest random rsa cka leep nce logme hscore parc knn logistic accuracy room race)
 
 backbone_is_a_task() { # BACKBONE names a task, not a rule
     [[ " ${RULES[*]} " != *" $BACKBONE "* ]]

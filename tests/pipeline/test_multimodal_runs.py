@@ -216,6 +216,28 @@ def test_rules_by_probes_or_labels_know_only_candidates_of_the_targets_modality(
     assert "--select leep needs candidates that read images, and target pets has none" in message
 
 
+def test_a_race_across_modalities_is_among_those_that_read_the_target(
+    mixed: Mixed, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Each target brings its own K/V projection along, as in stage 3-2."""
+    mixed.search("mail", "--select", "race", "--race_epochs", 1, "--scores", "chosen")
+    log = capsys.readouterr().err
+    assert "2 candidates of target 3 do not read texts: they have no" in log
+    assert mixed.pairs()["3"] == "4"
+    raced = {
+        row["task_id"]: row["race"] for row in rows(mixed.paths.table_csv("mixed")) if row["target_id"] == "3"
+    }
+    assert [task for task, accuracy in raced.items() if accuracy] == ["4"]
+
+    training = ("--protocol", "heldout", "--run", mixed.paths.run, "--save_folder", tmp_path / "mail")
+    mixed.transfer("mail", "--backbone", "news")
+    mixed.target("mail", "--backbone", "news", *training, "--max_allowed_network_width_multiplier", 1)
+    (row,) = rows(tmp_path / "mail" / "train.csv")
+    accuracy, loss = float(row["val_accuracy"]), float(row["val_loss"])
+    assert float(raced["4"]) == pytest.approx(accuracy, abs=1e-6)
+    assert f"Race [4 => 3] accuracy {accuracy:.4f}, loss {loss:.4f} on" in log
+
+
 def test_a_target_without_a_candidate_of_that_modality_is_refused(trained: Mixed) -> None:
     flags = trained.flags("pets", "--candidates", "same,1,3-4")
     assert "--candidates same,1,3-4 leaves none for target pets" in refusal(search_script.main, flags)

@@ -143,7 +143,7 @@ def called(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
-@pytest.mark.parametrize("stage", ["scratch", "cpg", "cpg_sequence", "search", "spg", "train_task"])
+@pytest.mark.parametrize("stage", ["scratch", "cpg", "cpg_sequence", "race", "search", "spg", "train_task"])
 def test_stages_act_by_their_recipes_rather_than_by_flags(stage: str) -> None:
     """A flag that a recipe records may be read only to make the recipe."""
     recorded = {item.name for kind in all_recipes(Recipe) for item in fields(kind)}
@@ -161,7 +161,7 @@ def test_stages_act_by_their_recipes_rather_than_by_flags(stage: str) -> None:
 # These choose stages, inputs or outputs, whose recipes then differ (text encoders by their identity).
 CHOOSING = {"backbone", "target_sparsity", "initial_sparsity", "appr", "seq", "arch", "select"} | {
     *("network_width_multiplier", "max_allowed_network_width_multiplier", "dropout", "run", "text_encoder"),
-    "candidates",
+    *("candidates", "race_rule"),
 }
 
 

@@ -341,7 +341,10 @@ def test_one_process_chooses_the_pruning_ratios_of_all_tasks(bash: Bash) -> None
 
 @pytest.mark.parametrize(
     ("backbone", "expected"),
-    [("nearest", "--select nearest"), ("leep", "--select leep"), ("fish", "--backbone fish")],
+    [
+        *(("nearest", "--select nearest"), ("leep", "--select leep"), ("fish", "--backbone fish")),
+        ("race", "--select race --batch_size 32 --lr 0.01 --freed zero"),
+    ],
 )
 def test_the_rule_or_a_task_decides_the_backbone(bash: Bash, backbone: str, expected: str) -> None:
     succeeded(bash.run("find_backbone.sh", BACKBONE=backbone, CANDIDATES="1-4", MAX_ITERATIONS="0"))
