@@ -58,9 +58,9 @@ def test_an_unknown_task_lists_the_known_ones(cifar):
 
 def test_an_unknown_table_lists_the_known_ones(tmp_path):
     assert {"digits", "cifar100"} <= set(known_tables())
-    with pytest.raises(UserError, match=r"'cifar10'.*digits, cifar100"):
+    with pytest.raises(UserError, match=r"'cifar10'.*digits, digits_few, cifar100"):
         load_table("cifar10", data_root=tmp_path)
-    with pytest.raises(UserError, match=r"nowhere\.toml not found.*digits, cifar100"):
+    with pytest.raises(UserError, match=r"nowhere\.toml not found.*digits, digits_few, cifar100"):
         load_table("nowhere.toml", data_root=tmp_path)
 
 

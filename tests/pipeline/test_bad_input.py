@@ -36,7 +36,7 @@ def test_unknown_names_list_the_known_ones(script: object, fleet: Fleet) -> None
     assert "'fish'" in message and "1 zero_one, 2 two_three, 3 four_five" in message
     assert "'9'" in refusal(script.main, fleet.files("--dataset", "3-9"))
     message = refusal(script.main, fleet.files("--dataset_config", "cifar1000"))
-    assert "'cifar1000'" in message and "digits, cifar100" in message
+    assert "'cifar1000'" in message and "digits, digits_few, cifar100" in message
     if script is not select_script:
         message = refusal(script.main, fleet.files("--dataset", "1", "--arch", "resnet5000"))
         assert "resnet5000" in message and "lenet5" in message

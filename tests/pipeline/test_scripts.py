@@ -647,7 +647,10 @@ def test_a_choice_does_not_keep_the_networks_of_all_ratios_in_memory(trained_fle
         seen.append(weakref.ref(payload["model_state_dict"]["features.0.weight"]))
         return payload
 
-    chosen = select_script.read_chosen([folder] * 6, index=1, load=read)
+    record = {ratio / 10: 0.5 for ratio in range(6)}
+    chosen = select_script.read_chosen(
+        [folder] * 6, record=record, ratio=0.1, load=read, record_path=folder / "record.txt"
+    )
     assert held == [0, 1, 1, 2, 2, 2]
     assert chosen["model_state_dict"]["features.0.weight"] is seen[1]()
 

@@ -148,7 +148,16 @@ def test_each_training_script_holds_its_folder_before_it_writes(
     baselines.write_text('{"zero_one": "0.5"}')
     sequence = fresh.own_flags("1", "--total_num_tasks", "1", "--jsonfile", baselines)
     assert held_by(cpg_script.main, sequence) == paths.in_sequence("digits", 1, "zero_one").parent
-    continual = held_by(spg_script.main, fresh.flags("--seq", "digits_5", "--run", "mine"))
+    roots = (
+        "--data_root",
+        fresh.data,
+        "--checkpoints_root",
+        fresh.checkpoints,
+        "--logs_root",
+        fresh.root / "logs",
+    )
+    flags = ("--seq", "digits_5", "--run", "mine", "--device", "cpu")
+    continual = held_by(spg_script.main, [*map(str, roots), *flags])
     assert continual == fresh.checkpoints / "mine"
     packnet_script.main(fresh.baseline_flags("1", "--list_unfinished"))
 

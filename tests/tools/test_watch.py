@@ -136,8 +136,8 @@ def test_a_sequence_shows_which_task_it_learns(paths: Paths) -> None:
 def test_finished_networks_of_a_real_fleet_are_counted(trained_fleet: Fleet) -> None:
     found = view(trained_fleet.paths)
     assert not found.running and not found.stopped
-    # Per task the unpruned network and two ratios; three widths and the final target.
-    assert found.finished == {"lenet5/seed1": "9 own and pruned, 4 on backbones, 3 scratch"}
+    # Per task the unpruned network, two ratios and the chosen one; three widths and the final target.
+    assert found.finished == {"lenet5/seed1": "12 own and pruned, 4 on backbones, 3 scratch"}
 
 
 @pytest.mark.parametrize("width", [80, 120])
