@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from training.trackers import TRACKERS
 from utils.architecture_names import architecture_name
-from utils.errors import UserError, in_callers_words
+from utils.errors import UserError, as_shown
 from utils.paths import LOCK_NAME, check_run, default_root
 from utils.precisions import PRECISIONS
 
@@ -54,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        super().error(in_callers_words(message))
+        super().error(as_shown(message))
 
 
 def parser(description: str) -> argparse.ArgumentParser:
