@@ -25,9 +25,9 @@ from data import prepare
 from pipeline.flags import add_common, changed
 from pipeline.flags import parser as new_parser
 from tests.helpers import (
-    REPOSITORY,
     EPOCHS,
     RATIOS,
+    REPOSITORY,
     Fleet,
     assert_same_checkpoint,
     load,
