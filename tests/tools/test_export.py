@@ -185,7 +185,7 @@ def test_a_task_that_cannot_be_exported_is_reported_in_one_line(
     )
     own = published["task_table"] | {"config": "mine"}
     torch.save(published | {"task_table": own}, tmp_path / "own.pth.tar")
-    assert "is of a table of your own, mine: give its file with --dataset_config" in message(
+    assert "belongs to a table of your own, mine: give its file with --dataset_config" in message(
         tmp_path / "own.pth.tar", "1", "x.pt"
     )
     del published["task_table"], published["architecture"]
