@@ -397,11 +397,11 @@ def values_of(tables: Sequence[Sequence[Row]], index: int, name: str) -> list:
 
 
 def cell(values: Sequence) -> object:
-    """One cell over several seeds: names once each, numbers as mean and standard deviation."""
+    """One cell over several seeds: names once each, in the seeds' order; numbers as mean and deviation."""
     if not values:
         return None
     if isinstance(values[0], str) or len(values) == 1:
-        return "/".join(sorted(set(values))) if isinstance(values[0], str) else Spread(values[0], math.nan)
+        return "/".join(dict.fromkeys(values)) if isinstance(values[0], str) else Spread(values[0], math.nan)
     return Spread(statistics.fmean(values), statistics.stdev(values))
 
 
