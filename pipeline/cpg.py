@@ -378,7 +378,8 @@ def warn_at_chance(baseline: float, *, task: str, labels: Tensor | None) -> None
     else:
         logging.warning(
             "The scratch baseline of %s, %.4f, is not above chance (%d samples): neither pruning ratio nor "
-            "growth should be decided by it; train the scratch network for longer, or at another --lr",
+            "growth should be decided by it; train the scratch network for longer, with another --lr or "
+            "another --arch",
             *(task, baseline, len(labels)),
         )
 

@@ -11,6 +11,7 @@ import scipy.stats
 from tests.helpers import Fleet, load, refusal
 from tools import compare
 from training.checkpoints import save_checkpoint
+from utils.paths import record_file
 
 
 @pytest.fixture
@@ -23,6 +24,8 @@ def two_runs(fleet: Fleet) -> Fleet:
     payload = load(path)
     payload["arguments"]["lr"] = 0.5
     save_checkpoint(path, payload)
+    record = record_file(mine.paths.pruned("digits", "zero_one"))
+    record.write_text(json.dumps(dict(list(json.loads(record.read_text()).items())[:-1])))
     widths = mine.target_folder() / "widths.json"
     metrics = json.loads(widths.read_text())
     metrics["2.0"]["test_accuracy"] += 0.25
@@ -36,7 +39,12 @@ def test_runs_are_compared_by_arguments_and_task_by_task(
     compare.main(["lenet5/seed1", "mine", *two_runs.files()])
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["A  lenet5/seed1", "B  mine"]
-    assert lines[3:6] == ["Recorded arguments that differ:", "  lr (stages 3-2): A: 0.001; B: 0.5", ""]
+    assert lines[3:7] == [
+        "Recorded arguments that differ:",
+        "  sparsities (stage 2-2): A: 0.5 0.8; B: 0.5, 0.5 0.8",
+        "  lr (stage 3-2): A: 0.001; B: 0.5",
+        "",
+    ]
     (row,) = [line for line in lines if "four_five" in line]
     assert row.endswith("+0.250")
     assert lines[-1] == "B-A: 1 task in common, too few for a test"

@@ -124,6 +124,13 @@ def test_a_table_over_seeds_shows_means_and_deviations(
     assert max(map(len, shown.split("\n\n")[0].splitlines())) <= 100
 
 
+def test_a_table_names_the_protocol_that_the_run_recorded(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.main(fleet.files("--dataset", "3", "--protocol", "heldout", "--run", fleet.run))
+    assert "chosen on the test set (protocol published)" in capsys.readouterr().out
+
+
 def test_two_rules_that_swap_their_backbones_between_seeds_look_different() -> None:
     assert (report.cell(["fish", "bees", "fish"]), report.cell(["bees", "fish"])) == (
         "fish/bees",
