@@ -24,8 +24,6 @@ def two_runs(fleet: Fleet) -> Fleet:
     payload = load(path)
     payload["arguments"]["lr"] = 0.5
     save_checkpoint(path, payload)
-    record = record_file(mine.paths.pruned("digits", "zero_one"))
-    record.write_text(json.dumps(dict(list(json.loads(record.read_text()).items())[:-1])))
     widths = mine.target_folder() / "widths.json"
     metrics = json.loads(widths.read_text())
     metrics["2.0"]["test_accuracy"] += 0.25
@@ -36,6 +34,9 @@ def two_runs(fleet: Fleet) -> Fleet:
 def test_runs_are_compared_by_arguments_and_task_by_task(
     two_runs: Fleet, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    mine = Fleet(root=two_runs.root, data=two_runs.data, run="mine")
+    record = record_file(mine.paths.pruned("digits", "zero_one"))
+    record.write_text(json.dumps(dict(list(json.loads(record.read_text()).items())[:-1])))
     compare.main(["lenet5/seed1", "mine", *two_runs.files()])
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["A  lenet5/seed1", "B  mine"]
