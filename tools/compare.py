@@ -192,7 +192,7 @@ def print_accuracies(
 
 
 def test_line(first: Compared, other: Compared, *, label: str, seeds: int) -> str:
-    """The mean difference over the tasks that both runs have, with its interval and two paired tests."""
+    """The mean difference over the tasks that both runs have and its interval; below it, two paired tests."""
     shared = [task for task in first.values if task in other.values]
     differences = [other.values[task] - first.values[task] for task in shared]
     averaged = f", each averaged over {seeds} seeds" if seeds > 1 else ""
@@ -203,8 +203,8 @@ def test_line(first: Compared, other: Compared, *, label: str, seeds: int) -> st
         return f"{label}: no difference in any of {len(shared)} tasks{averaged}"
     low, high = interval(differences)
     return (
-        f"{label}: {mean:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} over {len(shared)} tasks{averaged}; "
-        f"paired t test p = {t_test(differences):.3g}, "
+        f"{label}: {mean:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} over {len(shared)} tasks{averaged}\n"
+        f"{' ' * len(label)}  paired t test p = {t_test(differences):.3g}, "
         f"permutation test p = {permutation_test(differences):.3g}"
     )
 
