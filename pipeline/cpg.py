@@ -375,10 +375,19 @@ def warn_at_chance(baseline: float, *, task: str, labels: Tensor | None) -> None
     Args:
         labels: of the samples that the baseline was measured on, int64 (N,); None if they are unknown.
     """
-    if labels is not None and at_chance(baseline, labels.tolist()):
+    if labels is None or not at_chance(baseline, labels.tolist()):
+        return
+    if at_chance(1.0, labels.tolist()):
+        logging.warning(
+            "%d samples are too few to tell the scratch baseline of %s, %.4f, from chance: neither pruning "
+            "ratio nor growth should be decided by it; give the task more images",
+            *(len(labels), task, baseline),
+        )
+    else:
         logging.warning(
             "The scratch baseline of %s, %.4f, is not above chance (%d samples): neither pruning ratio nor "
-            "growth should be decided by it; train the scratch network for longer, or at another --lr",
+            "growth should be decided by it; train the scratch network for longer, with another --lr or "
+            "another --arch",
             *(task, baseline, len(labels)),
         )
 

@@ -42,8 +42,15 @@ def changed(args: argparse.Namespace) -> dict[str, Any]:
     """The flags whose values differ from their defaults; all of them if the defaults are unknown."""
     defaults = getattr(args, "defaults", {})
     return {
-        name: value for name, value in vars(args).items() if name not in defaults or value != defaults[name]
+        name: value
+        for name, value in vars(args).items()
+        if name not in defaults or _absolute(value) != _absolute(defaults[name])
     }
+
+
+def _absolute(value: object) -> object:
+    """A path made absolute; any other value as it is."""
+    return value.absolute() if isinstance(value, Path) else value
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,9 +15,13 @@ die() {
 }
 
 absolute() { # VARIABLE…: make these paths absolute; relative ones start at the user's folder
-    local _name
+    local _name _folder
     for _name in "$@"; do
-        [[ -z ${!_name:-} || ${!_name} == /* ]] || printf -v "$_name" '%s/%s' "$CALLED_FROM" "${!_name}"
+        [[ -n ${!_name:-} && ${!_name} != /* ]] || continue
+        _folder=$CALLED_FROM/$(dirname -- "${!_name}")
+        # Messages show the path: without `..` and `.` if its folder exists.
+        _folder=$(cd -P -- "$_folder" 2>/dev/null && pwd) || _folder=$CALLED_FROM/$(dirname -- "${!_name}")
+        printf -v "$_name" '%s/%s' "$_folder" "$(basename -- "${!_name}")"
     done
 }
 

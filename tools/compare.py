@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from data.tables import Table, Task, load_table
 from pipeline import flags
 from pipeline.fleet import one_run_per_seed, pairs_file, paths_of, read_widths
-from tools.report import Row, add_flags, backbone_if_chosen, over_seeds, rows_of
+from tools.report import Row, add_flags, any_checkpoint, backbone_if_chosen, over_seeds, rows_of
 from training.checkpoints import read_checkpoint
 from utils.errors import UserError
+from utils.files import read_json
 from utils.paired_tests import permutation_test, t_test
-from utils.paths import checkpoints_in
+from utils.paths import checkpoints_in, record_file
 from utils.significance import interval
 from utils.tables import as_text
 
@@ -92,7 +93,7 @@ def compared(name: str, args: argparse.Namespace, *, table: Table, tasks: Sequen
     """
     seeds = one_run_per_seed(argparse.Namespace(**vars(args) | {"run": name}))
     for run in seeds:
-        run.arch = recorded_architecture(run, table=table, tasks=tasks)
+        run.arch = any_checkpoint(run, table=table).get("architecture", {}).get("name", run.arch)
     tables = [[with_final(row) for row in rows_of(run, table=table)] for run in seeds]
     means = over_seeds(tables, ["task", args.column])
     complete = [all(rows[i].get(args.column) is not None for rows in tables) for i in range(len(means))]
@@ -100,17 +101,6 @@ def compared(name: str, args: argparse.Namespace, *, table: Table, tasks: Sequen
     if not values:
         raise UserError(f"run {name}: no task of {table.name} has a value for --column {args.column}")
     return Compared(name, values, recorded_arguments(seeds, table=table, tasks=tasks))
-
-
-def recorded_architecture(run: argparse.Namespace, *, table: Table, tasks: Sequence[Task]) -> str:
-    """The architecture of a run's networks; `--arch` if it has none, or does not record it."""
-    paths = paths_of(run)
-    for task in tasks:
-        for folder in (paths.baselines(table.name) / task.name, paths.single_scratch(table.name, task.name)):
-            found = checkpoints_in(folder)
-            if found:
-                return read_checkpoint(found[max(found)]).get("architecture", {}).get("name", run.arch)
-    return run.arch
 
 
 def with_final(row: Row) -> Row:
@@ -146,7 +136,11 @@ def recorded_arguments(
                 arguments = dict(payload.get("arguments", {}))
                 if stage == "stage 2-2":
                     selection = payload.get("selection", {})
-                    arguments = {"allow_acc_loss": selection.get("allow_acc_loss")}
+                    tried = read_json(record_file(folder), remedy="run run_pickaback/wo_backbone.sh first")
+                    arguments = {
+                        "allow_acc_loss": selection.get("allow_acc_loss"),
+                        "sparsities": " ".join(ratio for ratio in tried if float(ratio)),
+                    }
                 elif stage == "stage 3-2":
                     widths = read_widths(folder)
                     arguments["width_multiplier"] = max(widths)
@@ -175,7 +169,7 @@ def print_differences(runs: Sequence[Compared], labels: Sequence[str]) -> None:
             f"{label}: {', '.join(value) or 'none'}" for label, value in zip(labels, values, strict=True)
         ]
         shown = "the runs learned from different samples" if name == "data" else "; ".join(texts)
-        print(f"  {name} (stages {', '.join(stages)}): {shown}")
+        print(f"  {name} ({'stage' if len(stages) == 1 else 'stages'} {', '.join(stages)}): {shown}")
 
 
 def print_accuracies(
@@ -195,7 +189,7 @@ def print_accuracies(
 
 
 def test_line(first: Compared, other: Compared, *, label: str, seeds: int) -> str:
-    """The mean difference over the tasks that both runs have, with its interval and two paired tests."""
+    """The mean difference over the tasks that both runs have and its interval; below it, two paired tests."""
     shared = [task for task in first.values if task in other.values]
     differences = [other.values[task] - first.values[task] for task in shared]
     averaged = f", each averaged over {seeds} seeds" if seeds > 1 else ""
@@ -206,8 +200,8 @@ def test_line(first: Compared, other: Compared, *, label: str, seeds: int) -> st
         return f"{label}: no difference in any of {len(shared)} tasks{averaged}"
     low, high = interval(differences)
     return (
-        f"{label}: {mean:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} over {len(shared)} tasks{averaged}; "
-        f"paired t test p = {t_test(differences):.3g}, "
+        f"{label}: {mean:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} over {len(shared)} tasks{averaged}\n"
+        f"{' ' * len(label)}  paired t test p = {t_test(differences):.3g}, "
         f"permutation test p = {permutation_test(differences):.3g}"
     )
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data.loading import load_task
-from data.tables import Table, load_table
+from data.tables import Table, known_tables, load_table
 from methods.ownership import SharedNetwork
 from models.network import Network
 from pipeline import flags
@@ -60,7 +60,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dataset_config",
-        help="Task table: a name, or a TOML file with one table (default: the checkpoint's).",
+        help="Task table: a name, or the TOML file of a table of your own (default: the checkpoint's, if its "
+        "name is known).",
     )
     parser.add_argument(
         "--data_root",
@@ -155,12 +156,11 @@ def _table(args: argparse.Namespace, entry: dict, *, path: Path) -> Table:
     config = args.dataset_config or entry.get("config")
     if config is None:
         raise UserError(f"{path} does not record its task table: give it with --dataset_config")
-    try:
-        return load_table(config, data_root=args.data_root)
-    except UserError as error:
-        if args.dataset_config:
-            raise
-        raise UserError(f"{path}: {error}, with --dataset_config") from error
+    if not args.dataset_config and config not in known_tables():
+        raise UserError(
+            f"{path} belongs to a table of your own, {config}: give its file with --dataset_config"
+        )
+    return load_table(config, data_root=args.data_root)
 
 
 def _entry(table: Table, task: str, *, data_root: Path) -> dict:

@@ -28,7 +28,7 @@ from pipeline.fleet import (
     read_widths,
     test_accuracy,
 )
-from training.checkpoints import load_checkpoint
+from training.checkpoints import load_checkpoint, read_checkpoint
 from utils.errors import UserError
 from utils.files import csv_text, read_csv, write_atomically
 from utils.paths import Paths, checkpoints_in, redo_command, widths_file
@@ -38,8 +38,8 @@ from utils.tables import Spread, aligned, as_text, is_signed, plus_minus
 NOTES = """\
 Accuracies on the test set. w1.0, w1.5 …: on the backbone at that width. own: the task's own unpruned
 network (stage 2-1); own@w: the same, trained alone at the width that the target ended at (run_all.sh
---control). gain: the last width minus own@w. gain@1.0: w1.0 minus own. scratch: stage 1 (no batch norm);
-gain (scratch): the last width minus scratch. -: not trained."""
+--control). gain: the last width minus own@w. gain@1.0: w1.0 minus own. scratch: stage 1 (LeNet-5: no
+batch norm); gain (scratch): the last width minus scratch. -: not trained."""
 SINGLE_NOTES = "±: standard error of the mean over tasks."
 SEEDS_NOTES = (
     "±: standard deviation over seeds {seeds}; gains need every seed, other cells take those there are."
@@ -56,7 +56,7 @@ RULES_NOTES = "{rules}: last width on the backbone chosen by that rule."
 CHANCE_NOTES = """\
 Scratch networks not above chance (one-sided binomial test, p ≥ 0.05): {tasks}.
 Their baselines decide nothing sensible in stage 2-2 and growth, and gain (scratch) says nothing: train them
-for longer, or at another learning rate."""
+for longer, at another learning rate, or with another architecture."""
 
 Row = dict[str, object]
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table(tables, columns)
     print_intervals(tables, columns)
     if not args.in_sequence:
-        print_notes(args, tables, columns, table=table)
+        print_notes(runs, tables, columns, table=table)
         for line in summary(tables, table=table, copies=copies_of(runs, table=table)):
             print(line)
     print(f"The same table: {path}")
@@ -397,11 +397,11 @@ def values_of(tables: Sequence[Sequence[Row]], index: int, name: str) -> list:
 
 
 def cell(values: Sequence) -> object:
-    """One cell over several seeds: names once each, numbers as mean and standard deviation."""
+    """One cell over several seeds: names once each, in the seeds' order; numbers as mean and deviation."""
     if not values:
         return None
     if isinstance(values[0], str) or len(values) == 1:
-        return "/".join(sorted(set(values))) if isinstance(values[0], str) else Spread(values[0], math.nan)
+        return "/".join(dict.fromkeys(values)) if isinstance(values[0], str) else Spread(values[0], math.nan)
     return Spread(statistics.fmean(values), statistics.stdev(values))
 
 
@@ -481,15 +481,39 @@ def print_intervals(tables: Sequence[Sequence[Row]], columns: Sequence[str]) -> 
         print(f"(paired: Student t over tasks, of each task's {gain})\n")
 
 
+def any_checkpoint(run: argparse.Namespace, *, table: Table) -> dict:
+    """A checkpoint of one of the tasks' own networks in a run; empty if there is none."""
+    paths = paths_of(run)
+    for task in table.select(run.dataset):
+        for folder in (paths.baselines(table.name) / task.name, paths.single_scratch(table.name, task.name)):
+            found = checkpoints_in(folder)
+            if found:
+                return read_checkpoint(found[max(found)])
+    return {}
+
+
+def recorded_protocol(run: argparse.Namespace, *, table: Table) -> str:
+    """The protocol of a run's networks, whatever `--protocol` says; that one if they do not record it."""
+    return any_checkpoint(run, table=table).get("arguments", {}).get("protocol", run.protocol)
+
+
 def print_notes(
-    args: argparse.Namespace, tables: Sequence[Sequence[Row]], columns: Sequence[str], *, table: Table
+    runs: Sequence[argparse.Namespace],
+    tables: Sequence[Sequence[Row]],
+    columns: Sequence[str],
+    *,
+    table: Table,
 ) -> None:
     """Say what the columns mean, and which values to distrust."""
     by_chance = dict.fromkeys(row["task"] for rows in tables for row in rows if row.get("at chance"))
     if by_chance:
         print(CHANCE_NOTES.format(tasks=", ".join(by_chance)))
     print(NOTES)
-    print(SINGLE_NOTES if len(tables) == 1 else SEEDS_NOTES.format(seeds=", ".join(map(str, args.seeds))))
+    print(
+        SINGLE_NOTES
+        if len(tables) == 1
+        else SEEDS_NOTES.format(seeds=", ".join(str(run.seed) for run in runs))
+    )
     if "scratch@w" in columns:
         print(CONTROL_NOTES)
     if "copy" in columns:
@@ -499,7 +523,7 @@ def print_notes(
     rules = [rule for rule in RULES if rule in columns]
     if rules:
         print(RULES_NOTES.format(rules=", ".join(rules)))
-    if args.protocol == "published":
+    if any(recorded_protocol(run, table=table) == "published" for run in runs):
         print("Growth, pruning ratio and backbone were chosen on the test set (protocol published).")
 
 

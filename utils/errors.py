@@ -106,6 +106,10 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
         if ending:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         main(None)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whatever read the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
+        sys.exit(1)
     except UserError as error:
         sys.exit(as_shown(f"error: {error}"))
     except OSError as error:

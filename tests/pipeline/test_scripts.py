@@ -27,6 +27,7 @@ from pipeline.flags import parser as new_parser
 from tests.helpers import (
     EPOCHS,
     RATIOS,
+    REPOSITORY,
     Fleet,
     assert_same_checkpoint,
     load,
@@ -141,13 +142,14 @@ def test_every_log_starts_with_what_differs_from_the_defaults(trained_fleet: Fle
 
 
 def test_the_configuration_is_logged_as_the_defaults_if_nothing_differs(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
     parser = new_parser("")
     add_common(parser)
     parser.set_defaults(seed=2)
-    for argv in ([], ["--seed", "2"], ["--seed", "3"]):
+    monkeypatch.chdir(REPOSITORY)
+    for argv in ([], ["--seed", "2", "--logs_root", "logs"], ["--seed", "3"]):
         logs.configuration(changed(parser.parse_args(argv)))
     defaults = "Configuration: the defaults"
     assert caplog.messages == [defaults, defaults, "Configuration: seed=3 (the others are the defaults)"]

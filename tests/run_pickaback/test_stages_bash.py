@@ -301,8 +301,9 @@ def test_variables_of_the_environment_reach_the_command(bash: Bash) -> None:
 
 def test_a_relative_path_of_a_table_starts_at_the_users_folder(bash: Bash) -> None:
     (bash.folder / "mine.toml").touch()
-    succeeded(bash.run("baseline.sh", "mine.toml"))
-    assert value(bash.commands()[0], "--dataset_config") == str(bash.folder / "mine.toml")
+    for given in ("mine.toml", f"../{bash.folder.name}/mine.toml"):
+        succeeded(bash.run("baseline.sh", given))
+        assert value(bash.commands()[-1], "--dataset_config") == str(bash.folder / "mine.toml")
 
 
 def test_a_relative_path_of_an_architecture_starts_at_the_users_folder(bash: Bash) -> None:

@@ -11,6 +11,7 @@ import scipy.stats
 from tests.helpers import Fleet, load, refusal
 from tools import compare
 from training.checkpoints import save_checkpoint
+from utils.paths import record_file
 
 
 @pytest.fixture
@@ -33,10 +34,18 @@ def two_runs(fleet: Fleet) -> Fleet:
 def test_runs_are_compared_by_arguments_and_task_by_task(
     two_runs: Fleet, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    mine = Fleet(root=two_runs.root, data=two_runs.data, run="mine")
+    record = record_file(mine.paths.pruned("digits", "zero_one"))
+    record.write_text(json.dumps(dict(list(json.loads(record.read_text()).items())[:-1])))
     compare.main(["lenet5/seed1", "mine", *two_runs.files()])
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["A  lenet5/seed1", "B  mine"]
-    assert lines[3:6] == ["Recorded arguments that differ:", "  lr (stages 3-2): A: 0.001; B: 0.5", ""]
+    assert lines[3:7] == [
+        "Recorded arguments that differ:",
+        "  sparsities (stage 2-2): A: 0.5 0.8; B: 0.5, 0.5 0.8",
+        "  lr (stage 3-2): A: 0.001; B: 0.5",
+        "",
+    ]
     (row,) = [line for line in lines if "four_five" in line]
     assert row.endswith("+0.250")
     assert lines[-1] == "B-A: 1 task in common, too few for a test"

@@ -183,6 +183,11 @@ def test_a_task_that_cannot_be_exported_is_reported_in_one_line(
     assert "was written by spg_main.py: give a checkpoint of" in message(
         tmp_path / "spg.pth.tar", "1", "x.pt"
     )
+    own = published["task_table"] | {"config": "mine"}
+    torch.save(published | {"task_table": own}, tmp_path / "own.pth.tar")
+    assert "belongs to a table of your own, mine: give its file with --dataset_config" in message(
+        tmp_path / "own.pth.tar", "1", "x.pt"
+    )
     del published["task_table"], published["architecture"]
     torch.save(published, tmp_path / "published.pth.tar")
     assert "give it with --dataset_config" in message(tmp_path / "published.pth.tar", "1", "x.pt")

@@ -124,6 +124,20 @@ def test_a_table_over_seeds_shows_means_and_deviations(
     assert max(map(len, shown.split("\n\n")[0].splitlines())) <= 100
 
 
+def test_a_table_names_the_protocol_that_the_run_recorded(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.main(fleet.files("--dataset", "3", "--protocol", "heldout", "--run", fleet.run))
+    assert "chosen on the test set (protocol published)" in capsys.readouterr().out
+
+
+def test_two_rules_that_swap_their_backbones_between_seeds_look_different() -> None:
+    assert (report.cell(["fish", "bees", "fish"]), report.cell(["bees", "fish"])) == (
+        "fish/bees",
+        "bees/fish",
+    )
+
+
 def test_several_seeds_of_one_run_are_refused(fleet: Fleet) -> None:
     message = refusal(report.main, fleet.files("--seeds", "1", "2", "--run", "mine"))
     assert message == "error: mine is one run, but there are 2 seeds: put {seed} into its name"

@@ -1,7 +1,12 @@
-"""The choice of a pruning ratio notices that stage 2-1 was redone."""
+"""The choice of a pruning ratio notices that stage 2-1 was redone, and names a baseline at chance."""
 
 import json
+import re
 
+import pytest
+import torch
+
+from pipeline.cpg import warn_at_chance
 from tests.helpers import RATIOS, Fleet, load, refusal, same
 from tools import select_pruning_ratio as select_script
 from training.checkpoints import fingerprint, save_checkpoint
@@ -29,3 +34,18 @@ def test_a_redone_stage_with_equal_accuracies_is_not_taken_for_the_old_one(fleet
     fleet.select("1", *HIGHEST, "--overwrite")
     assert same(load(chosen)["model_state_dict"], redone["model_state_dict"])
     assert load(chosen)["selection"]["network"] == fingerprint(redone)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 1] * 2, "4 samples are too few .*: .*; give the task more images"),
+        ([0, 1] * 6, r"is not above chance \(12 samples\): .*; train the scratch network for longer"),
+    ],
+)
+def test_a_baseline_at_chance_is_warned_of_with_a_remedy_that_can_help(
+    labels: list[int], expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_at_chance(0.5, task="fish", labels=torch.tensor(labels))
+    (message,) = caplog.messages
+    assert re.search(expected, message)

@@ -1,10 +1,13 @@
 """Messages in the words of the caller."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 
 from pipeline import flags
+from tests.helpers import REPOSITORY
 from utils import logs
 from utils.errors import in_callers_words
 
@@ -47,3 +50,13 @@ def test_log_lines_and_wrong_values_name_variables_in_a_stage(
     shown = capsys.readouterr().err
     assert "skipped (OVERWRITE=1 redoes it)" in shown
     assert "error: argument LR: must be " in shown
+
+
+def test_output_that_nobody_reads_any_more_ends_without_a_traceback() -> None:
+    code = "from utils.errors import run; run(lambda argv: [print('line' * 100) for _ in range(10_000)])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 1)
