@@ -155,7 +155,7 @@ _pickaback="baseline wo_backbone select_pruning_ratio_of_backbone find_backbone 
 # variables, so that settings exported once serve a whole run stage by stage.
 ACCEPTED_BY=(
     "ARCH SEED SEEDS RUN OVERWRITE DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT: $_pickaback cpg_sequence spg"
-    "DEVICE THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg"
+    "LAUNCHER SLURM_ARGS DEVICE THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg"
     "LOG_TO: $_pickaback cpg_sequence spg"
     "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL TRAIN_PER_CLASS GPUS JOBS: $_pickaback cpg_sequence"
     "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence"
@@ -235,11 +235,12 @@ check_switches() {
     for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC CONTROL; do
         [[ ${!name} == [01] ]] || die "$name=${!name} must be 0 or 1"
     done
+    [[ $LAUNCHER == local || $LAUNCHER == slurm ]] || die "LAUNCHER=$LAUNCHER must be local or slurm"
     [[ $DEVICE =~ ^(auto|cpu|cuda(:[0-9]{1,4})?)$ ]] || die "DEVICE=$DEVICE must be auto, cpu, cuda or cuda:<i>"
 }
 
-check_machine() { # check GPUS, and settle JOBS and THREADS
-    local cores index
+check_machine() { # check GPUS, and settle JOBS and THREADS: under Slurm, empty ones leave them to the allocation
+    local index
     words "$GPUS"
     if ((${#WORDS[@]})); then
         for index in "${WORDS[@]}"; do
@@ -247,6 +248,15 @@ check_machine() { # check GPUS, and settle JOBS and THREADS
         done
         [[ $DEVICE == auto || $DEVICE == cuda ]] || die "GPUS=\"$GPUS\" and DEVICE=$DEVICE contradict: set one of them"
     fi
+    [[ $LAUNCHER == slurm ]] || settle_jobs_and_threads
+    [[ -z $JOBS || $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || die "JOBS=$JOBS must be a whole number from 1 to 9999"
+    [[ -z $THREADS ]] || { [[ $THREADS =~ ^[1-9][0-9]{0,3}$ ]] && ((THREADS <= 1024)); } ||
+        die "THREADS=$THREADS must be a whole number from 1 to 1024"
+    [[ $LAUNCHER == local ]] || check_slurm
+}
+
+settle_jobs_and_threads() { # for check_machine, which has put GPUS into WORDS
+    local cores
     # nproc would obey the user's OMP_NUM_THREADS.
     cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
     if [[ -z $JOBS ]]; then
@@ -257,11 +267,9 @@ check_machine() { # check GPUS, and settle JOBS and THREADS
             JOBS=1
         fi
     fi
-    [[ $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || die "JOBS=$JOBS must be a whole number from 1 to 9999"
+    [[ $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || return 0
     # Derived from JOBS, not from the number of tasks: a task's bytes do not depend on what runs beside it.
     [[ -n $THREADS ]] || THREADS=$((cores / JOBS > 0 ? cores / JOBS : 1))
-    [[ $THREADS =~ ^[1-9][0-9]{0,3}$ ]] && ((THREADS <= 1024)) ||
-        die "THREADS=$THREADS must be a whole number from 1 to 1024"
 }
 
 gpu_in_use() {
@@ -318,7 +326,8 @@ start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before t
     fi
     local protocol=$PROTOCOL
     [[ $PROTOCOL != published ]] || protocol="published (decisions look at the test set)"
-    echo "== $STAGE: $CONFIG, tasks: ${#TASK_NAMES[@]}, jobs: $JOBS, threads per job: $THREADS," \
+    echo "== $STAGE: $CONFIG, tasks: ${#TASK_NAMES[@]}, jobs: ${JOBS:-as Slurm allows}," \
+        "threads per job: ${THREADS:-as Slurm allots}," \
         "device: ${GPUS:+GPUs }${GPUS:-$DEVICE}, protocol: $protocol"
 }
 
