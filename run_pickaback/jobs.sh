@@ -16,6 +16,7 @@ stop() { # SIGNAL NUMBER
     kill -TERM ${children[@]+"${children[@]}"} 2>/dev/null || true
     wait
     cancel_followed
+    cancel_chain
     exit $((128 + $1))
 }
 trap 'stop 1' HUP
@@ -51,6 +52,25 @@ in_one_process() { # COMMAND…: run it once for all of TASK_NAMES, on the first
     read -ra gpus <<<"$GPUS"
     ((${#gpus[@]} == 0)) || device=cuda:${gpus[0]}
     OMP_NUM_THREADS=$THREADS run_one "$@" --dataset "$(joined_tasks)" --device "$device" --threads "$THREADS"
+}
+
+run_alone() { # NAME COMMAND…: run it once, for all of its tasks; under Slurm as a job, with --device and --threads appended
+    local -a todo=("$1") failed=()
+    if [[ $LAUNCHER == local ]]; then
+        run_one "${@:2}"
+        return
+    fi
+    run_in_slurm machine "${@:2}"
+    check_failed
+}
+
+run_light() { # NAME COMMAND…: run what takes seconds: here, unless the stages before it are still to run
+    local -a todo=("$1") failed=()
+    if [[ -z ${PICKABACK_CHAIN:-} ]]; then
+        run_one "${@:2}"
+        return
+    fi
+    run_in_slurm nothing "${@:2}"
 }
 
 # fan_out COMMAND…: run COMMAND for every unfinished task of TASK_NAMES, JOBS at a time, each with --dataset,

@@ -106,11 +106,15 @@ parse_arguments() { # [config] [tasks]
     fi
 }
 
-parse_control() { # [config] [tasks] [--control]: set CONTROL; the rest goes to REST
+parse_control() { # [config] [tasks] [--control] [--detach]: set CONTROL and DETACH; the rest goes to REST
     local argument
     REST=()
     for argument in "$@"; do
-        if [[ $argument == --control ]]; then CONTROL=1; else REST+=("$argument"); fi
+        case $argument in
+            --control) CONTROL=1 ;;
+            --detach) DETACH=1 ;;
+            *) REST+=("$argument") ;;
+        esac
     done
 }
 
@@ -307,6 +311,7 @@ common_args() { # the flags that several commands share; fan_out adds the task, 
 # ---------------------------------------------------------------------------------------------
 # A stage
 
+DETACH=0    # run_all*.sh --detach
 REFUSALS=() # what else tools.list_tasks refuses before any job; set by some stages
 
 start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before the first Python command of a stage
@@ -320,6 +325,7 @@ start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before t
     common_args
     expand_tasks
     trap end_stage EXIT
+    ((DETACH == 0)) || start_chain
     if ((${#SEED_LIST[@]})); then
         run_for_each_seed
         exit
@@ -350,7 +356,7 @@ run_for_each_seed() { # run this stage for each of SEED_LIST, then print its tab
 }
 
 report() { # FLAGS…: print the table of the tasks of this stage
-    run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "${POOL:-$CANDIDATES}" \
+    run_light "the table" "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "${POOL:-$CANDIDATES}" \
         --dataset "$(joined_tasks)" --backbone "${PAIR_BACKBONE:-from_csv}" "$@"
 }
 
@@ -368,6 +374,7 @@ start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence 
     [[ ! -f $CALLED_FROM/${SEQ%.toml*}.toml ]] || absolute SEQ
     refuse_unused_variables
     check_switches
+    [[ $LAUNCHER == local ]] || check_slurm
     words "$APPR"
     APPROACHES=("${WORDS[@]}")
     check_seeds
@@ -404,7 +411,13 @@ end_stage() {
         [[ -n $CALLED_BY_A_STAGE ]] || echo "$STOPPED: $(resuming)"
         return
     fi
-    ((status == 0)) || outcome="stopped with exit status $status"
+    if ((status)); then
+        outcome="stopped with exit status $status"
+        ((DETACH == 0)) || cancel_chain
+    elif [[ -n ${PICKABACK_CHAIN:-} ]]; then
+        outcome=submitted
+        ((DETACH == 0)) || [[ -n $CALLED_BY_A_STAGE ]] || report_chain
+    fi
     echo "== ${STAGE%%,*} $outcome after $((SECONDS / 60)) min $((SECONDS % 60)) s"
 }
 

@@ -4,6 +4,8 @@
 # (slurm_task.sh), and per element, by its number in the fan-out, output-N.txt and, once it has ended, status-N.
 # shellcheck shell=bash
 
+# Handed on to the stages that a stage runs, never taken from the user's environment.
+[[ -n ${INSIDE_A_STAGE:-} ]] || unset PICKABACK_CHAIN
 FOLLOWED='' # name of the jobs to cancel if this script is stopped; unique
 # Seconds that a file written on a node may take to appear here: NFS caches folders for up to a minute.
 : "${FILE_DELAY:=60}"
@@ -38,7 +40,7 @@ run_in_slurm() {
     local folder
     local -A first_of=() # job id of an array → number of its first element
     submit "$@"
-    if [[ -n ${CHAIN:-} ]]; then
+    if [[ -n ${PICKABACK_CHAIN:-} ]]; then
         FOLLOWED=''
         return
     fi
@@ -64,8 +66,8 @@ submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each 
         printf '%s=%q\n' APPENDED "$1" DEVICE "$DEVICE" THREADS "$THREADS" \
             SIDE_BY_SIDE "${TASKS_SIDE_BY_SIDE:-0}"
     } >"$folder/command.sh"
-    if [[ -n ${CHAIN:-} ]]; then
-        previous=$(tail -n 1 "$CHAIN")
+    if [[ -n ${PICKABACK_CHAIN:-} ]]; then
+        previous=$(tail -n 1 "$PICKABACK_CHAIN")
     fi
     arguments=(--signal=B:USR1@60 --requeue)
     [[ -z $THREADS || $1 == nothing ]] || arguments+=(--cpus-per-task "$THREADS")
@@ -75,7 +77,7 @@ submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each 
     for ((first = 0; first < ${#todo[@]}; first += MAX_ARRAY)); do
         last=$((${#todo[@]} - first < MAX_ARRAY ? ${#todo[@]} - first - 1 : MAX_ARRAY - 1))
         dependency=()
-        if [[ -n ${CHAIN:-} && -n $previous ]]; then
+        if [[ -n ${PICKABACK_CHAIN:-} && -n $previous ]]; then
             dependency=("--dependency=afterok:$previous" --kill-on-invalid-dep=yes)
         fi
         # JOBS limits each array: the next one waits.
@@ -97,9 +99,9 @@ submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each 
         id=${id%%;*}
         first_of[$id]=$first
     done
-    if [[ -n ${CHAIN:-} ]]; then
-        (IFS=: && echo "${!first_of[*]}") >>"$CHAIN"
-        echo "-- ${#todo[@]} ${todo[1]+tasks}${todo[1]-task}: Slurm ${first_of[1]+}jobs ${!first_of[*]}, output in $folder"
+    if [[ -n ${PICKABACK_CHAIN:-} ]]; then
+        (IFS=: && echo "${!first_of[*]}") >>"$PICKABACK_CHAIN"
+        echo "-- job ${!first_of[*]}: ${todo[*]}; output in $folder"
     fi
 }
 
@@ -193,6 +195,37 @@ ended_without_status() { # NUMBER, for follow: whether the element has ended wit
     esac
     ((SECONDS >= ${lost_since[$number]} + delay)) || return 1
     echo "error: ${todo[number]}: $how" >&2
+}
+
+# ---------------------------------------------------------------------------------------------
+# Submitted and left (--detach): PICKABACK_CHAIN is a file with a line of job ids for each fan-out so far. The next one
+# starts if the last has succeeded, and is removed from the queue if it has failed.
+
+start_chain() { # for start_stage
+    [[ $LAUNCHER == slurm ]] || die "--detach submits jobs to Slurm: set LAUNCHER=slurm"
+    [[ -z ${PICKABACK_CHAIN:-} ]] || return 0 # of the stage that runs this one for each of its seeds
+    local logs
+    logs=$(absolute_root "$LOGS_ROOT")
+    mkdir -p "$logs/slurm"
+    PICKABACK_CHAIN=$(mktemp "$logs/slurm/chain.XXXXXX")
+    export PICKABACK_CHAIN
+}
+
+chained_ids() { # print the job ids of all fan-outs, on one line
+    tr ':\n' '  ' <"$PICKABACK_CHAIN"
+}
+
+cancel_chain() { # nothing is left behind if a later stage cannot be submitted
+    [[ -n ${PICKABACK_CHAIN:-} && -z $CALLED_BY_A_STAGE ]] || return 0
+    local -a ids
+    read -ra ids < <(chained_ids)
+    ((${#ids[@]} == 0)) || scancel --quiet "${ids[@]}" || echo "error: scancel failed: cancel the jobs ${ids[*]}" >&2
+}
+
+report_chain() {
+    echo "-- submitted: jobs $(chained_ids)"
+    echo "   squeue --me shows them; the last one prints the table into its output"
+    echo "   a task that fails removes the jobs after it; once that is corrected, $(resuming)"
 }
 
 cancel_followed() { # cancel what this script has submitted, also jobs of which it does not know the id yet

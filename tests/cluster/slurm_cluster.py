@@ -17,7 +17,7 @@ SlurmUser={user}
 SlurmdUser=root
 SlurmctldPort={controller_port}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -112,7 +112,12 @@ class Cluster:
     def _munge_files(self) -> list[str]:
         return [
             f"--{name}={self.folder / 'munge'}.{suffix}"
-            for name, suffix in (("socket", "socket"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"))
+            for name, suffix in (
+                ("socket", "socket"),
+                ("pid-file", "pid"),
+                ("log-file", "log"),
+                ("seed-file", "seed"),
+            )
         ]
 
     def _start(self, name: str, *arguments: str) -> None:
@@ -139,7 +144,16 @@ class Cluster:
             process_killed(process)
 
     def processes_of(self, node: str) -> Iterator[int]:
-        """The processes of jobs on `node`, known by their environment."""
+        """The processes of jobs on `node`."""
+        return self._processes_with(f"SLURMD_NODENAME={node}")
+
+    def processes_of_job(self, job: str) -> Iterator[int]:
+        """The processes of an element of an array, such as 12_0."""
+        array, _, index = job.partition("_")
+        return self._processes_with(f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={index}")
+
+    def _processes_with(self, *variables: str) -> Iterator[int]:
+        wanted = {text.encode() for text in (*variables, f"SLURM_CONF={self.configuration}")}
         for folder in Path("/proc").iterdir():
             if not folder.name.isdigit():
                 continue
@@ -147,15 +161,15 @@ class Cluster:
                 environment = (folder / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if (
-                f"SLURMD_NODENAME={node}".encode() in environment
-                and f"SLURM_CONF={self.configuration}".encode() in environment
-            ):
+            if wanted <= set(environment):
                 yield int(folder.name)
 
     def await_idle(self) -> None:
         await_that(
-            lambda: self.run("sinfo", "--noheader", "--Node", "--format=%T").stdout.split() == ["idle"] * len(self.nodes),
+            lambda: (
+                self.run("sinfo", "--noheader", "--Node", "--format=%T").stdout.split()
+                == ["idle"] * len(self.nodes)
+            ),
             what="idle nodes",
         )
 
