@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 # `cred_expire`: how long a requeued job waits before it starts again.
@@ -73,7 +74,7 @@ class Cluster:
         controller_port, *ports = free_ports(1 + len(nodes))
         host = socket.gethostname().partition(".")[0]
         lines = [
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=1000 State=UNKNOWN"
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 State=UNKNOWN"
             for node, port in zip(nodes, ports, strict=True)
         ]
         self.configuration = folder / "slurm.conf"
@@ -87,7 +88,7 @@ class Cluster:
                 nodes="\n".join(lines),
             )
         )
-        os.environ["SLURM_CONF"] = str(self.configuration)
+        self.environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
 
     def __enter__(self) -> "Cluster":
         key = self.folder / "munge.key"
@@ -124,6 +125,7 @@ class Cluster:
         with (self.folder / f"{name}.out").open("ab") as output:
             self.daemons[name] = subprocess.Popen(
                 [name.partition("-")[0], *arguments],
+                env=self.environment,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -140,8 +142,11 @@ class Cluster:
         if daemon is not None:
             daemon.kill()
             daemon.wait()
-        for process in list(self.processes_of(node)):
-            process_killed(process)
+        processes = list(self.processes_of(node))
+        # A job's supervisor would still report how it ended.
+        for process in [*filter(is_supervisor, map(parent_of, processes)), *processes]:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def processes_of(self, node: str) -> Iterator[int]:
         """The processes of jobs on `node`."""
@@ -165,20 +170,21 @@ class Cluster:
                 yield int(folder.name)
 
     def await_idle(self) -> None:
+        idle = ["idle"] * len(self.nodes)
         await_that(
-            lambda: (
-                self.run("sinfo", "--noheader", "--Node", "--format=%T").stdout.split()
-                == ["idle"] * len(self.nodes)
-            ),
+            lambda: self.run("sinfo", "--noheader", "--Node", "--format=%T").stdout.split() == idle,
             what="idle nodes",
         )
 
     def run(self, *command: str) -> subprocess.CompletedProcess:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
 
 
-def process_killed(process: int) -> None:
-    try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def parent_of(process: int) -> int:
+    status = Path(f"/proc/{process}/status")
+    return int(status.read_text().partition("PPid:")[2].split()[0]) if status.exists() else 0
+
+
+def is_supervisor(process: int) -> bool:
+    name = Path(f"/proc/{process}/comm")
+    return name.exists() and name.read_text().startswith("slurmstepd")
