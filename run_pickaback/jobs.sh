@@ -54,7 +54,7 @@ in_one_process() { # COMMAND…: run it once for all of TASK_NAMES, on the first
     OMP_NUM_THREADS=$THREADS run_one "$@" --dataset "$(joined_tasks)" --device "$device" --threads "$THREADS"
 }
 
-run_alone() { # NAME COMMAND…: run it once, for all of its tasks; under Slurm as a job, with --device and --threads appended
+run_alone() { # NAME COMMAND…: run it once; under Slurm as a job, with --device and --threads appended
     local -a todo=("$1") failed=()
     if [[ $LAUNCHER == local ]]; then
         run_one "${@:2}"
@@ -130,6 +130,7 @@ find_unfinished() {
     local list log to_list from_list to_log from_log task
     local -a names
     todo=("${TASK_NAMES[@]}")
+    [[ ! -s ${PICKABACK_CHAIN:-} ]] || return 0 # what comes before is still to run
     ((${#todo[@]} > 1)) && [[ $OVERWRITE == 0 ]] || return 0
     list=$(mktemp) && log=$(mktemp)
     exec {to_list}>"$list" {from_list}<"$list" {to_log}>"$log" {from_log}<"$log"

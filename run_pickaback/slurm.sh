@@ -50,8 +50,8 @@ run_in_slurm() {
 }
 
 submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each of at most MAX_ARRAY elements
-    local logs stage first last id previous='' root
-    local -a arguments dependency roots=()
+    local logs stage first last id='' before='' dependency root
+    local -a arguments roots=()
     logs=$(absolute_root "$LOGS_ROOT") stage=$(basename "$LAUNCHED_AS" .sh)
     mkdir -p "$logs/slurm"
     folder=$(mktemp -d "$logs/slurm/$stage.XXXXXX")
@@ -66,8 +66,8 @@ submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each 
         printf '%s=%q\n' APPENDED "$1" DEVICE "$DEVICE" THREADS "$THREADS" \
             SIDE_BY_SIDE "${TASKS_SIDE_BY_SIDE:-0}"
     } >"$folder/command.sh"
-    if [[ -n ${PICKABACK_CHAIN:-} ]]; then
-        previous=$(tail -n 1 "$PICKABACK_CHAIN")
+    if [[ -s ${PICKABACK_CHAIN:-} ]]; then
+        before=afterok:$(tail -n 1 "$PICKABACK_CHAIN")
     fi
     arguments=(--signal=B:USR1@60 --requeue)
     [[ -z $THREADS || $1 == nothing ]] || arguments+=(--cpus-per-task "$THREADS")
@@ -76,17 +76,13 @@ submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each 
     FOLLOWED=pickaback.${folder##*/}
     for ((first = 0; first < ${#todo[@]}; first += MAX_ARRAY)); do
         last=$((${#todo[@]} - first < MAX_ARRAY ? ${#todo[@]} - first - 1 : MAX_ARRAY - 1))
-        dependency=()
-        if [[ -n ${PICKABACK_CHAIN:-} && -n $previous ]]; then
-            dependency=("--dependency=afterok:$previous" --kill-on-invalid-dep=yes)
-        fi
+        dependency=$before
         # JOBS limits each array: the next one waits.
-        if [[ -n $JOBS ]] && ((first > 0)); then
-            dependency=("--dependency=afterany:$id" --kill-on-invalid-dep=yes)
-        fi
+        [[ -z $JOBS || -z $id ]] || dependency=${before:+$before,}afterany:$id
         # Values of an enclosing job would pass for those of the new one.
         env -u SLURM_CPUS_PER_TASK -u SLURM_JOB_GPUS -u SLURM_GPUS_ON_NODE \
-            sbatch --parsable "${arguments[@]}" ${dependency[@]+"${dependency[@]}"} \
+            sbatch --parsable "${arguments[@]}" \
+            ${dependency:+"--dependency=$dependency" --kill-on-invalid-dep=yes} \
             --array="0-$last${JOBS:+%$JOBS}" --job-name="$FOLLOWED" --chdir="$REPOSITORY" \
             --output="${folder//%/%%}/output-$first-%a.txt" --open-mode=append \
             "$REPOSITORY/run_pickaback/slurm_task.sh" "$folder" "$REPOSITORY" "$first" \
@@ -108,7 +104,7 @@ submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each 
 follow() { # for run_in_slurm, whose variables it uses: print what the elements print until all have ended
     local -A state=() lost_since=() descriptor=() partial=()
     local -a open=("${!todo[@]}")
-    local number status began=$SECONDS asked=0 interval
+    local number status began=$SECONDS asked=0 answers=1 interval
     while ((${#open[@]})); do
         # Often at first, then less: many users share the controller.
         interval=$(((SECONDS - began) / 20 + 2))
@@ -156,11 +152,11 @@ ask_for_states() { # for follow: set `state` of every element that Slurm still k
     squeue --noheader --array --states=all --user="$(id -u)" --name="$FOLLOWED" --format='%i %T %r' \
         >"$folder/states" 2>"$folder/refusal" &
     if ! wait $!; then
-        [[ -n ${SILENT:-} ]] || echo "-- Slurm does not answer, still waiting: $(one_line <"$folder/refusal")"
-        SILENT=1
+        ((answers == 0)) || echo "-- Slurm does not answer, still waiting: $(one_line <"$folder/refusal")"
+        answers=0
         return
     fi
-    SILENT=''
+    answers=1
     state=()
     while read -r id name reason; do
         index=${id#*_} number=${first_of[${id%%_*}]:-}
@@ -198,8 +194,8 @@ ended_without_status() { # NUMBER, for follow: whether the element has ended wit
 }
 
 # ---------------------------------------------------------------------------------------------
-# Submitted and left (--detach): PICKABACK_CHAIN is a file with a line of job ids for each fan-out so far. The next one
-# starts if the last has succeeded, and is removed from the queue if it has failed.
+# Submitted and left (--detach): PICKABACK_CHAIN is a file with a line of job ids for each fan-out so far. The
+# next one starts if the last has succeeded, and is removed from the queue if it has failed.
 
 start_chain() { # for start_stage
     [[ $LAUNCHER == slurm ]] || die "--detach submits jobs to Slurm: set LAUNCHER=slurm"
@@ -223,9 +219,8 @@ cancel_chain() { # nothing is left behind if a later stage cannot be submitted
 }
 
 report_chain() {
-    echo "-- submitted: jobs $(chained_ids)"
-    echo "   squeue --me shows them; the last one prints the table into its output"
-    echo "   a task that fails removes the jobs after it; once that is corrected, $(resuming)"
+    echo "-- submitted: jobs $(chained_ids); the last one prints the table into its output. If a task fails, the" \
+        "later jobs are removed; once that is corrected, $(resuming)"
 }
 
 cancel_followed() { # cancel what this script has submitted, also jobs of which it does not know the id yet

@@ -184,14 +184,15 @@ def test_a_task_that_saves_nothing_within_its_time_is_not_requeued_for_ever(stag
 
 def test_a_failed_task_leaves_no_later_job_in_the_queue(stage: Stage) -> None:
     (stage.folder / "red").write_text("1")
-    status, output = stage.run("run_all.sh", "digits", "--detach")
+    status, output = stage.run("run_all.sh", "digits", "--detach", JOBS="2")
     assert status == 0, output
     assert "-- submitted: jobs " in output
-    # baseline and wo_backbone in two arrays each, ratios, backbones, targets, table
-    assert len({name.split("_")[0] for name in stage.queue("%i")}) >= 6
+    # Four stages in two arrays each, the choice of the ratios and the table.
+    assert len({name.split("_")[0] for name in stage.queue("%i")}) == 10
     stage.let_go()
     await_that(lambda: not stage.queue("%i"), what="an empty queue")
-    assert not list((stage.folder / "logs" / "slurm").glob("w_backbone.*/status-*"))
+    ended = [path.relative_to(stage.folder / "logs") for path in stage.folder.rglob("status-*")]
+    assert len(ended) == 3 and all("baseline." in str(path) for path in ended)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,12 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert status == 1
     assert len(re.findall("^error: ", output, flags=re.MULTILINE)) == 1
     assert f"error: {message}" in output
+
+
+def test_only_jobs_can_be_left(stage: Stage) -> None:
+    status, output = stage.run("run_all.sh", "digits", "--detach", LAUNCHER="local")
+    assert status == 1
+    assert "error: --detach submits jobs to Slurm: set LAUNCHER=slurm\n" in output
 
 
 def test_a_node_that_does_not_see_a_folder_is_named(stage: Stage) -> None:
