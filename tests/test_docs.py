@@ -23,7 +23,17 @@ STAGE_FLAGS = {"--control", "--detach", "--target", "--help"}
 # Flags of TensorBoard's and MLflow's own commands.
 OF_TRACKERS = {"--logdir", "--backend"}
 # Flags of Slurm's commands.
-OF_SLURM = {"--account", "--array", "--cpus", "--gpus", "--kill", "--partition", "--requeue", "--signal", "--time"}
+OF_SLURM = {
+    "--account",
+    "--cpus",
+    "--gpus",
+    "--kill",
+    "--mem",
+    "--partition",
+    "--requeue",
+    "--signal",
+    "--time",
+}
 # Scripts in a synopsis.
 PLACEHOLDERS = {"run_pickaback/X.sh", "tools/X.py"}
 
