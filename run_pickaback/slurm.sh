@@ -103,8 +103,8 @@ submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each 
 
 follow() { # for run_in_slurm, whose variables it uses: print what the elements print until all have ended
     local -A state=() lost_since=() descriptor=() partial=()
-    local -a open=("${!todo[@]}")
-    local number status began=$SECONDS asked=0 answers=1 interval
+    local -a open=("${!todo[@]}") status
+    local number file began=$SECONDS asked=0 answers=1 interval
     while ((${#open[@]})); do
         # Often at first, then less: many users share the controller.
         interval=$(((SECONDS - began) / 20 + 2))
@@ -113,18 +113,19 @@ follow() { # for run_in_slurm, whose variables it uses: print what the elements 
             ask_for_states
             asked=$SECONDS
         fi
+        status=()
+        # A listing, since NFS caches which names are missing.
+        for file in "$folder"/status-*; do
+            [[ ! -e $file ]] || status[${file##*-}]=$(<"$file")
+        done
         for number in "${open[@]}"; do
-            status=''
-            # A listing, since a missing name may be cached.
-            compgen -G "$folder/status-$number" >/dev/null && status=$(<"$folder/status-$number")
             print_output "$number"
-            if [[ -z $status ]]; then
+            if [[ -z ${status[number]:-} ]]; then
                 ended_without_status "$number" || continue
-                status=lost
             fi
             [[ -z ${partial[$number]:-} ]] || echo "${partial[$number]}"
             [[ -z ${descriptor[$number]:-} ]] || exec {descriptor[$number]}<&-
-            [[ $status == 0 ]] || failed+=("${todo[number]}")
+            [[ ${status[number]:-} == 0 ]] || failed+=("${todo[number]}")
             unset "open[number]"
         done
         ((${#open[@]} == 0)) || run_one sleep 1

@@ -1,4 +1,4 @@
-"""LAUNCHER=slurm on a cluster of three nodes, which runs on this machine: about a minute in all."""
+"""LAUNCHER=slurm on a cluster of three nodes, which runs on this machine: about two minutes in all."""
 
 import os
 import re
@@ -86,11 +86,15 @@ class Stage:
 
     def id_of(self, task: str) -> str:
         number = self.variables["FAKE_TASKS"].split().index(task)
-        arrays = sorted({line.split("_")[0] for line in self.queue("%i")}, key=int)
+        own = {f"pickaback.{folder.name}" for folder in (self.folder / "logs" / "slurm").iterdir()}
+        jobs = [line.split() for line in self.queue("%i %j")]
+        arrays = sorted({job.split("_")[0] for job, name in jobs if name in own}, key=int)
         return f"{arrays[number // 2]}_{number % 2}"
 
     def queue(self, what: str) -> list[str]:
-        return self.cluster.run("squeue", "--noheader", "--array", f"--format={what}").stdout.split("\n")[:-1]
+        answer = self.cluster.run("squeue", "--noheader", "--array", f"--format={what}")
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout.splitlines()
 
 
 @pytest.fixture
@@ -132,8 +136,8 @@ def test_what_others_cancel_and_what_vanishes_is_told_apart(stage: Stage, tmp_pa
     await_that(lambda: len(stage.queue("%i")) == 1, what="the end of the killed one")
     stage.let_go()
     output, _ = running.communicate(timeout=60)
-    assert running.returncode == 1
-    assert "error: red: cancelled in Slurm (scancel)\n" in output
+    assert running.returncode == 1, output
+    assert "error: red: cancelled in Slurm (scancel)\n" in output, output
     assert "error: green: ended without an exit status (FAILED): do its nodes see " in output
     assert "error: 2 of 3 tasks failed: " in output and "blue" not in output.split("tasks failed: ")[1]
 
@@ -178,7 +182,7 @@ def test_a_task_that_saves_nothing_within_its_time_is_not_requeued_for_ever(stag
     running = stage.start(FAKE_TASKS="red")
     stage.cluster.run("scancel", "--batch", "--signal=USR1", stage.await_start("red"))
     output, _ = running.communicate(timeout=60)
-    assert running.returncode == 1
+    assert running.returncode == 1, output
     assert "error: red saved nothing within its time limit: raise --time in SLURM_ARGS\n" in output
 
 
