@@ -85,6 +85,6 @@ if [[ $status != 0 && $ended == limit ]]; then
     scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" && exit 0
     echo "error: $task: Slurm did not requeue it: run the same command again" >&2
 fi
-# What Slurm ended, it reports itself; a preempted job starts again.
-[[ $ended != stopped || $status == 0 ]] || exit "$status"
+# What Slurm ended, it reports itself; a preempted job starts again. (143: its TERM reached the command first.)
+[[ $status == 0 || ($ended != stopped && $status != 143) ]] || exit "$status"
 end "$status"
