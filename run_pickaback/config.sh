@@ -53,10 +53,12 @@
 : "${EXTRA_SPG_ARGS:=}"      # more flags for spg_main.py: "--lr 0.1 --dropout 0.3 0.4"
 
 # machine
+: "${LAUNCHER:=local}"       # local, or slurm: tasks become jobs of a Slurm cluster (docs/clusters.md)
+: "${SLURM_ARGS:=}"          # of sbatch: "--partition gpu --account mine --time 4:00:00 --gpus-per-task 1"
 : "${DEVICE:=auto}"          # auto, cpu, cuda or cuda:1
 : "${GPUS:=}"                # GPU indices to spread the tasks over: "0 1 2 3"; empty: use DEVICE
-: "${JOBS:=}"                # tasks in parallel; empty: one per GPU in use, else one per core
-: "${THREADS:=}"             # CPU threads per job; empty: cores / JOBS
+: "${JOBS:=}"                # tasks in parallel; empty: one per GPU in use, else one per core (slurm: no limit)
+: "${THREADS:=}"             # CPU threads per job; empty: cores / JOBS (slurm: those of the allocation)
 : "${PRECISION:=fp32}"       # fp32, tf32 or bf16
 : "${NONDETERMINISTIC:=0}"   # 1: faster, nondeterministic GPU kernels
 : "${PYTHON:=}"              # interpreter with the dependencies installed; empty: .venv, created when missing

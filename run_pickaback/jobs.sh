@@ -1,6 +1,9 @@
 # Processes: the only place where tasks become processes, and where a signal stops them. Sourced.
 # shellcheck shell=bash
 
+# shellcheck source=run_pickaback/slurm.sh
+source run_pickaback/slurm.sh
+
 # Children run in the background, so that a signal reaches this script at once. It then stops them itself:
 # an interactive Ctrl-C does not reach background children.
 STOPPED='' # how a signal ended this script, in words
@@ -12,6 +15,8 @@ stop() { # SIGNAL NUMBER
     mapfile -t children < <(jobs -rp)
     kill -TERM ${children[@]+"${children[@]}"} 2>/dev/null || true
     wait
+    cancel_followed
+    cancel_chain
     exit $((128 + $1))
 }
 trap 'stop 1' HUP
@@ -37,18 +42,40 @@ joined_tasks() { # print TASK_NAMES, separated by commas
 
 in_one_process() { # COMMAND…: run it once for all of TASK_NAMES, on the first of GPUS or on DEVICE
     local device=$DEVICE
-    local -a gpus
+    local -a gpus todo failed=()
+    if [[ $LAUNCHER == slurm ]]; then
+        todo=("$(joined_tasks)")
+        run_in_slurm task "$@"
+        check_failed
+        return
+    fi
     read -ra gpus <<<"$GPUS"
     ((${#gpus[@]} == 0)) || device=cuda:${gpus[0]}
     OMP_NUM_THREADS=$THREADS run_one "$@" --dataset "$(joined_tasks)" --device "$device" --threads "$THREADS"
 }
 
+run_alone() { # NAME COMMAND…: run it once; under Slurm as a job, with --device and --threads appended
+    local -a todo=("$1") failed=()
+    if [[ $LAUNCHER == local ]]; then
+        run_one "${@:2}"
+        return
+    fi
+    run_in_slurm machine "${@:2}"
+    check_failed
+}
+
+run_light() { # NAME COMMAND…: run what takes seconds: here, unless the stages before it are still to run
+    local -a todo=("$1") failed=()
+    if [[ -z ${PICKABACK_CHAIN:-} ]]; then
+        run_one "${@:2}"
+        return
+    fi
+    run_in_slurm nothing "${@:2}"
+}
+
 # fan_out COMMAND…: run COMMAND for every unfinished task of TASK_NAMES, JOBS at a time, each with --dataset,
-# --device and --threads appended. If one fails, the others continue.
-#
-# To run the tasks under Slurm, replace the line that starts a job by
-# `srun --ntasks 1 --gpus 1 --cpus-per-task "$THREADS" …`, which keeps JOBS, failures and signals as they are,
-# or replace the loop by one `sbatch --wait --array`.
+# --device and --threads appended. If one fails, the others continue. With LAUNCHER=slurm, the tasks are the
+# elements of a job array.
 fan_out() {
     local -a gpus=() todo=() running=() failed=()
     local -A task_of=()
@@ -60,7 +87,12 @@ fan_out() {
         return
     fi
     # Epoch lines of several tasks in one stream are unreadable: they go to each task's log only.
-    ((JOBS == 1)) || export TASKS_SIDE_BY_SIDE=1
+    [[ $JOBS == 1 ]] || export TASKS_SIDE_BY_SIDE=1
+    if [[ $LAUNCHER == slurm ]]; then
+        run_in_slurm task "$@"
+        check_failed
+        return
+    fi
     for task in "${todo[@]}"; do
         while ((${#running[@]} >= JOBS)); do
             await_a_job
@@ -81,6 +113,10 @@ fan_out() {
     while ((${#running[@]})); do
         await_a_job
     done
+    check_failed
+}
+
+check_failed() { # for fan_out, whose variables it uses: fail if a task has failed; name them
     ((${#failed[@]} == 0)) && return
     echo "error: ${#failed[@]} of ${#todo[@]} tasks failed: ${failed[*]}. See the lines above;" \
         "once that is corrected, $(resuming)" >&2
@@ -94,13 +130,14 @@ find_unfinished() {
     local list log to_list from_list to_log from_log task
     local -a names
     todo=("${TASK_NAMES[@]}")
+    [[ ! -s ${PICKABACK_CHAIN:-} ]] || return 0 # what comes before is still to run
     ((${#todo[@]} > 1)) && [[ $OVERWRITE == 0 ]] || return 0
     list=$(mktemp) && log=$(mktemp)
     exec {to_list}>"$list" {from_list}<"$list" {to_log}>"$log" {from_log}<"$log"
     rm -f "$list" "$log" # the open descriptors suffice, and a signal leaves nothing behind
     # On the CPU: nothing is computed, and the GPUs are left to the jobs.
     # Only the command is redirected: a trap that runs meanwhile writes to the terminal.
-    OMP_NUM_THREADS=$THREADS ${WITH_PARENT[@]+"${WITH_PARENT[@]}"} "$@" --device cpu --threads "$THREADS" \
+    OMP_NUM_THREADS=${THREADS:-1} ${WITH_PARENT[@]+"${WITH_PARENT[@]}"} "$@" --device cpu --threads "${THREADS:-1}" \
         --dataset "$(joined_tasks)" --list_unfinished 1>&"$to_list" 2>&"$to_log" &
     if wait $!; then
         mapfile -t names <&"$from_list"

@@ -106,11 +106,15 @@ parse_arguments() { # [config] [tasks]
     fi
 }
 
-parse_control() { # [config] [tasks] [--control]: set CONTROL; the rest goes to REST
+parse_control() { # [config] [tasks] [--control] [--detach]: set CONTROL and DETACH; the rest goes to REST
     local argument
     REST=()
     for argument in "$@"; do
-        if [[ $argument == --control ]]; then CONTROL=1; else REST+=("$argument"); fi
+        case $argument in
+            --control) CONTROL=1 ;;
+            --detach) DETACH=1 ;;
+            *) REST+=("$argument") ;;
+        esac
     done
 }
 
@@ -155,7 +159,7 @@ _pickaback="baseline wo_backbone select_pruning_ratio_of_backbone find_backbone 
 # variables, so that settings exported once serve a whole run stage by stage.
 ACCEPTED_BY=(
     "ARCH SEED SEEDS RUN OVERWRITE DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT: $_pickaback cpg_sequence spg"
-    "DEVICE THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg"
+    "LAUNCHER SLURM_ARGS DEVICE THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg"
     "LOG_TO: $_pickaback cpg_sequence spg"
     "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL TRAIN_PER_CLASS GPUS JOBS: $_pickaback cpg_sequence"
     "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence"
@@ -236,11 +240,12 @@ check_switches() {
     for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC CONTROL REPORT; do
         [[ ${!name} == [01] ]] || die "$name=${!name} must be 0 or 1"
     done
+    [[ $LAUNCHER == local || $LAUNCHER == slurm ]] || die "LAUNCHER=$LAUNCHER must be local or slurm"
     [[ $DEVICE =~ ^(auto|cpu|cuda(:[0-9]{1,4})?)$ ]] || die "DEVICE=$DEVICE must be auto, cpu, cuda or cuda:<i>"
 }
 
-check_machine() { # check GPUS, and settle JOBS and THREADS
-    local cores index
+check_machine() { # check GPUS, and settle JOBS and THREADS: under Slurm, empty ones leave them to the allocation
+    local index
     words "$GPUS"
     if ((${#WORDS[@]})); then
         for index in "${WORDS[@]}"; do
@@ -248,6 +253,15 @@ check_machine() { # check GPUS, and settle JOBS and THREADS
         done
         [[ $DEVICE == auto || $DEVICE == cuda ]] || die "GPUS=\"$GPUS\" and DEVICE=$DEVICE contradict: set one of them"
     fi
+    [[ $LAUNCHER == slurm ]] || settle_jobs_and_threads
+    [[ -z $JOBS || $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || die "JOBS=$JOBS must be a whole number from 1 to 9999"
+    [[ -z $THREADS ]] || { [[ $THREADS =~ ^[1-9][0-9]{0,3}$ ]] && ((THREADS <= 1024)); } ||
+        die "THREADS=$THREADS must be a whole number from 1 to 1024"
+    [[ $LAUNCHER == local ]] || check_slurm
+}
+
+settle_jobs_and_threads() { # for check_machine, which has put GPUS into WORDS
+    local cores
     # nproc would obey the user's OMP_NUM_THREADS.
     cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
     if [[ -z $JOBS ]]; then
@@ -258,11 +272,9 @@ check_machine() { # check GPUS, and settle JOBS and THREADS
             JOBS=1
         fi
     fi
-    [[ $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || die "JOBS=$JOBS must be a whole number from 1 to 9999"
+    [[ $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || return 0
     # Derived from JOBS, not from the number of tasks: a task's bytes do not depend on what runs beside it.
     [[ -n $THREADS ]] || THREADS=$((cores / JOBS > 0 ? cores / JOBS : 1))
-    [[ $THREADS =~ ^[1-9][0-9]{0,3}$ ]] && ((THREADS <= 1024)) ||
-        die "THREADS=$THREADS must be a whole number from 1 to 1024"
 }
 
 gpu_in_use() {
@@ -300,6 +312,7 @@ common_args() { # the flags that several commands share; fan_out adds the task, 
 # ---------------------------------------------------------------------------------------------
 # A stage
 
+DETACH=0    # run_all*.sh --detach
 REFUSALS=() # what else tools.list_tasks refuses before any job; set by some stages
 
 start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before the first Python command of a stage
@@ -313,13 +326,15 @@ start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before t
     common_args
     expand_tasks
     trap end_stage EXIT
+    ((DETACH == 0)) || start_chain
     if ((${#SEED_LIST[@]})); then
         run_for_each_seed
         exit
     fi
     local protocol=$PROTOCOL
     [[ $PROTOCOL != published ]] || protocol="published (decisions look at the test set)"
-    echo "== $STAGE: $CONFIG, tasks: ${#TASK_NAMES[@]}, jobs: $JOBS, threads per job: $THREADS," \
+    echo "== $STAGE: $CONFIG, tasks: ${#TASK_NAMES[@]}, jobs: ${JOBS:-as Slurm allows}," \
+        "threads per job: ${THREADS:-as Slurm allots}," \
         "device: ${GPUS:+GPUs }${GPUS:-$DEVICE}, protocol: $protocol"
 }
 
@@ -345,7 +360,7 @@ run_for_each_seed() { # run this stage for each of SEED_LIST, then print its tab
 }
 
 report() { # FLAGS…: print the table of the tasks of this stage
-    run_one "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "${POOL:-$CANDIDATES}" \
+    run_light "the table" "$PYTHON_BIN" -m tools.report "${FILE_ARGS[@]}" --candidates "${POOL:-$CANDIDATES}" \
         --dataset "$(joined_tasks)" --backbone "${PAIR_BACKBONE:-from_csv}" "$@"
 }
 
@@ -372,6 +387,7 @@ start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence 
     [[ ! -f $CALLED_FROM/${SEQ%.toml*}.toml ]] || absolute SEQ
     refuse_unused_variables
     check_switches
+    [[ $LAUNCHER == local ]] || check_slurm
     words "$APPR"
     APPROACHES=("${WORDS[@]}")
     check_seeds
@@ -408,7 +424,13 @@ end_stage() {
         [[ -n $CALLED_BY_A_STAGE ]] || echo "$STOPPED: $(resuming)"
         return
     fi
-    ((status == 0)) || outcome="stopped with exit status $status"
+    if ((status)); then
+        outcome="stopped with exit status $status"
+        ((DETACH == 0)) || cancel_chain
+    elif [[ -n ${PICKABACK_CHAIN:-} ]]; then
+        outcome=submitted
+        ((DETACH == 0)) || [[ -n $CALLED_BY_A_STAGE ]] || report_chain
+    fi
     echo "== ${STAGE%%,*} $outcome after $((SECONDS / 60)) min $((SECONDS % 60)) s"
 }
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # All stages from 1 to 3-2, then a table of the gains from the backbones.
 #
-# usage: bash run_pickaback/run_all.sh [config] [tasks] [--control]
+# usage: bash run_pickaback/run_all.sh [config] [tasks] [--control] [--detach]
 #
 #   config     task table: digits_few (default), digits, cifar100 or your own .toml file
 #   tasks      names, ids or ranges: 4  1-20  fish,14  all (default); a single task chooses among all others,
 #              whose own networks are trained, too
 #   --control  also train each target without a backbone, at its final width, as a fine-tuned copy of its
 #              backbone's network, and as a linear probe of it (as CONTROL=1 does, the default of digits_few)
+#   --detach   with LAUNCHER=slurm, submit all stages, each to start after the one before it, and exit
 #
 # Finished work is skipped, so the same command resumes a stopped run. Where two runs need the same output,
 # the second waits for the first, then skips it. The variables in

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # All stages across modalities, from 1 to 3-2, then a table of the gains from the backbones.
 #
-# usage: bash run_pickaback/run_all_MM.sh [config] [tasks] [--control]
+# usage: bash run_pickaback/run_all_MM.sh [config] [tasks] [--control] [--detach]
 #
 #   config     task table: digits_docs (default), cifar_newsgroups or your own .toml file
 #   tasks      names, ids or ranges: 4  1-20  fish,14  all (default); a single task chooses among all others,
 #              whose own networks are trained, too
 #   --control  also train each target on the best backbone of its own modality, on the best one of the
 #              other modality, and on the latter without the K/V transfer
+#   --detach   with LAUNCHER=slurm, submit all stages, each to start after the one before it, and exit
 #
 # Finished work is skipped, so the same command resumes a stopped run. Where two runs need the same output,
 # the second waits for the first, then skips it. The variables in

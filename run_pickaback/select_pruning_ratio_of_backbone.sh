@@ -12,5 +12,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 start_stage "stage 2-2, choose the pruning ratio of each task" "$@"
 ! fleet_serves "there is no ratio to choose" || exit 0
 words "$SPARSITIES"
-run_one "$PYTHON_BIN" -m tools.select_pruning_ratio "${WRITING_ARGS[@]}" --dataset "$TASKS" \
+run_light "the choice of the ratios" "$PYTHON_BIN" -m tools.select_pruning_ratio "${WRITING_ARGS[@]}" --dataset "$TASKS" \
     --allow_acc_loss "$ALLOW_ACC_LOSS" --target_sparsity "${WORDS[@]}"

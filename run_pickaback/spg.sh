@@ -25,10 +25,10 @@ start_sequence "$@"
 ((${#APPROACHES[@]} * TRIALS + ${#SEED_LIST[@]} == 1)) || compare --check
 # `one` is the reference for the others' forward transfer.
 for approach in "${APPROACHES[@]}"; do
-    [[ $approach != one ]] || run_one "$PYTHON_BIN" spg_main.py "${SPG_ARGS[@]}" --appr one
+    [[ $approach != one ]] || run_alone one "$PYTHON_BIN" spg_main.py "${SPG_ARGS[@]}" --appr one
 done
 for approach in "${APPROACHES[@]}"; do
-    [[ $approach == one ]] || run_one "$PYTHON_BIN" spg_main.py "${SPG_ARGS[@]}" --appr "$approach"
+    [[ $approach == one ]] || run_alone "$approach" "$PYTHON_BIN" spg_main.py "${SPG_ARGS[@]}" --appr "$approach"
 done
 if [[ -z $RUN && " $EXTRA_SPG_ARGS " != *" --tune "* ]] && ((${#APPROACHES[@]} * TRIALS + ${#SEED_LIST[@]} > 1)); then
     compare

@@ -18,5 +18,5 @@ REFUSALS=(--transfers yes)
 parse_pair "$@"
 start_stage "stage 3-1b, transfer the targets' K/V projections" ${REST[@]+"${REST[@]}"}
 leave_out_backbone
-run_one "$PYTHON_BIN" transfer_kv_perceiver_io.py "${WRITING_ARGS[@]}" --candidates "$CANDIDATES" \
+run_light "the transfer" "$PYTHON_BIN" transfer_kv_perceiver_io.py "${WRITING_ARGS[@]}" --candidates "$CANDIDATES" \
     ${FLEET_ARGS[@]+"${FLEET_ARGS[@]}"} --dataset "$(joined_tasks)" --backbone "${PAIR_BACKBONE:-from_csv}"

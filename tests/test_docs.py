@@ -19,9 +19,21 @@ FOLDERS = (
 # Flags of the published code that the documentation names as rejected.
 REJECTED = {"--cuda", "--workers", "--image_size", "--mask_scale"}
 # Flags of the bash stages.
-STAGE_FLAGS = {"--control", "--target", "--help"}
+STAGE_FLAGS = {"--control", "--detach", "--target", "--help"}
 # Flags of TensorBoard's and MLflow's own commands.
 OF_TRACKERS = {"--logdir", "--backend"}
+# Flags of Slurm's commands.
+OF_SLURM = {
+    "--account",
+    "--cpus",
+    "--gpus",
+    "--kill",
+    "--mem",
+    "--partition",
+    "--requeue",
+    "--signal",
+    "--time",
+}
 # Scripts in a synopsis.
 PLACEHOLDERS = {"run_pickaback/X.sh", "tools/X.py"}
 
@@ -101,7 +113,7 @@ def test_code_paths_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page: str) -> None:
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z_]*", code_of(page)))
-    unknown = [flag for flag in flags - REJECTED - STAGE_FLAGS - OF_TRACKERS if not accepts(flag)]
+    unknown = [flag for flag in flags - REJECTED - STAGE_FLAGS - OF_TRACKERS - OF_SLURM if not accepts(flag)]
     assert not unknown
 
 
