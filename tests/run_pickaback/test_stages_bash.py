@@ -68,7 +68,7 @@ class Bash:
 
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        return {**kept, "PYTHON": str(self.python), "FAKE_LOG": str(self.log), **variables}
+        return {**kept, "PYTHON": str(self.python), "FAKE_LOG": str(self.log), "REPORT": "0", **variables}
 
     def run(self, script: str | Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -1015,3 +1015,19 @@ def test_the_published_preset_sets_what_the_published_code_does(bash: Bash) -> N
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: PRESET=published means BACKBONE=farthest, but BACKBONE=leep: ")
     assert "PRESET=other is unknown" in bash.run("baseline.sh", PRESET="other").stderr
+
+
+# The report.
+
+
+def test_runs_end_with_their_report_as_a_file(bash: Bash) -> None:
+    for script, arguments in (("run_all.sh", ("digits",)), ("cpg_sequence.sh", ("digits",))):
+        succeeded(bash.run(script, *arguments, REPORT="1"))
+        *_, last = bash.commands()
+        assert last.startswith("-m tools.report_html ") and value(last, "--dataset_config") == "digits"
+    assert sum("report_html" in command for command in bash.commands()) == 2, "inner stages write none"
+    succeeded(bash.run("spg.sh", "cifar100_10", REPORT="1"))
+    assert value(bash.commands()[-1], "--run") == "spg/cifar100_10"
+    succeeded(bash.run("run_all.sh", "digits", SEEDS="1 2", REPORT="1"))
+    assert " --seeds 1 2 " in bash.commands()[-1] + " "
+    assert bash.run("run_all.sh", REPORT="2").stderr.startswith("error: REPORT=2 must be 0 or 1")
