@@ -38,11 +38,12 @@ BY_DISTANCE = {"farthest": ("ddv_euc", 1.0), "nearest": ("ddv_euc", -1.0)}
 BEST = 3
 
 NOTES = """\
-Test accuracy at width 1.0; decisions used held-out training images. N: training images per class. alone:
-the target's own network (PackNet's layers; CPG's). any: mean over all backbones, which is what a random
-choice reaches. best: the best backbone, known only afterwards. copy: a dense copy of the backbone's network,
-fine-tuned, whose own task is lost. probe: a linear classifier on its frozen features. gain: on any backbone,
-minus CPG alone, and minus the copy. [95 % bootstrap intervals over targets and seeds]."""
+Test accuracy at width 1.0; decisions used held-out training images. N: training images per class. packnet,
+cpg: the target's own network, trained alone with either kind of layers. any: mean over all backbones, which
+is what a random choice reaches. best: the best backbone, known only afterwards. probe: a linear classifier
+on the backbone's frozen features. copy: a dense copy of its network, fine-tuned, whose own task is lost.
+gain: on any backbone, minus CPG alone, and minus the copy (over the targets whose copies were all trained).
+[95 % bootstrap intervals over targets and seeds]."""
 RULE_NOTES = """\
 reached: accuracy on the backbone that the rule picks. regret: best backbone minus reached. gain: reached
 minus any backbone. τ, weighted τ: rank correlation of a target's scores with what its backbones reached.
@@ -280,37 +281,56 @@ def estimate(results: Sequence[Result], value: Callable[[Result], float]) -> Est
     return bootstrap_mean(matrix(results, value))
 
 
+def with_control(results: Sequence[Result], name: str) -> list[Result]:
+    """The results whose control was run on every backbone."""
+    return [result for result in results if all(getattr(pair, name) is not None for pair in result.pairs)]
+
+
 def mean_of(result: Result, name: str) -> float:
-    """Mean of a control over the backbones; NaN where it was not run."""
-    values = [getattr(pair, name) for pair in result.pairs]
-    return float("nan") if None in values else float(np.mean(values))
+    """Mean of a control over the backbones."""
+    return float(np.mean([getattr(pair, name) for pair in result.pairs]))
 
 
 # Text
 
 
 def described(results: Sequence[Result]) -> str:
-    seeds = len({result.seed for result in results})
-    pairs = sum(len(result.pairs) for result in results)
-    return f"{len({result.target.id for result in results})} targets, {seeds} seeds, {pairs} pairs"
+    """How many targets, seeds and pairs were measured."""
+    counts = {
+        "target": len({result.target.id for result in results}),
+        "seed": len({result.seed for result in results}),
+        "pair": sum(len(result.pairs) for result in results),
+    }
+    return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
+
+
+def number(value: float, spec: str) -> str:
+    """A number, or a dash if there is none."""
+    return "-" if np.isnan(value) else format(value, spec)
 
 
 def gains_text(results: Mapping[str, Sequence[Result]]) -> str:
     """The table of what targets gain, by images per class."""
-    header = ["N", "pairs", "packnet alone", "cpg alone", "any", "best", "copy", "probe", "gain over alone"]
+    header = ["N", "pairs", "packnet", "cpg", "any", "best", "gain over cpg alone", "probe", "copy"]
     rows = []
     for per_class, found in results.items():
         values = [
             *(np.mean([getattr(result.alone, name) for result in found]) for name in ("packnet", "cpg")),
             np.mean([reached(result).mean() for result in found]),
             np.mean([reached(result).max() for result in found]),
-            *(np.mean([mean_of(result, name) for result in found]) for name in ("copy", "probe")),
         ]
         gain = estimate(found, lambda result: reached(result).mean() - result.alone.cpg)
-        over_copy = estimate(found, lambda result: reached(result).mean() - mean_of(result, "copy"))
+        copied, probed = (with_control(found, name) for name in ("copy", "probe"))
+        probe = f"{np.mean([mean_of(result, 'probe') for result in probed]):.3f}" if probed else "-"
+        copy, over_copy, targets = "-", "-", "-"
+        if copied:
+            copy = f"{np.mean([mean_of(result, 'copy') for result in copied]):.3f}"
+            over_copy = str(estimate(copied, lambda result: reached(result).mean() - mean_of(result, "copy")))
+            targets = str(len({result.target.id for result in copied}))
         count = str(sum(len(result.pairs) for result in found))
-        rows.append([per_class, count, *(f"{value:.3f}" for value in values), str(gain), str(over_copy)])
-    return aligned([*header, "gain over copy"], rows)
+        shown = [f"{value:.3f}" for value in values]
+        rows.append([per_class, count, *shown, str(gain), probe, copy, over_copy, targets])
+    return aligned([*header, "gain over copy", "targets copied"], rows)
 
 
 def rules_text(results: Sequence[Result]) -> str:
@@ -323,10 +343,10 @@ def rules_text(results: Sequence[Result]) -> str:
             f"{found.reached.mean:.3f}",
             str(found.regret),
             str(found.gain),
-            f"{found.tau:+.2f}",
-            f"{found.weighted_tau:+.2f}",
+            number(found.tau, "+.2f"),
+            number(found.weighted_tau, "+.2f"),
             f"{found.in_best:.2f}",
-            "-" if np.isnan(found.p) else f"{found.p:.3f}",
+            number(found.p, ".3f"),
         ]
         for rule, found in judge(results).items()
     ]
