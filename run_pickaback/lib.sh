@@ -370,7 +370,7 @@ write_report() { # FLAGS…: the report as an HTML file, unless REPORT=0 or anot
         echo "-- no HTML report: \`$PYTHON_BIN -m pip install '.[report]'\` adds it, REPORT=0 leaves it out"
         return
     fi
-    run_one "$PYTHON_BIN" -m tools.report_html "$@" || echo "-- no HTML report: see the line above"
+    run_light "the report" "$PYTHON_BIN" -m tools.report_html "$@" || echo "-- no HTML report: see the line above"
 }
 
 report_alone() { # print the table, unless another stage called this one: it prints its own

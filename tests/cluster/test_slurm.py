@@ -56,6 +56,7 @@ class Stage:
         python.chmod(0o755)
         self.variables = {
             **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+            "REPORT": "0",
             **{"LAUNCHER": "slurm", "SLURM_CONF": str(cluster.configuration), "FILE_DELAY": "0"},
             **{f"{name.upper()}_ROOT": str(folder / name) for name in ("data", "checkpoints", "logs")},
             **{"PYTHON": str(python), "FAKE": str(folder), "FAKE_TASKS": "red green blue"},
