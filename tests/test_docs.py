@@ -25,6 +25,7 @@ OF_TRACKERS = {"--logdir", "--backend"}
 # Flags of Slurm's commands.
 OF_SLURM = {
     "--account",
+    "--array",
     "--cpus",
     "--gpus",
     "--kill",
