@@ -73,6 +73,7 @@ from utils.folders import alone_in
 from utils.paths import checkpoint_in
 from utils.runtime import resolve_device, set_up_process
 from utils.seeds import derive_seed
+from utils.tensor_files import Damaged
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -494,8 +495,10 @@ class Search:
             except UserError as error:
                 problems.append(error)
         if problems:
+            # A stage not run yet is no reason to warn.
+            level = logging.WARNING if any(isinstance(error, Damaged) for error in problems) else logging.INFO
             text = "No scores from the pruned networks of %d candidates: %s"
-            logging.info(text, len(problems), problems[0])
+            logging.log(level, text, len(problems), problems[0])
         return found
 
     def scratch(self, task: Task, networks: CandidateNetworks) -> ScratchNetwork:
