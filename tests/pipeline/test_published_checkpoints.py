@@ -97,5 +97,5 @@ def test_distances_between_published_networks_match_the_reference(facts, roots, 
             assert float(found[0]) == pytest.approx(expected, abs=1e-4)
     assert (
         caplog.messages[-1]
-        == "Selected backbone for target 14 = (euc) 4 (large_carnivores on food_containers)"
+        == "Selected backbone for target 14 = (euc) 4 (non-insect_invertebrates on food_containers)"
     )
