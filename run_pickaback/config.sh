@@ -34,8 +34,11 @@
 : "${REUSE:=cpg}"            # w_backbone.sh: cpg; or a control: copy (fine-tune a dense copy of the backbone's
                              # network), probe (a linear classifier on its frozen features)
 : "${ALLOW_ACC_LOSS:=0.001}" # 2-2, cpg_sequence.sh: accuracy that pruning may lose against the scratch baseline
-: "${BACKBONE:=farthest}"    # 3-1: farthest (published), nearest, random, another rule (rsa cka leep nce logme
-                             # hscore parc knn logistic accuracy room race: docs/rules.md), or a task's name or id
+# 3-1: farthest (published), nearest, random, another rule (rsa cka leep nce logme hscore parc knn logistic accuracy
+# room race: docs/rules.md), or a task's name or id. A rule by labels, such as logme, cannot compare candidates that
+# read another modality, as those of Perceivers may.
+[[ $ARCH != perceiver* ]] || : "${BACKBONE:=farthest}"
+: "${BACKBONE:=logme}"       # picks better than farthest at 50 images per class (docs/study.md)
 : "${CANDIDATES:=all}"       # 3-1: tasks that may become a backbone: ids, names, same or other (modality), e.g.
                              # other,1-20; in run_all*.sh with several tasks, all means the tasks of the run
 : "${MAX_ITERATIONS:=}"      # 3-1: mutations of the probes; empty: 100, and 0 for Perceivers

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import CPG_cifar100_main_normal as cpg_script
+import packnet_cifar100_main_normal as packnet_script
+import pickaback_perceiverIO as search_script
 from tests.cluster.slurm_cluster import Cluster, await_that
-from tests.helpers import REPOSITORY, load, same
+from tests.helpers import REPOSITORY, Fleet, load, same
+from tools import select_pruning_ratio as select_script
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0
@@ -254,16 +258,8 @@ def test_a_node_that_does_not_see_a_folder_is_named(stage: Stage) -> None:
 
 
 def test_a_detached_run_with_requeued_tasks_equals_a_local_one(stage: Stage, tmp_path: Path) -> None:
-    variables = {
-        **{"PYTHON": sys.executable, "DATA_ROOT": str(tmp_path / "data"), "THREADS": "1", "CONTROL": "0"},
-        **{
-            "EPOCHS": "6",
-            "PRUNE_EPOCHS": "2",
-            "SPARSITIES": "0.5",
-            "MAX_WIDTH": "1.0",
-            "MAX_ITERATIONS": "2",
-        },
-    }
+    variables = {"PYTHON": sys.executable, "THREADS": "1", "CONTROL": "0", "EPOCHS": "6", "PRUNE_EPOCHS": "2"}
+    variables |= {"SPARSITIES": "0.5", "MAX_WIDTH": "1.0", "MAX_ITERATIONS": "2"}
     status, output = stage.run("run_all.sh", "digits", "1-2", "--detach", **variables)
     assert status == 0, output
     requeued = set()
@@ -282,18 +278,20 @@ def test_a_detached_run_with_requeued_tasks_equals_a_local_one(stage: Stage, tmp
     assert "restart 1" in printed
     assert re.search(r"^gain", printed, flags=re.MULTILINE) or "scratch" in printed
 
-    local = tmp_path / "local"
-    status, output = stage.run(
-        "run_all.sh",
-        *("digits", "1-2"),
-        **variables,
-        **{"LAUNCHER": "local", "JOBS": "2", "CHECKPOINTS_ROOT": f"{local}/c", "LOGS_ROOT": f"{local}/l"},
-    )
-    assert status == 0, output
-    names = [path.relative_to(local / "c") for path in (local / "c").rglob("*.pth.tar")]
+    local = Fleet(root=tmp_path / "local", data=stage.folder / "data")
+    training = ("--epochs", "6", "--threads", "1")
+    pruning = ("--prune_epochs", "2", "--target_sparsity", "0.5")
+    packnet_script.main(local.flags("--dataset", "1-2", *training))
+    cpg_script.main(local.flags("--dataset", "1-2", "--mode", "finetune", "prune", *training, *pruning))
+    select_script.main(local.files("--dataset", "1-2", *pruning[2:]))
+    among = ("--dataset", "1-2", "--candidates", "1-2")
+    search_script.main(local.flags(*among, "--max_iterations", "2", "--threads", "1"))
+    narrow = ("--max_allowed_network_width_multiplier", "1.0")
+    cpg_script.main(local.flags(*among, "--backbone", "from_csv", *training, *narrow))
+    names = [path.relative_to(local.checkpoints) for path in local.checkpoints.rglob("*.pth.tar")]
     # Per task: scratch; own, pruned and chosen; the target and its only width.
     assert len(names) == 2 * (1 + 3 + 2)
     for name in names:
-        first, second = load(local / "c" / name), load(stage.folder / "checkpoints" / name)
+        first, second = load(local.checkpoints / name), load(stage.folder / "checkpoints" / name)
         for key in ("model_state_dict", "masks", "shared_layer_info"):
             assert same(first.get(key), second.get(key)), f"{name}: {key}"

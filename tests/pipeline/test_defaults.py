@@ -9,7 +9,6 @@ import torch
 import CPG_cifar100_main_normal as cpg_script
 import models
 import packnet_cifar100_main_normal as packnet_script
-import pickaback_perceiverIO as search_script
 import spg_main as spg_script
 from pipeline import architectures
 from tests.helpers import refusal
@@ -28,7 +27,6 @@ CPG = TRAINING | {
     **{"PRUNE_EPOCHS": "prune_epochs", "SPARSITIES": "target_sparsity"},
     **{"ALLOW_ACC_LOSS": "allow_acc_loss", "MAX_WIDTH": "max_allowed_network_width_multiplier"},
 }
-SEARCH = {"BACKBONE": "select"}
 SPG = {"SEQ": "seq", "APPR": "appr", "SEED": "seed", "TRIALS": "trials", "PRECISION": "precision"}
 
 
@@ -48,8 +46,8 @@ def variables() -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("script", "flags"),
-    [(packnet_script, TRAINING), (cpg_script, CPG), (search_script, SEARCH), (spg_script, SPG)],
-    ids=["packnet", "cpg", "search", "spg"],
+    [(packnet_script, TRAINING), (cpg_script, CPG), (spg_script, SPG)],
+    ids=["packnet", "cpg", "spg"],
 )
 def test_a_stage_and_its_script_have_the_same_defaults(
     script: object, flags: dict[str, str], variables: dict[str, str]

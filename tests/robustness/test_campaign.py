@@ -13,9 +13,9 @@ from tests.robustness.campaign.lines import Line, Results, table
 
 # Part → how often, and which stages.
 PARTS = {
-    kills.PART: (10, ("stage 1", "stage 2-1", "stage 2-2", "stage 3-1")),
-    inputs.PART: (60, ("stage 1", "stage 2-1", "stage 2-2", "stage 3-1")),
-    damage.PART: (12, ("stage 2-2",)),
+    kills.PART: (6, ("stage 1", "stage 2-1", "stage 2-2", "stage 3-1")),
+    inputs.PART: (40, ("stage 1", "stage 2-1", "stage 2-2", "stage 3-1")),
+    damage.PART: (8, ("stage 2-2",)),
 }
 
 

@@ -1007,6 +1007,15 @@ def test_every_backbone_and_controls_on_them(bash: Bash) -> None:
     assert value(command, "--backbone") == "all" and value(command, "--reuse") == "copy"
 
 
+@pytest.mark.parametrize(("arch", "rule"), [("lenet5", "logme"), ("perceiver_io", "farthest")])
+def test_the_default_rule_suits_the_candidates_that_an_architecture_has(
+    bash: Bash, arch: str, rule: str
+) -> None:
+    succeeded(bash.run("find_backbone.sh", "digits", "1", ARCH=arch, FAKE_TASKS="red"))
+    (search,) = [command for command in bash.commands() if "perceiverIO" in command]
+    assert value(search, "--select") == rule
+
+
 def test_the_published_preset_sets_what_the_published_code_does(bash: Bash) -> None:
     succeeded(bash.run("find_backbone.sh", "digits", "1", PRESET="published", FAKE_TASKS="red"))
     (search,) = [command for command in bash.commands() if "perceiverIO" in command]
