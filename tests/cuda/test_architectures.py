@@ -102,8 +102,10 @@ def test_a_step_of_a_deep_network(run_check, name: str) -> None:
     run_check(check)
 
 
-@pytest.mark.parametrize("layers", KINDS)
-@pytest.mark.parametrize("name", DEEP + REPEATED)
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [*((name, layers) for name in DEEP for layers in KINDS), *((name, "sharable") for name in REPEATED)],
+)
 def test_evaluation_of_a_deep_network(run_check, name: str, layers: str) -> None:
     def check(machine: Machine) -> None:
         with machine.outside():
