@@ -42,6 +42,8 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 # JSON takes up to about 30 times its size once it is parsed.
 _MAX_HEADER, _HEADER_SHARE = 1 << 24, 32
 _MAX_DIMENSIONS = 8
+# Bytes of a tensor besides its values.
+_OVERHEAD = 512
 _WHERE = "the packed network"
 _REMEDY = "have it packed and sent again"
 
@@ -91,7 +93,7 @@ def unpack(packed: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     parts, tree = _parts(header["parts"]), header["payload"]
     uses = _uses(tree, count=len(parts))
     # A part that is used twice is copied, so that no two tensors share memory.
-    needed = sum(part.nbytes * max(1, number) for part, number in zip(parts, uses, strict=True))
+    needed = sum((part.nbytes + _OVERHEAD) * max(1, number) for part, number in zip(parts, uses, strict=True))
     _check_limit(needed, max_bytes, what="bytes of tensors")
     tensors = _tensors(parts, body)
     given: set[int] = set()
@@ -114,7 +116,8 @@ def _refuse(problem: str) -> NoReturn:
 def _check_limit(size: int, limit: int, *, what: str) -> None:
     if size > limit:
         raise UserError(
-            f"{_WHERE} has {size:,} {what}, more than the limit of {limit:,}: do without it, or raise the limit"
+            f"{_WHERE} has {size:,} {what}, more than the limit of {limit:,}: do without it, or raise the "
+            "limit"
         )
 
 
