@@ -19,6 +19,7 @@ source run_pickaback/jobs.sh
 absolute DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT
 [[ ${ARCH:-} != *.py* ]] || absolute ARCH
 [[ -z ${TEXT_ENCODER:-} || ! -d $CALLED_FROM/$TEXT_ENCODER ]] || absolute TEXT_ENCODER
+[[ ${PUBLIC_PROBES:-} != */* || ! -d $CALLED_FROM/$PUBLIC_PROBES ]] || absolute PUBLIC_PROBES
 
 requested_config() { # ARGUMENTS…: print the first that is neither an option nor an option's value, else CONFIG
     while (($#)); do
@@ -44,7 +45,7 @@ fi
 source run_pickaback/config.sh
 
 # What the published code does, for PRESET=published.
-PUBLISHED=(PROTOCOL=published BACKBONE=farthest FREED=zero)
+PUBLISHED=(PROTOCOL=published BACKBONE=farthest FREED=zero PROBES=own)
 
 apply_preset() {
     local setting name
@@ -164,7 +165,7 @@ ACCEPTED_BY=(
     "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL TRAIN_PER_CLASS GPUS JOBS: $_pickaback cpg_sequence"
     "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence"
     "ALLOW_ACC_LOSS MAX_WIDTH FREED PRESET: $_pickaback cpg_sequence"
-    "BACKBONE CANDIDATES FLEET MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback"
+    "BACKBONE CANDIDATES FLEET PROBES PUBLIC_PROBES MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback"
     "REUSE: w_backbone"
     "REPORT: $_pickaback cpg_sequence spg"
     "CONTROL: run_all run_all_MM"
@@ -240,6 +241,12 @@ check_switches() {
     for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC CONTROL REPORT; do
         [[ ${!name} == [01] ]] || die "$name=${!name} must be 0 or 1"
     done
+    [[ $PROBES == own || $PROBES == public || $PROBES == noise ]] ||
+        die "PROBES=$PROBES must be own, public or noise"
+    [[ $PROBES != public || -n $PUBLIC_PROBES ]] ||
+        die "PROBES=public needs a pool: name a task or a folder of images in PUBLIC_PROBES"
+    [[ $PROBES == public || -z $PUBLIC_PROBES ]] ||
+        die "PUBLIC_PROBES=$PUBLIC_PROBES has no effect with PROBES=$PROBES: unset it, or set PROBES=public"
     [[ $LAUNCHER == local || $LAUNCHER == slurm ]] || die "LAUNCHER=$LAUNCHER must be local or slurm"
     [[ $DEVICE =~ ^(auto|cpu|cuda(:[0-9]{1,4})?)$ ]] || die "DEVICE=$DEVICE must be auto, cpu, cuda or cuda:<i>"
 }
