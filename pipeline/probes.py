@@ -95,27 +95,16 @@ class SharedProbes:
         )
 
     def _public_pool(self, target: Task) -> Task | Path:
-        flag = f"--public_probes {self.pool}"
-        folder = Path(self.pool)
-        try:
-            pool = self.table.task(self.pool)
-        except UserError as error:
-            if not folder.is_dir():
-                raise UserError(f"{flag} is neither a folder nor a task: {error}") from error
-            if target.modality != "image":
-                raise UserError(
-                    f"{flag} is a folder of images, and target {target.name} reads {target.modality}s: name "
-                    "a task with such samples"
-                ) from error
-            return folder
+        pool = self.table.public_pool(self.pool)
+        modality = "image" if isinstance(pool, Path) else pool.modality
         if pool == target:
             raise UserError(
-                f"{flag} is target {target.name} itself: name another pool, or use --probes own, which sends "
-                "the target's samples"
+                f"--public_probes {self.pool} is target {target.name} itself: name another pool, or use "
+                "--probes own, which sends the target's samples"
             )
-        if pool.modality != target.modality:
+        if modality != target.modality:
             raise UserError(
-                f"{flag} has {pool.modality}s, and target {target.name} reads {target.modality}s: name "
-                "another pool"
+                f"--public_probes {self.pool} holds {modality}s, and target {target.name} reads "
+                f"{target.modality}s: name another pool"
             )
         return pool

@@ -18,8 +18,6 @@ if backbone_is_a_task; then
 elif [[ $BACKBONE == race ]]; then
     choice+=(--batch_size "$BATCH_SIZE" --lr "$LR" --freed "$FREED")
 fi
-choice+=(--probes "$PROBES")
-[[ -z $PUBLIC_PROBES ]] || choice+=(--public_probes "$PUBLIC_PROBES")
 words "$EXTRA_SEARCH_ARGS"
 fan_out "$PYTHON_BIN" pickaback_perceiverIO.py "${COMMON_ARGS[@]}" "${choice[@]}" --candidates "$CANDIDATES" \
     ${FLEET_ARGS[@]+"${FLEET_ARGS[@]}"} \

@@ -241,12 +241,6 @@ check_switches() {
     for name in OVERWRITE KV_TRANSFER NONDETERMINISTIC CONTROL REPORT; do
         [[ ${!name} == [01] ]] || die "$name=${!name} must be 0 or 1"
     done
-    [[ $PROBES == own || $PROBES == public || $PROBES == noise ]] ||
-        die "PROBES=$PROBES must be own, public or noise"
-    [[ $PROBES != public || -n $PUBLIC_PROBES ]] ||
-        die "PROBES=public needs a pool: name a task or a folder of images in PUBLIC_PROBES"
-    [[ $PROBES == public || -z $PUBLIC_PROBES ]] ||
-        die "PUBLIC_PROBES=$PUBLIC_PROBES has no effect with PROBES=$PROBES: unset it, or set PROBES=public"
     [[ $LAUNCHER == local || $LAUNCHER == slurm ]] || die "LAUNCHER=$LAUNCHER must be local or slurm"
     [[ $DEVICE =~ ^(auto|cpu|cuda(:[0-9]{1,4})?)$ ]] || die "DEVICE=$DEVICE must be auto, cpu, cuda or cuda:<i>"
 }
@@ -303,6 +297,8 @@ common_args() { # the flags that several commands share; fan_out adds the task, 
     FLEET_ARGS=()
     [[ -z $FLEET ]] || FLEET_ARGS+=(--fleet "$FLEET")
     SEARCH_ARGS=()
+    [[ $PROBES == own ]] || SEARCH_ARGS+=(--probes "$PROBES")
+    [[ -z $PUBLIC_PROBES ]] || SEARCH_ARGS+=(--public_probes "$PUBLIC_PROBES")
     [[ -z $MAX_ITERATIONS ]] || SEARCH_ARGS+=(--max_iterations "$MAX_ITERATIONS")
     WRITING_ARGS=("${FILE_ARGS[@]}")
     [[ $OVERWRITE == 0 ]] || WRITING_ARGS+=(--overwrite)
