@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import torch
@@ -36,7 +36,7 @@ from utils.torchrun import local_rank, rank_in_job, size_of_job
 
 Forward = Callable[[Tensor], Tensor]
 
-_DYING = 3  # seconds: a process leaves its last words after its connections are lost
+_DYING = 3.0  # seconds: connections are lost before a process has ended
 _REMEDY = "run the same command again; it continues from the last saved epoch"
 _LOST = re.compile("gloo|nccl|connection|socket|broken pipe", re.IGNORECASE)
 
@@ -196,16 +196,14 @@ class Team:
             UserError: if it was killed.
             RuntimeError: if it failed, with what it left in the store.
         """
-        end = time.monotonic() + _DYING
-        while time.monotonic() < end:
-            for rank in range(1, self.size):
-                if self._store.check([failure_key(rank)]):
-                    trace = self._store.get(failure_key(rank)).decode()
-                    raise RuntimeError(f"process {rank + 1} of {self.size} failed:\n{trace}") from error
-            time.sleep(0.1)
+        for rank in range(1, self.size):
+            if self._store.check([failure_key(rank)]):
+                trace = self._store.get(failure_key(rank)).decode()
+                raise RuntimeError(f"process {rank + 1} of {self.size} failed:\n{trace}") from error
         for rank, worker in self._workers.items():
-            if worker.poll() is not None:
-                how = f"was killed by signal {-worker.returncode}" if worker.returncode < 0 else "ended"
+            with suppress(subprocess.TimeoutExpired):
+                status = worker.wait(timeout=_DYING / len(self._workers))
+                how = f"was killed by signal {-status}" if status < 0 else "ended"
                 raise UserError(f"process {rank + 1} of {self.size} of this task {how}: {_REMEDY}") from error
         raise UserError(f"one of the {self.size} processes of this task ended: {_REMEDY}") from error
 
