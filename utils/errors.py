@@ -51,6 +51,7 @@ _VARIABLES = {
     "epochs": "EPOCHS",
     "fleet": "FLEET",
     "freed": "FREED",
+    "gpus_per_task": "GPUS_PER_TASK",
     "lr": "LR",
     "max_allowed_network_width_multiplier": "MAX_WIDTH",
     "max_iterations": "MAX_ITERATIONS",
