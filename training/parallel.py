@@ -108,7 +108,7 @@ def _devices(count: int, name: str) -> list[torch.device]:
     first, held = device.index or 0, torch.cuda.device_count()
     if first + count > held:
         raise UserError(
-            f"--gpus_per_task {count}: {max(held - first, 0)} GPUs are visible from cuda:{first} on: "
+            f"--gpus_per_task {count}: this machine has {max(held - first, 0)} GPUs from cuda:{first} on: "
             "lower it, or give --device cpu for as many processes on the CPU"
         )
     return [torch.device("cuda", first + number) for number in range(count)]
