@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _CONNECTING = timedelta(minutes=10)
 # The first process may wait for a lock, or compute alone.
 _IDLE = timedelta(days=365)
 _BUCKET = 1 << 26  # bytes
+_LOST = re.compile("gloo|nccl|connection|socket|broken pipe", re.IGNORECASE)
 
 
 class Link:
@@ -200,6 +202,11 @@ def _strides(value: Tensor) -> Sequence[int]:
     return (
         value.stride() if torch.ops.aten.is_non_overlapping_and_dense(value) else value.contiguous().stride()
     )
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether an error says that another process is gone."""
+    return _LOST.search(str(error)) is not None
 
 
 def ready_key(rank: int) -> str:

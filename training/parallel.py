@@ -6,12 +6,11 @@ its rows and the current weights, collects the outputs, and in the backward pass
 sees the whole batch's logits and gradients, and nothing that it does depends on the number of processes.
 """
 
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -25,6 +24,7 @@ from training.exchange import (
     Link,
     autocast_state,
     failure_key,
+    is_loss,
     pack,
     ready_key,
 )
@@ -32,13 +32,12 @@ from training.worker import gradients_of, serve
 from utils.errors import UserError
 from utils.paths import REPOSITORY
 from utils.runtime import random_state, resolve_device
-from utils.torchrun import local_rank, rank_in_job, size_of_job
+from utils.torchrun import local_rank, local_size, rank_in_job, size_of_job
 
 Forward = Callable[[Tensor], Tensor]
 
 _DYING = 3.0  # seconds: connections are lost before a process has ended
 _REMEDY = "run the same command again; it continues from the last saved epoch"
-_LOST = re.compile("gloo|nccl|connection|socket|broken pipe", re.IGNORECASE)
 
 _team: "Team | None" = None
 
@@ -119,6 +118,11 @@ def _devices_of_job(name: str) -> list[torch.device]:
     if name.startswith("cuda:"):
         raise UserError(f"--device {name}: torchrun gives every process a GPU of its own: give --device cuda")
     device = resolve_device(name)
+    if device.type == "cuda" and local_size() > torch.cuda.device_count():
+        raise UserError(
+            f"torchrun started {local_size()} processes on this machine, which has "
+            f"{torch.cuda.device_count()} GPUs: lower --nproc_per_node, or give --device cpu"
+        )
     return [device if device.type == "cpu" else resolve_device(f"cuda:{local_rank()}")]
 
 
@@ -185,7 +189,7 @@ class Team:
         try:
             yield
         except RuntimeError as error:
-            if _LOST.search(str(error)):
+            if is_loss(error):
                 self._report_loss(error)
             raise
 
@@ -200,11 +204,15 @@ class Team:
             if self._store.check([failure_key(rank)]):
                 trace = self._store.get(failure_key(rank)).decode()
                 raise RuntimeError(f"process {rank + 1} of {self.size} failed:\n{trace}") from error
-        for rank, worker in self._workers.items():
-            with suppress(subprocess.TimeoutExpired):
-                status = worker.wait(timeout=_DYING / len(self._workers))
-                how = f"was killed by signal {-status}" if status < 0 else "ended"
-                raise UserError(f"process {rank + 1} of {self.size} of this task {how}: {_REMEDY}") from error
+        end = time.monotonic() + _DYING
+        while self._workers and time.monotonic() < end:
+            for rank, worker in self._workers.items():
+                if (worker.poll() or 0) < 0:
+                    how = f"was killed by signal {-worker.returncode}"
+                    raise UserError(
+                        f"process {rank + 1} of {self.size} of this task {how}: {_REMEDY}"
+                    ) from error
+            time.sleep(0.05)
         raise UserError(f"one of the {self.size} processes of this task ended: {_REMEDY}") from error
 
     def dismiss(self) -> None:

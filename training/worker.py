@@ -8,13 +8,12 @@
 import signal
 import sys
 import traceback
-from contextlib import suppress
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.exchange import LOCALHOST, Link, PackedModule, failure_key, ready_key
+from training.exchange import LOCALHOST, Link, PackedModule, failure_key, is_loss, ready_key
 from utils.runtime import reuse_memory, set_numerics, set_random_state, set_threads
 
 
@@ -25,8 +24,8 @@ def serve(link: Link) -> None:
     try:
         while worker.obey(**link.message()):
             pass
-    except Exception:  # of any kind
-        with suppress(RuntimeError):  # process 0 is gone
+    except Exception as error:  # of any kind
+        if not is_loss(error):
             link.store.set(failure_key(link.rank), traceback.format_exc())
         sys.exit(1)
     link.close()

@@ -19,5 +19,10 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"])
 
 
+def local_size() -> int:
+    """Number of processes of the job on its machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"])
+
+
 def _by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ

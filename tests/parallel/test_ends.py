@@ -28,6 +28,7 @@ from utils.errors import UserError
 def by_torchrun(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment that torchrun gives the first of two processes."""
     variables = {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    variables["LOCAL_WORLD_SIZE"] = "2"
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return variables
@@ -101,11 +102,17 @@ def test_torchrun_is_refused_where_one_process_computes(script: object, by_torch
     assert "computes in one process: run it without torchrun" in refusal(script.main, [])
 
 
-def test_flags_that_contradict_torchrun_are_refused(fresh: Fleet, by_torchrun: dict) -> None:
+def test_flags_that_contradict_torchrun_are_refused(
+    fresh: Fleet, by_torchrun: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="--gpus_per_task 3, but torchrun started 2 processes"):
         fresh.baseline("1", "--gpus_per_task", "3")
     with pytest.raises(UserError, match="--device cuda:1: torchrun gives every process a GPU of its own"):
         fresh.baseline("1", "--device", "cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="torchrun started 2 processes on this machine, which has 1 GPUs"):
+        fresh.baseline("1", "--device", "cuda")
 
 
 def test_only_the_first_process_of_torchrun_speaks(
