@@ -10,16 +10,20 @@ import argparse
 from collections.abc import Sequence
 
 from pipeline import flags, multimodal
+from pipeline.processes import processes_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    multimodal.run(parse(argv))
+    args = parse(argv)
+    with processes_of(args):
+        multimodal.run(args)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = flags.parser(__doc__)
     flags.add_common(parser)
     flags.add_training(parser)
+    flags.add_processes(parser)
     flags.add_report(parser)
     flags.add_cpg(parser)
     multimodal.add_flags(parser)
@@ -29,4 +33,4 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, by_torchrun=True)

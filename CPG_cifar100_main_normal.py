@@ -13,22 +13,25 @@ import argparse
 from collections.abc import Sequence
 
 from pipeline import controls, cpg, cpg_sequence, flags
+from pipeline.processes import processes_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    if args.total_num_tasks is not None:
-        cpg_sequence.run(args)
-    elif args.reuse in controls.STAGES:
-        controls.run(args)
-    else:
-        cpg.run(args)
+    with processes_of(args):
+        if args.total_num_tasks is not None:
+            cpg_sequence.run(args)
+        elif args.reuse in controls.STAGES:
+            controls.run(args)
+        else:
+            cpg.run(args)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = flags.parser(__doc__)
     flags.add_common(parser)
     flags.add_training(parser)
+    flags.add_processes(parser)
     flags.add_report(parser)
     flags.add_cpg(parser)
     flags.add_in_sequence(parser)
@@ -39,4 +42,4 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, by_torchrun=True)

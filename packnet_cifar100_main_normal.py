@@ -10,16 +10,20 @@ import argparse
 from collections.abc import Sequence
 
 from pipeline import flags, scratch
+from pipeline.processes import processes_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    scratch.run(parse(argv))
+    args = parse(argv)
+    with processes_of(args):
+        scratch.run(args)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = flags.parser(__doc__)
     flags.add_common(parser)
     flags.add_training(parser)
+    flags.add_processes(parser)
     flags.add_report(parser)
     flags.add_packnet(parser)
     args = parser.parse_args(argv)
@@ -28,4 +32,4 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, by_torchrun=True)

@@ -12,17 +12,20 @@ import sys
 from collections.abc import Sequence
 
 from pipeline import flags, spg, tuning
+from pipeline.processes import processes_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     stage = tuning if args.tune else spg
-    stage.run(args)
+    with processes_of(args):
+        stage.run(args)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = flags.parser(__doc__)
     flags.add_continual(parser)
+    flags.add_processes(parser)
     spg.add_approaches(parser)
     flags.add_trials(parser)
     args = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
@@ -36,4 +39,4 @@ def with_dashes(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, by_torchrun=True)

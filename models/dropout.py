@@ -8,20 +8,25 @@ torch's own dropout.
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, max_pool2d
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 # Elements per chunk, so that mask and values stay in the CPU's cache.
 _CHUNK = 1 << 17
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-def drop_(values: Tensor, p: float) -> float:
+
+def drop_(values: Tensor, p: float, *, before: int = 0, total: int | None = None) -> float:
     """Zero each element of a CPU tensor in place with probability `p`.
 
     The probability is exact to 1/65536: an element is kept if 16 random bits are below (1 − p) · 65536,
     rounded. The bits come from torch's default generator and do not depend on the number of threads.
 
     Args:
-        values: float32, float16 or bfloat16, dense in memory, in any memory format.
+        values: floating-point, dense in memory, in any memory format.
         p: dropout probability, 0 ≤ p < 1.
+        before, total: the values are part of a larger tensor, for which the bits are drawn: the number of
+            elements before them in memory, and of all elements.
 
     Returns:
         The factor that restores the expected value.
@@ -29,6 +34,8 @@ def drop_(values: Tensor, p: float) -> float:
     Raises:
         ValueError: if `p` is out of range, or if the tensor is not dense.
     """
+    if has_torch_function_unary(values):  # models.rows
+        return handle_torch_function(drop_, (values,), values, p)
     kept = round((1.0 - p) * 65536)
     if not 0 < kept <= 65536:
         raise ValueError(f"dropout probability {p} is outside [0, 1)")
@@ -38,9 +45,11 @@ def drop_(values: Tensor, p: float) -> float:
     if not torch.ops.aten.is_non_overlapping_and_dense(values):
         raise ValueError("values are not dense in memory")
     # Masks are all ones or all zeros and as wide as the elements, so a bitwise and applies them.
-    integer = torch.int32 if values.element_size() == 4 else torch.int16
+    integer = _INTEGERS[values.element_size()]
     bits = flat.view(integer)
-    words = torch.empty(-(-len(flat) // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    drawn = len(flat) if total is None else total
+    words = torch.empty(-(-drawn // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    words = words[before : before + len(flat)]
     for start in range(0, len(flat), _CHUNK):
         part = bits[start : start + _CHUNK]
         mask = words[start : start + len(part)].lt_(kept - 32768).neg_()

@@ -385,6 +385,17 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=THREADS, default=0, help="CPU threads; 0 keeps torch's choice.")
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """The flag of the scripts that can train one task on several GPUs."""
+    parser.add_argument(
+        "--gpus_per_task",
+        type=Whole(1, 1024),
+        default=1,
+        help="GPUs that share every batch of a task: --device and those after it; with --device cpu, as many "
+        "processes on the CPU.",
+    )
+
+
 def _add_precision(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--precision",

@@ -63,6 +63,8 @@
 : "${SLURM_ARGS:=}"          # of sbatch: "--partition gpu --account mine --time 4:00:00 --gpus-per-task 1"
 : "${DEVICE:=auto}"          # auto, cpu, cuda or cuda:1
 : "${GPUS:=}"                # GPU indices to spread the tasks over: "0 1 2 3"; empty: use DEVICE
+: "${GPUS_PER_TASK:=1}"      # GPUs that share every batch of a task in training (docs/clusters.md): DEVICE and those
+                             # after it, or as many of GPUS; with DEVICE=cpu, processes
 : "${JOBS:=}"                # tasks in parallel; empty: one per GPU in use, else one per core (slurm: no limit)
 : "${THREADS:=}"             # CPU threads per job; empty: cores / JOBS (slurm: those of the allocation)
 : "${PRECISION:=fp32}"       # fp32, tf32 or bf16

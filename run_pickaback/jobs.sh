@@ -102,7 +102,7 @@ fan_out() {
             slot=$((slot + 1))
         done
         device=$DEVICE
-        ((${#gpus[@]} == 0)) || device=cuda:${gpus[slot % ${#gpus[@]}]}
+        ((${#gpus[@]} == 0)) || device=cuda:${gpus[slot * GPUS_PER_TASK % ${#gpus[@]}]}
         begun=$((begun + 1))
         echo "-- $begun of ${#todo[@]}: $task on $device"
         OMP_NUM_THREADS=$THREADS ${WITH_PARENT[@]+"${WITH_PARENT[@]}"} "$@" --dataset "$task" \

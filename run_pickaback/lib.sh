@@ -160,7 +160,7 @@ _pickaback="baseline wo_backbone select_pruning_ratio_of_backbone find_backbone 
 # variables, so that settings exported once serve a whole run stage by stage.
 ACCEPTED_BY=(
     "ARCH SEED SEEDS RUN OVERWRITE DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT: $_pickaback cpg_sequence spg"
-    "LAUNCHER SLURM_ARGS DEVICE THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg"
+    "LAUNCHER SLURM_ARGS DEVICE GPUS_PER_TASK THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg"
     "LOG_TO: $_pickaback cpg_sequence spg"
     "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL TRAIN_PER_CLASS GPUS JOBS: $_pickaback cpg_sequence"
     "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence"
@@ -242,6 +242,8 @@ check_switches() {
         [[ ${!name} == [01] ]] || die "$name=${!name} must be 0 or 1"
     done
     [[ $LAUNCHER == local || $LAUNCHER == slurm ]] || die "LAUNCHER=$LAUNCHER must be local or slurm"
+    [[ $GPUS_PER_TASK =~ ^[1-9][0-9]{0,3}$ ]] ||
+        die "GPUS_PER_TASK=$GPUS_PER_TASK must be a whole number from 1 to 9999"
     [[ $DEVICE =~ ^(auto|cpu|cuda(:[0-9]{1,4})?)$ ]] || die "DEVICE=$DEVICE must be auto, cpu, cuda or cuda:<i>"
 }
 
@@ -253,6 +255,7 @@ check_machine() { # check GPUS, and settle JOBS and THREADS: under Slurm, empty 
             [[ $index =~ ^(0|[1-9][0-9]{0,3})$ ]] || die "GPUS=\"$GPUS\" is not a list of GPU indices such as \"0 1 2 3\""
         done
         [[ $DEVICE == auto || $DEVICE == cuda ]] || die "GPUS=\"$GPUS\" and DEVICE=$DEVICE contradict: set one of them"
+        check_gpus_per_task
     fi
     [[ $LAUNCHER == slurm ]] || settle_jobs_and_threads
     [[ -z $JOBS || $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || die "JOBS=$JOBS must be a whole number from 1 to 9999"
@@ -261,20 +264,32 @@ check_machine() { # check GPUS, and settle JOBS and THREADS: under Slurm, empty 
     [[ $LAUNCHER == local ]] || check_slurm
 }
 
+check_gpus_per_task() { # for check_machine, which has put GPUS into WORDS
+    local position offset
+    ((${#WORDS[@]} % GPUS_PER_TASK == 0)) ||
+        die "GPUS=\"$GPUS\" is not a multiple of GPUS_PER_TASK=$GPUS_PER_TASK: change one of them"
+    for position in "${!WORDS[@]}"; do
+        offset=$((position % GPUS_PER_TASK))
+        ((WORDS[position] == WORDS[position - offset] + offset)) ||
+            die "GPUS=\"$GPUS\": the GPUs of a task must be consecutive, such as \"0 1\" (CUDA_VISIBLE_DEVICES reorders them)"
+    done
+}
+
 settle_jobs_and_threads() { # for check_machine, which has put GPUS into WORDS
     local cores
     # nproc would obey the user's OMP_NUM_THREADS.
     cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
     if [[ -z $JOBS ]]; then
-        JOBS=$cores
+        JOBS=$((cores / GPUS_PER_TASK > 0 ? cores / GPUS_PER_TASK : 1))
         if ((${#WORDS[@]})); then
-            JOBS=${#WORDS[@]}
+            JOBS=$((${#WORDS[@]} / GPUS_PER_TASK))
         elif gpu_in_use; then
             JOBS=1
         fi
     fi
     [[ $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || return 0
     # Derived from JOBS, not from the number of tasks: a task's bytes do not depend on what runs beside it.
+    cores=$((cores / GPUS_PER_TASK))
     [[ -n $THREADS ]] || THREADS=$((cores / JOBS > 0 ? cores / JOBS : 1))
 }
 
@@ -305,6 +320,7 @@ common_args() { # the flags that several commands share; fan_out adds the task, 
     COMMON_ARGS=("${WRITING_ARGS[@]}" --precision "$PRECISION")
     [[ $NONDETERMINISTIC == 0 ]] || COMMON_ARGS+=(--nondeterministic)
     TRAINING_ARGS=("${COMMON_ARGS[@]}" --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR")
+    [[ $GPUS_PER_TASK == 1 ]] || TRAINING_ARGS+=(--gpus_per_task "$GPUS_PER_TASK")
     words "$EXTRA_ARGS"
     TRAINING_ARGS+=(${WORDS[@]+"${WORDS[@]}"})
     words "$LOG_TO"
@@ -336,9 +352,11 @@ start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before t
     fi
     local protocol=$PROTOCOL
     [[ $PROTOCOL != published ]] || protocol="published (decisions look at the test set)"
+    local shared=''
+    [[ $GPUS_PER_TASK == 1 ]] || shared=" ($GPUS_PER_TASK per task)"
     echo "== $STAGE: $CONFIG, tasks: ${#TASK_NAMES[@]}, jobs: ${JOBS:-as Slurm allows}," \
         "threads per job: ${THREADS:-as Slurm allots}," \
-        "device: ${GPUS:+GPUs }${GPUS:-$DEVICE}, protocol: $protocol"
+        "device: ${GPUS:+GPUs }${GPUS:-$DEVICE}$shared, protocol: $protocol"
 }
 
 run_for_each_seed() { # run this stage for each of SEED_LIST, then print its table over them
@@ -409,6 +427,7 @@ start_sequence() { # ARGUMENTS…: start_stage for SPG, which learns a sequence 
     [[ -z ${FROM_ENVIRONMENT[ARCH]:-} ]] || SPG_ARGS+=(--arch "$ARCH")
     [[ -z $RUN ]] || SPG_ARGS+=(--run "$RUN")
     [[ -z $THREADS ]] || SPG_ARGS+=(--threads "$THREADS")
+    [[ $GPUS_PER_TASK == 1 ]] || SPG_ARGS+=(--gpus_per_task "$GPUS_PER_TASK")
     [[ $NONDETERMINISTIC == 0 ]] || SPG_ARGS+=(--nondeterministic)
     [[ $OVERWRITE == 0 ]] || SPG_ARGS+=(--overwrite)
     words "$LOG_TO"

@@ -63,14 +63,14 @@ submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each 
         printf 'TASKS=(%s)\n' "$(printf '%q ' "${todo[@]}")"
         printf 'COMMAND=(%s)\n' "$(printf '%q ' "${@:2}")"
         printf 'ROOTS=(%s)\n' "$(printf '%q ' "${roots[@]}")"
-        printf '%s=%q\n' APPENDED "$1" DEVICE "$DEVICE" THREADS "$THREADS" \
+        printf '%s=%q\n' APPENDED "$1" DEVICE "$DEVICE" THREADS "$THREADS" GPUS_PER_TASK "$GPUS_PER_TASK" \
             SIDE_BY_SIDE "${TASKS_SIDE_BY_SIDE:-0}"
     } >"$folder/command.sh"
     if [[ -s ${PICKABACK_CHAIN:-} ]]; then
         before=afterok:$(tail -n 1 "$PICKABACK_CHAIN")
     fi
     arguments=(--signal=B:USR1@60 --requeue)
-    [[ -z $THREADS || $1 == nothing ]] || arguments+=(--cpus-per-task "$THREADS")
+    [[ -z $THREADS || $1 == nothing ]] || arguments+=(--cpus-per-task "$((THREADS * GPUS_PER_TASK))")
     words "$SLURM_ARGS"
     arguments+=(${WORDS[@]+"${WORDS[@]}"})
     FOLLOWED=pickaback.${folder##*/}

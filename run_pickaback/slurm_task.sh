@@ -50,12 +50,13 @@ done
 [[ ${COMMAND[0]} != */* ]] || need "${COMMAND[0]}"
 
 task=${TASKS[number]}
-threads=${THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+threads=${THREADS:-$((${SLURM_CPUS_PER_TASK:-1} / GPUS_PER_TASK))}
+((threads > 0)) || threads=1
 device=$DEVICE
 if [[ $device == auto ]]; then
     # A GPU that the job was not given belongs to another one.
     device=cpu
-    [[ -z ${SLURM_JOB_GPUS:-}${SLURM_GPUS_ON_NODE:-} ]] || device=cuda
+    [[ -z ${SLURM_JOB_GPUS:-}${SLURM_GPUS_ON_NODE:-} && $GPUS_PER_TASK == 1 ]] || device=cuda
 fi
 case $APPENDED in
     task) COMMAND+=(--dataset "$task" --device "$device" --threads "$threads") ;;

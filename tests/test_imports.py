@@ -24,7 +24,7 @@ LAYERS: dict[str, set[str]] = {
     "packnet_models": {"models"},
     "models": set(),
     "data": {"utils"},
-    "training": {"utils"},
+    "training": {"models", "utils"},
     "utils": set(),
     **{name: {"pipeline", "utils"} for name in ENTRY_POINTS},
 }

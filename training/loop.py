@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from training.method import Batch, Method
+from training.parallel import split
 from training.schedules import Schedule
 from utils import logs
 from utils.errors import UserError
@@ -145,7 +146,7 @@ class Observer:
 
 def train_step(
     *,
-    network: nn.Module,
+    network: Callable[[Tensor], Tensor],
     method: Method,
     optimizers: Sequence[Optimizer],
     inputs: Tensor,
@@ -216,10 +217,11 @@ def evaluation_sums(
     """
     training = network.training
     network.eval()
+    forward = split(network)
     losses, hits, count = [], [], 0
     for inputs, labels in batches:
         with autocast:
-            logits = network(inputs)
+            logits = forward(inputs)
         if method is not None:
             logits = method.select(logits, labels)
         losses.append(cross_entropy(logits.float(), labels, reduction="sum"))
@@ -234,13 +236,14 @@ def train_epoch(
 ) -> tuple[float, float]:
     """Train for one epoch; return the mean training loss and the training accuracy."""
     network.train()
+    forward = split(network, trained=True)
     optimizers = tuple(learner.optimizers.values())
     loss_sum = torch.zeros((), device=compute.device)
     correct = torch.zeros((), dtype=torch.int64, device=compute.device)
     count = 0
     for inputs, labels in batches:
         loss, logits = train_step(
-            network=network,
+            network=forward,
             method=learner.method,
             optimizers=optimizers,
             inputs=inputs,

@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from utils.torchrun import rank_in_job, size_of_job
+
 
 class UserError(Exception):
     """A problem outside the program. The message says what, where, and what to do."""
@@ -49,6 +51,7 @@ _VARIABLES = {
     "epochs": "EPOCHS",
     "fleet": "FLEET",
     "freed": "FREED",
+    "gpus_per_task": "GPUS_PER_TASK",
     "lr": "LR",
     "max_allowed_network_width_multiplier": "MAX_WIDTH",
     "max_iterations": "MAX_ITERATIONS",
@@ -97,8 +100,11 @@ def as_shown(message: str) -> str:
     return in_callers_words(message).replace("\n", "\\n").replace("\r", "\\r")
 
 
-def run(main: Callable[[Sequence[str] | None], None]) -> None:
+def run(main: Callable[[Sequence[str] | None], None], *, by_torchrun: bool = False) -> None:
     """Run a script's `main` and end the process.
+
+    Args:
+        by_torchrun: whether torchrun may start it in several processes. The first one speaks for all.
 
     The exit status is 0 on success, 1 with one line on standard error after a `UserError`, a failed file
     operation or a lack of memory, and 130 after Ctrl-C. (argparse exits with 2 on a usage error.)
@@ -107,6 +113,11 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
     try:
         if ending:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if rank_in_job():
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if size_of_job() is not None and not by_torchrun:
+            raise UserError(f"{sys.argv[0]} computes in one process: run it without torchrun")
         main(None)
         sys.stdout.flush()
     except BrokenPipeError:  # whatever read the output, such as `head`, has ended

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from methods.approaches.base import Approach, ClippedHead, TaskPasses, train_on_learned_statistics
 from models.network import Network
 from training.method import Batch, Method
+from training.parallel import split
 
 # Batch size of the importance pass. Larger batches are only faster: the gradient is summed over the whole
 # training set, and its scale does not matter.
@@ -59,6 +60,7 @@ def task_importance(
     below = [name for name in parameters if name not in last]
     heads = list(network.classifiers)
     largest = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    forward = split(network.features)
 
     def take(gradients: Iterable[tuple[str, Tensor]]) -> None:
         for name, gradient in gradients:
@@ -73,7 +75,7 @@ def task_importance(
         shared, own = _Total(), _Total()
         for inputs, labels in batches():
             with autocast:
-                features = network.features(inputs)
+                features = forward(inputs)
             gradients = _Gradients(features, parameters)
             if last and first < len(heads) - 1:
                 shared.add(gradients.at(torch.ones_like(features), last))

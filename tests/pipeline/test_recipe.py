@@ -26,6 +26,7 @@ from training.outputs import Output
 # flag affects a result, and must change the recipe of some output.
 EXEMPT = {
     *("data_root", "checkpoints_root", "logs_root", "run", "device", "threads", "val_batch_size"),
+    "gpus_per_task",
     *("overwrite", "list_unfinished", "log_path", "logfile", "load_folder", "save_folder", "jsonfile"),
     "log_to",
     *("compute_report", "report_file", "num_classes", "csv_path", "candidates", "mode", "backbone"),

@@ -165,6 +165,15 @@ def test_jobs_are_bound_to_the_gpus_in_turn(bash: Bash) -> None:
     assert devices == {"a": "cuda:0", "b": "cuda:3", "c": "cuda:0", "d": "cuda:3"}
 
 
+def test_the_gpus_of_a_task_are_consecutive_ones(bash: Bash) -> None:
+    result = bash.run("baseline.sh", GPUS="0 1 4 5", GPUS_PER_TASK="2", FAKE_TASKS="a b", FAKE_SLEEP="0.2")
+    succeeded(result)
+    commands = {value(command, "--dataset"): command for command in bash.commands()}
+    assert [value(commands[task], "--device") for task in "ab"] == ["cuda:0", "cuda:4"]
+    assert {value(command, "--gpus_per_task") for command in commands.values()} == {"2"}
+    assert "jobs: 2," in result.stdout and "GPUs 0 1 4 5 (2 per task)" in result.stdout
+
+
 def test_a_freed_gpu_runs_the_next_task(bash: Bash) -> None:
     succeeded(bash.run("baseline.sh", GPUS="5", FAKE_TASKS="a b c"))
     assert [value(command, "--device") for command in bash.commands()] == ["cuda:5"] * 3
@@ -662,6 +671,9 @@ def test_half_a_pair_is_wrong_usage(bash: Bash) -> None:
         ({"NONDETERMINISTIC": "true"}, "NONDETERMINISTIC=true must be"),
         ({"GPUS": "0,1"}, 'GPUS="0,1" is not a list'),
         ({"GPUS": "0", "DEVICE": "cpu"}, "contradict"),
+        ({"GPUS_PER_TASK": "0"}, "GPUS_PER_TASK=0 must be"),
+        ({"GPUS": "0 1 2", "GPUS_PER_TASK": "2"}, "is not a multiple of GPUS_PER_TASK=2"),
+        ({"GPUS": "0 2", "GPUS_PER_TASK": "2"}, "must be consecutive"),
     ],
 )
 def test_bad_variables_are_refused_in_one_line(bash: Bash, variables: dict[str, str], message: str) -> None:
