@@ -63,6 +63,11 @@ def score_of(rule: str) -> str | None:
     return {"farthest": "ddv_euc", "nearest": "ddv_euc", "random": None}.get(rule, rule)
 
 
+def goodness(rule: str, score: float) -> float:
+    """How good a candidate with this score is by a rule: higher is better."""
+    return -score if rule == "nearest" else score
+
+
 def choose(
     scores: Mapping[int, float], *, rule: str, seed: int, losses: Mapping[int, float] | None = None
 ) -> int:
@@ -89,8 +94,10 @@ def ranking(
     if rule == "random":
         order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
         return [ids[index] for index in order.tolist()]
-    sign = 1.0 if rule == "nearest" else -1.0
-    return sorted(ids, key=lambda candidate: (sign * scores[candidate], (losses or {}).get(candidate, 0.0)))
+    return sorted(
+        ids,
+        key=lambda candidate: (-goodness(rule, scores[candidate]), (losses or {}).get(candidate, 0.0)),
+    )
 
 
 # What a rule sends over a network for one candidate, in bytes. Images are sent as uint8, texts as int32 token

@@ -34,6 +34,7 @@ from pipeline.architectures import PLAIN, SHARABLE, requested_architecture, reso
 from pipeline.choices import GIVEN, Choices, write_scores
 from pipeline.flags import add_search, changed
 from pipeline.fleet import (
+    candidates_of,
     check_of_fleet,
     check_text_encoder,
     fleet_paths,
@@ -156,10 +157,7 @@ class Search:
 
     def find(self, target: Task) -> None:
         """Score the target's candidates, choose a backbone, and write both to the CSV files."""
-        spec, among = self.args.candidates.tasks, self.args.candidates.among
-        candidates = self.table.candidates(spec, target=target, among=among)
-        if not candidates:
-            raise UserError(f"--candidates {self.args.candidates} leaves none for target {target.name}")
+        candidates = candidates_of(target, self.args, table=self.table)
         recipe = self.recipe(target, candidates)
         if self.is_finished(target, recipe):
             return
