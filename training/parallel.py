@@ -6,11 +6,12 @@ its rows and the current weights, collects the outputs, and in the backward pass
 sees the whole batch's logits and gradients, and nothing that it does depends on the number of processes.
 """
 
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
 import torch
@@ -87,16 +88,39 @@ def processes(
         serve(Link(rank=rank_in_job(), size=size, device=devices[0], store=_store_of_job()))
         sys.exit()
     _team = Team(size=size or count, devices=devices, settings=settings)
-    try:
+    with ExitStack() as held:
         if size:
-            _team.join()
+            held.enter_context(_last_words(size))
+        try:
+            if size:
+                _team.join()
+            yield
+            _team.dismiss()
+        except BaseException:
+            _team.abandon()
+            raise
+        finally:
+            _team = None
+
+
+@contextmanager
+def _last_words(size: int) -> Iterator[None]:
+    """Let SIGTERM, by which torchrun ends all processes after one, be an error in the first one."""
+
+    def end(*_: object) -> NoReturn:
+        raise UserError(_loss(size))
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
         yield
-        _team.dismiss()
     except BaseException:
-        _team.abandon()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until the error is shown
         raise
-    finally:
-        _team = None
+    signal.signal(signal.SIGTERM, before)
+
+
+def _loss(size: int) -> str:
+    return f"one of the {size} processes of this task ended: {_REMEDY}"
 
 
 def _devices(count: int, name: str) -> list[torch.device]:
@@ -213,7 +237,7 @@ class Team:
                         f"process {rank + 1} of {self.size} of this task {how}: {_REMEDY}"
                     ) from error
             time.sleep(0.05)
-        raise UserError(f"one of the {self.size} processes of this task ended: {_REMEDY}") from error
+        raise UserError(_loss(self.size)) from error
 
     def dismiss(self) -> None:
         """Let the other processes end: all is done."""
