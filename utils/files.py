@@ -7,13 +7,17 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
 from utils.errors import UserError
+
+_T = TypeVar("_T")
 
 # A temporary file older than this, in seconds, was left by a killed process.
 _STALE = 3600
@@ -82,6 +86,25 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def read_once(read: Callable[..., _T], path: Path, **settings: Any) -> _T:
+    """What `read(path, **settings)` returns, read again only once the file has changed.
+
+    For files that all tasks of a table share. The result must not be modified.
+    """
+    path = Path(path).absolute()
+    try:
+        status = path.stat()
+    except OSError:
+        return read(path, **settings)
+    state = status.st_ino, status.st_size, status.st_mtime_ns
+    return _read_in_state(read, path, state, **settings)
+
+
+@lru_cache(maxsize=32)
+def _read_in_state(read: Callable[..., _T], path: Path, _state: tuple[int, ...], **settings: Any) -> _T:
+    return read(path, **settings)
+
+
 def read_json(path: Path, *, remedy: str) -> dict:
     """Read a JSON object.
 
@@ -102,8 +125,11 @@ def read_json(path: Path, *, remedy: str) -> dict:
 
 def update_json(path: Path, entries: Mapping) -> None:
     """Merge `entries` into the JSON object at `path`. Processes may do so concurrently."""
+    remedy = "delete it to start a new one"
+    if Path(path).exists() and entries.items() <= read_once(read_json, path, remedy=remedy).items():
+        return
     with locked(path):
-        merged = read_json(path, remedy="delete it to start a new one") if Path(path).exists() else {}
+        merged = read_json(path, remedy=remedy) if Path(path).exists() else {}
         merged.update(entries)
         write_changed(path, json_text(merged))
 
@@ -164,8 +190,10 @@ def update_csv(
     with locked(path):
         kept: list[Mapping] = []
         if Path(path).exists():
-            kept = read_csv(path, columns=columns, remedy="delete it to start a new one")
-            kept = [row for row in kept if any(str(row[name]) != value for name, value in replace.items())]
+            found = read_csv(path, columns=columns, remedy="delete it to start a new one")
+            kept = [row for row in found if any(str(row[name]) != value for name, value in replace.items())]
+            if not rows and len(kept) == len(found):
+                return
         merged = sorted([*kept, *rows], key=lambda row: [_numeric(row[name]) for name in columns])
         names = [*columns, *added]
         write_changed(path, csv_text([{name: row.get(name, "") for name in names} for row in merged], names))
