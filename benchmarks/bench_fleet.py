@@ -1,12 +1,12 @@
 """Measure what the stages cost beside training, by the number of tasks in the table.
 
     python -m benchmarks.bench_fleet --tasks 20 200 2000 --to scaling.csv
-    python -m benchmarks.bench_fleet --draw scaling.csv --figure docs/images/scaling.svg   # needs the report extra
+    python -m benchmarks.bench_fleet --draw scaling.csv --figure docs/images/scaling.svg
 
 Makes tables of synthetic tasks with networks of 324 weights. The stages write all files themselves; only the
 training loop is replaced, so the networks stay as they were initialised. Then each operation runs in a process
-of its own that has PyTorch loaded already, and is measured in CPU time, which other load on the machine hardly
-changes.
+of its own that has loaded PyTorch already. CPU time is measured, which other load on the machine changes
+little. Drawing and the HTML report need the `report` extra.
 """
 
 import argparse
@@ -230,8 +230,11 @@ class Fleet:
         """Stage 3-2 of all tasks."""
         with without_training():
             cpg_script.main(
-                self.flags("--dataset", "all", "--backbone", flags.FROM_CSV, "--mode", "finetune")
-                + [*TRAINING, *more]
+                self.flags(
+                    *("--dataset", "all", "--backbone", flags.FROM_CSV, "--mode", "finetune"),
+                    *TRAINING,
+                    *more,
+                )
             )
 
     def stage(self) -> None:
@@ -303,9 +306,11 @@ def _run(operation: Callable[[], object], below: Path, send: Connection) -> None
     opened: Counter[str] = Counter()
 
     def note(event: str, details: tuple) -> None:
-        if event == "open" and isinstance(details[0], str) and details[1] in ("r", "rb", None):
-            if not details[2] & (os.O_WRONLY | os.O_RDWR) and details[0].startswith(str(below)):
-                opened[details[0]] += 1
+        if event != "open" or not isinstance(details[0], str):
+            return
+        path, mode, opening = details
+        if mode in ("r", "rb", None) and not opening & os.O_ACCMODE and path.startswith(str(below)):
+            opened[path] += 1
 
     sys.addaudithook(note)
     sys.stdout.flush()

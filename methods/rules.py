@@ -50,6 +50,8 @@ BY_RECORD = ("accuracy", "room")
 # Accuracy on held-out samples of the target after a few epochs of training on the candidate's pruned network.
 RACE = "race"
 
+# ModelDiff's distances, which are computed together; the rules farthest and nearest go by the second.
+DISTANCES = ("ddv_cos", "ddv_euc")
 SCORES = (*BY_SIMILARITY, *BY_LABELS, *BY_RECORD, RACE)
 # Scores that take longer than all others together.
 EXPENSIVE = ("logistic",)
@@ -61,6 +63,11 @@ LABELS = {"farthest": "euc", "nearest": "euc"}
 def score_of(rule: str) -> str | None:
     """The score that a rule goes by, as the CSV of the scores names it; None for the random rule."""
     return {"farthest": "ddv_euc", "nearest": "ddv_euc", "random": None}.get(rule, rule)
+
+
+def goodness(rule: str, score: float) -> float:
+    """How good a candidate with this score is by a rule: higher is better."""
+    return -score if rule == "nearest" else score
 
 
 def choose(
@@ -89,8 +96,10 @@ def ranking(
     if rule == "random":
         order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
         return [ids[index] for index in order.tolist()]
-    sign = 1.0 if rule == "nearest" else -1.0
-    return sorted(ids, key=lambda candidate: (sign * scores[candidate], (losses or {}).get(candidate, 0.0)))
+    return sorted(
+        ids,
+        key=lambda candidate: (-goodness(rule, scores[candidate]), (losses or {}).get(candidate, 0.0)),
+    )
 
 
 # What a rule sends over a network for one candidate, in bytes. Images are sent as uint8, texts as int32 token

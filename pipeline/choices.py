@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from methods.rules import RULES, SCORES
+from methods.rules import DISTANCES, RULES, SCORES
 from pipeline.fleet import CHOSEN, read_arguments, read_choices
 from training.outputs import Unfinished, require_same
 from utils.files import read_csv, update_csv, update_json
 from utils.paths import Paths, arguments_file
 
 RESULT_COLUMNS = ("target_id", "task_id")
-TABLE_COLUMNS = ("target_id", "task_id", "ddv_cos", "ddv_euc")
+TABLE_COLUMNS = ("target_id", "task_id", *DISTANCES)
 # The rule of a backbone that --backbone names.
 GIVEN = "given"
 _REMEDY = "delete it to start a new one"
@@ -166,7 +166,10 @@ def write_scores(
         kept = {row["task_id"]: row for row in rows if row["target_id"] == str(target)}
     computed = {name for values in scores.values() for name in values}
     rows = [
-        {name: "" if name in computed else kept.get(str(candidate), {}).get(name, "") for name in SCORES}
+        {
+            name: "" if name in computed else kept.get(str(candidate), {}).get(name, "")
+            for name in (*DISTANCES, *SCORES)
+        }
         | {"target_id": target, "task_id": candidate}
         | {name: f"{value:.6f}" for name, value in values.items()}
         for candidate, values in scores.items()

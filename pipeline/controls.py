@@ -7,13 +7,13 @@ import argparse
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
-from data.loading import Batches, load_task
+from data.loading import Batches, Samples, evaluation_batches, load_task
 from methods.footprint import stored_bytes
 from methods.ownership import SharedNetwork
 from models.network import Network
@@ -69,6 +69,23 @@ class Control:
         shared = self.task.restore(payload, path)
         return shared.as_task(self.backbone).to(self.task.compute.device)
 
+    def is_finished(self, stamp: dict) -> bool:
+        """Whether `control.json` is written.
+
+        Raises:
+            UserError: if another recipe wrote it.
+            Unfinished: if it is missing, and unfinished work is only being listed.
+        """
+        output = control_file(self.folder)
+        if self.task.args.overwrite or not output.exists():
+            if self.task.args.list_unfinished:
+                raise Unfinished
+            return False
+        found = read_json(output, remedy="delete it").get("arguments", {})
+        require_same(found, stamp, where=output)
+        logging.info("%s is finished: skipped (--overwrite redoes it)", output)
+        return True
+
     def write(self, metrics: dict, *, stamp: dict) -> None:
         """Write `control.json`, and log the accuracy."""
         entry = {"backbone": self.backbone, "arguments": stamp, "metrics": metrics}
@@ -94,6 +111,8 @@ class Copy(Control):
             backbone=self.backbone,
             parent=fingerprint(payload),
         )
+        if self.is_finished(recipe.stamp()):
+            return
 
         def begin() -> SharedNetwork:
             shared = self.task.new_network(width=recipe.width)
@@ -102,8 +121,6 @@ class Copy(Control):
             return shared
 
         finished = self.task.train(recipe, folder=self.folder, begin=begin)
-        if self.task.args.list_unfinished:
-            return
         before = self.reused(payload, path)
         tests = self.tests_of_backbone(payload)
         kept = evaluate(before, tests.test(), autocast=self.task.compute.autocast).accuracy
@@ -149,21 +166,13 @@ class Probe(Control):
             parent=fingerprint(payload),
             strengths=STRENGTHS,
         )
-        output = control_file(self.folder)
-        if output.exists() and not self.task.args.overwrite:
-            found = read_json(output, remedy="delete it").get("arguments", {})
-            require_same(found, recipe.stamp(), where=output)
-            logging.info("%s is finished: skipped (--overwrite redoes it)", output)
+        if self.is_finished(recipe.stamp()):
             return
-        if self.task.args.list_unfinished:
-            raise Unfinished
         network = self.reused(payload, path)
         data = self.task.data
-        inputs = {
-            split: self.features(network, getattr(data, split).inputs)
-            for split in ("train", "validation", "test")
-        }
-        labels = {split: getattr(data, split).labels.cpu().numpy() for split in inputs}
+        splits = {"train": data.train, "validation": data.validation, "test": data.test}
+        inputs = {split: self.features(network, samples) for split, samples in splits.items()}
+        labels = {split: samples.labels.cpu().numpy() for split, samples in splits.items()}
         tried = []
         for strength in STRENGTHS:
             classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
@@ -175,16 +184,14 @@ class Probe(Control):
         self.write(max(tried, key=lambda metrics: metrics["validation_accuracy"]), stamp=recipe.stamp())
 
     @torch.no_grad()
-    def features(self, network: Network, stored: Tensor) -> "Tensor":
-        """Features (N, width) of stored samples, float64 on the CPU."""
-        to_inputs = self.task.data.to_inputs
+    def features(self, network: Network, samples: Samples) -> np.ndarray:
+        """Features (N, width) of the samples, float64."""
         size = self.task.args.val_batch_size
-        parts = []
-        for start, length in zip(
-            range(0, len(stored), size), to_inputs.longest(stored, batch_size=size), strict=True
-        ):
-            with self.task.compute.autocast:
-                parts.append(network.encode(to_inputs(stored[start : start + size, :length])))
+        with self.task.compute.autocast:
+            parts = [
+                network.encode(inputs)
+                for inputs, _ in evaluation_batches(samples, self.task.data.to_inputs, batch_size=size)
+            ]
         return torch.cat(parts).double().cpu().numpy()
 
 

@@ -16,7 +16,15 @@ from training.checkpoints import load_checkpoint, read_checkpoint
 from training.trackers import Trackers
 from utils.errors import UserError
 from utils.files import read_csv, read_json, read_once
-from utils.paths import Paths, arguments_file, checkpoints_in, control_file, redo_command, widths_file
+from utils.paths import (
+    Paths,
+    arguments_file,
+    checkpoints_in,
+    control_file,
+    kv_transfer_file,
+    redo_command,
+    widths_file,
+)
 
 # Largest width multiplier that a result file may name.
 WIDEST = 10_000.0
@@ -89,6 +97,19 @@ def trackers_of(args: argparse.Namespace, paths: Paths) -> Trackers:
         checkpoints=paths.checkpoints / paths.run,
         group=paths.run,
     )
+
+
+def transferred_checkpoint(
+    source: Path, *, target: Task, backbone: str, args: argparse.Namespace, config: str
+) -> Path:
+    """The copy of a backbone's checkpoint `source` that holds the target's K/V projection.
+
+    It is beside `source`, except that the folders of another run (`--fleet`) are only read.
+    """
+    transferred = kv_transfer_file(source, target.name)
+    if args.fleet is None or args.load_folder is not None:
+        return transferred
+    return paths_of(args).pruned(config, backbone) / transferred.name
 
 
 def pairs_file(args: argparse.Namespace, config: str) -> Path:

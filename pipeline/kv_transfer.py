@@ -19,6 +19,7 @@ from pipeline.fleet import (
     pairs_file,
     paths_of,
     selected_tasks,
+    transferred_checkpoint,
 )
 from pipeline.recipe import TransferRecipe
 from training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
@@ -26,7 +27,7 @@ from training.outputs import require_same
 from utils import logs
 from utils.errors import UserError
 from utils.folders import alone_in
-from utils.paths import checkpoint_in, kv_transfer_file
+from utils.paths import checkpoint_in
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,10 +61,13 @@ class Transfers:
         backbone = backbone_of(target, asked=self.args.backbone, table=self.table, pairs=self.pairs)
         folder = self.args.load_folder or self.fleet.pruned(self.table.name, backbone.name)
         source = checkpoint_in(folder, remedy=BACKBONE_REMEDY)
-        with alone_in(folder):
-            self.transfer(target, source=source, backbone=backbone)
+        destination = transferred_checkpoint(
+            source, target=target, backbone=backbone.name, args=self.args, config=self.table.name
+        )
+        with alone_in(destination.parent):
+            self.transfer(target, source=source, backbone=backbone, destination=destination)
 
-    def transfer(self, target: Task, *, source: Path, backbone: Task) -> None:
+    def transfer(self, target: Task, *, source: Path, backbone: Task, destination: Path) -> None:
         """Write the copy of the backbone's checkpoint at `source`, unless it is finished."""
         payload, receiving = self.load(source, layers=SHARABLE)
         check_of_fleet(payload, self.args, where=source)
@@ -75,9 +79,6 @@ class Transfers:
         recipe = TransferRecipe(
             target=target.name, backbone=fingerprint(payload), projection=fingerprint(own_payload)
         )
-        destination = kv_transfer_file(source, target.name)
-        if self.args.fleet and not self.args.load_folder:  # another run's folders are only read
-            destination = self.paths.pruned(self.table.name, backbone.name) / destination.name
         if self.is_finished(destination, recipe):
             return
         try:

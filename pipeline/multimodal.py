@@ -7,11 +7,11 @@ from data.tables import MODALITIES
 from pipeline import cpg
 from pipeline.architectures import PLAIN
 from pipeline.flags import add_multimodal
-from pipeline.fleet import check_text_encoder
+from pipeline.fleet import check_text_encoder, transferred_checkpoint
 from pipeline.train_task import TaskRun
 from training.checkpoints import fingerprint, load_checkpoint
 from utils.errors import UserError
-from utils.paths import checkpoint_in, checkpoints_in, kv_transfer_file
+from utils.paths import checkpoint_in, checkpoints_in
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +50,9 @@ class TransferredBackbones(cpg.Backbones):
         chosen = super().checkpoint(task, backbone)
         if not self.kv_transfer:
             return chosen
-        transferred = kv_transfer_file(chosen, task.task.name)
-        if task.args.fleet and not task.args.load_folder:
-            transferred = task.paths.pruned(task.table.name, backbone) / transferred.name
+        transferred = transferred_checkpoint(
+            chosen, target=task.task, backbone=backbone, args=task.args, config=task.table.name
+        )
         if not transferred.is_file():
             raise UserError(f"{transferred} not found: run run_pickaback/transfer_kv.sh first")
         payload = task.load(transferred)

@@ -4,11 +4,12 @@ Rows are dictionaries. Colours and fonts of axes, legends and titles belong to t
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import altair as alt
 
 Rows = Sequence[Mapping[str, Any]]
+Channel = TypeVar("Channel", alt.Color, alt.Shape)
 
 # After Okabe and Ito (2008), darkened until each contrasts 3:1 with the page in both colour schemes.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#B5649A", "#A87900", "#7A7A7A", "#3C8FC4", "#8C6BB1")
@@ -337,24 +338,21 @@ def _colour(series: Sequence[str]) -> alt.Color:
     colours = [
         NEUTRAL if name == FREE else PALETTE[index % len(PALETTE)] for index, name in enumerate(series)
     ]
-    legend = alt.Legend(symbolOpacity=1) if len(series) > 1 else None
-    return alt.Color(
-        "series:N",
-        sort=list(series),
-        scale=alt.Scale(domain=list(series), range=colours),
-        legend=legend,
-        title=None,
-    )
+    return _by_series(alt.Color, series, colours, symbolOpacity=1)
 
 
 def _shape(series: Sequence[str]) -> alt.Shape:
-    shapes = [SHAPES[index % len(SHAPES)] for index in range(len(series))]
-    legend = alt.Legend() if len(series) > 1 else None
-    return alt.Shape(
+    return _by_series(alt.Shape, series, [SHAPES[index % len(SHAPES)] for index in range(len(series))])
+
+
+def _by_series(
+    channel: type[Channel], series: Sequence[str], values: Sequence[str], **legend: int
+) -> Channel:
+    return channel(
         "series:N",
         sort=list(series),
-        scale=alt.Scale(domain=list(series), range=shapes),
-        legend=legend,
+        scale=alt.Scale(domain=list(series), range=values),
+        legend=alt.Legend(**legend) if len(series) > 1 else None,
         title=None,
     )
 

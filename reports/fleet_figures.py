@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import groupby
 
 from data.tables import Task
+from methods.rules import score_of
 from reports import charts
 from reports.figures import Fact, Figure, Numbers, Section
 from reports.fleet_runs import (
@@ -378,15 +379,11 @@ def _short(group: Group, task: str) -> str:
     return str(group.ids.get(task, task))
 
 
-# The score that a rule goes by.
-_SCORE_OF = {"farthest": "ddv_euc", "nearest": "ddv_euc"}
-
-
 def _picks(group: Group, score: str, target: str, candidate: str) -> int:
     """In how many seeds a rule that goes by this score picked the candidate."""
     wanted = (target, candidate)
     return sum(
-        (pick.target, pick.backbone) == wanted and _SCORE_OF.get(pick.rule, pick.rule) == score
+        (pick.target, pick.backbone) == wanted and score_of(pick.rule) == score
         for run in group.runs
         for pick in run.picks
     )

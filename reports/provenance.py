@@ -1,7 +1,7 @@
 """How the figures of a report came about: arguments, data, versions, and what could not be read."""
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 
 from reports.continual_runs import ContinualRun
@@ -44,13 +44,11 @@ def recorded(groups: Sequence[Group], continual: Sequence[ContinualRun]) -> Figu
         for run in continual
         for name, value in sorted(run.arguments.items())
     ]
-    if not rows:
-        return None
-    return Figure(
-        id="provenance-arguments",
+    return _table(
+        "arguments",
         title="Recorded arguments",
         text="Several values belong to different stages.",
-        table=Numbers(("run", "argument", "values"), rows),
+        rows=rows,
     )
 
 
@@ -68,13 +66,11 @@ def commands(groups: Sequence[Group], continual: Sequence[ContinualRun]) -> Figu
         for run in continual
         if run.command
     ]
-    if not rows:
-        return None
-    return Figure(
-        id="provenance-commands",
+    return _table(
+        "commands",
         title="Resolved arguments of each stage",
         text="Of the last process of each stage, as logged.",
-        table=Numbers(("run", "stage", "arguments"), rows),
+        rows=rows,
     )
 
 
@@ -86,26 +82,26 @@ def data(groups: Sequence[Group]) -> Figure | None:
         for run in group.runs
         for task, value in run.fingerprints.items()
     ]
-    if not rows:
-        return None
-    return Figure(
-        id="provenance-data",
+    return _table(
+        "data",
         title="Fingerprints of the data",
         text="SHA-256 of the samples and of how they were split and drawn.",
-        table=Numbers(("run", "task", "fingerprint"), rows),
+        rows=rows,
     )
 
 
-def versions() -> Figure:
+def versions() -> Figure | None:
     """Versions of what made the report."""
     rows = [{"package": "Python", "version": platform.python_version()}]
     rows += [{"package": name, "version": version} for name, version in _installed()]
-    return Figure(
-        id="provenance-versions",
-        title="Versions",
-        text="Of the installation that made this report.",
-        table=Numbers(("package", "version"), rows),
-    )
+    return _table("versions", title="Versions", text="Of the installation that made this report.", rows=rows)
+
+
+def _table(name: str, *, title: str, text: str, rows: Sequence[Mapping[str, str]]) -> Figure | None:
+    """A figure that is a table of `rows`; None without any."""
+    if not rows:
+        return None
+    return Figure(id=f"provenance-{name}", title=title, text=text, table=Numbers(tuple(rows[0]), rows))
 
 
 def _installed() -> Iterable[tuple[str, str]]:

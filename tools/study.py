@@ -20,6 +20,7 @@ from scipy.stats import kendalltau, weightedtau
 from data.tables import Table, Task, load_table
 from methods.footprint import stored_bytes
 from methods.ownership import SharedNetwork
+from methods.rules import RULES, goodness, score_of
 from pipeline import flags
 from pipeline.architectures import PLAIN, SHARABLE, requested_architecture
 from pipeline.fleet import paths_of, read_control, read_widths, test_accuracy
@@ -33,8 +34,6 @@ from utils.tables import aligned
 
 WIDTH = 1.0
 IDS = ("target_id", "task_id")
-# Rules that go by a distance rather than by a score of their own name, with the sign of a good one.
-BY_DISTANCE = {"farthest": ("ddv_euc", 1.0), "nearest": ("ddv_euc", -1.0)}
 BEST = 3
 
 NOTES = """\
@@ -218,19 +217,17 @@ def reached(result: Result) -> np.ndarray:
 def rules_in(results: Sequence[Result]) -> list[str]:
     """The rules whose scores every pair has."""
     common = set.intersection(*(set(pair.scores) for result in results for pair in result.pairs))
-    names = [name for name in results[0].pairs[0].scores if name in common and not name.startswith("ddv_")]
-    return [*(rule for rule, (score, _) in BY_DISTANCE.items() if score in common), *names]
+    return [rule for rule in RULES if score_of(rule) in common]
 
 
-def goodness(result: Result, rule: str) -> np.ndarray:
+def goodness_of(result: Result, rule: str) -> np.ndarray:
     """How good each backbone is by a rule: higher is better."""
-    score, sign = BY_DISTANCE.get(rule, (rule, 1.0))
-    return np.array([sign * pair.scores[score] for pair in result.pairs])
+    return np.array([goodness(rule, pair.scores[score_of(rule)]) for pair in result.pairs])
 
 
 def picked(result: Result, rule: str) -> float:
     """Accuracy on the backbone that the rule picks; the lowest id wins a tie."""
-    return float(reached(result)[np.argmax(goodness(result, rule))])
+    return float(reached(result)[np.argmax(goodness_of(result, rule))])
 
 
 @dataclass(frozen=True)
@@ -260,8 +257,8 @@ def judge(results: Sequence[Result]) -> dict[str, Judgement]:
     corrected = holm(raw) | {"farthest": float("nan")}
     found = {}
     for rule in rules:
-        taus = [kendalltau(goodness(result, rule), reached(result)).statistic for result in results]
-        weighted = [weightedtau(goodness(result, rule), reached(result)).statistic for result in results]
+        taus = [kendalltau(goodness_of(result, rule), reached(result)).statistic for result in results]
+        weighted = [weightedtau(goodness_of(result, rule), reached(result)).statistic for result in results]
         found[rule] = Judgement(
             reached=estimate(results, lambda result, rule=rule: picked(result, rule)),
             regret=estimate(results, lambda result, rule=rule: reached(result).max() - picked(result, rule)),

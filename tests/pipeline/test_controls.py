@@ -121,6 +121,21 @@ def test_a_fine_tuned_copy_reports_what_it_keeps_of_the_backbones_task(fleet: Fl
     assert metrics["backbone_accuracy_after"] == pytest.approx(hits.double().mean().item())
 
 
+def test_a_copy_that_was_killed_before_its_control_file_is_unfinished(fleet: Fleet, capsys) -> None:
+    argv = on_backbones(fleet, "zero_one", "--backbone", "two_three", "--reuse", "copy")
+    cpg_script.main(argv)
+    control = control_file(poor(fleet).paths.reused("digits", "two_three", "zero_one", how="copy"))
+    written = control.read_bytes()
+
+    cpg_script.main([*argv, "--list_unfinished"])
+    assert capsys.readouterr().out == ""
+    control.unlink()
+    cpg_script.main([*argv, "--list_unfinished"])
+    assert capsys.readouterr().out == "zero_one\n"
+    cpg_script.main(argv)
+    assert control.read_bytes() == written
+
+
 def test_a_copy_starts_from_the_backbones_weights(fleet: Fleet) -> None:
     still = ("--epochs", 1, "--lr", 1e-30, "--weight_decay", 0)
     cpg_script.main(on_backbones(fleet, "zero_one", "--backbone", "two_three", "--reuse", "copy", *still))

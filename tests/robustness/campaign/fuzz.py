@@ -19,7 +19,7 @@ import torch
 from data import cache
 from data.archives import open_zip, zipped_file
 from pipeline import fleet
-from tests.robustness import test_data_fuzz, test_data_pickles
+from tests.robustness import test_checkpoints_checksum, test_data_fuzz, test_data_pickles
 from tests.robustness.campaign.lines import Line
 from tools.select_pruning_ratio import read_record
 from training.checkpoints import read_checkpoint, save_checkpoint
@@ -140,22 +140,14 @@ def _pickles(fuzzer: Fuzzer) -> None:
 
 
 def _payload() -> dict:
-    return {
-        "model_state_dict": {
-            "features.0.weight": torch.ones(3, 2),
-            "classifiers.0.weight": torch.zeros(2, 3),
-        },
-        "dataset_history": ["fish"],
-        "dataset2num_classes": {"fish": 2},
-        "masks": {"features.0": torch.ones(3, 2, dtype=torch.uint8)},
-        "shared_layer_info": {
-            "fish": {"network_width_multiplier": 1.0, "bias": {"features.0": torch.ones(3)}}
-        },
-        "architecture": {"name": "lenet5", "layers": "plain"},
-        "arguments": {"lr": 0.1, "epochs": 3, "task": "fish"},
-        "epoch": 3,
-        "metrics": dict.fromkeys(("train_accuracy", "validation_accuracy", "test_accuracy"), 0.5),
-    }
+    shared = {"fish": {"network_width_multiplier": 1.0, "bias": {"features.0": torch.ones(3)}}}
+    return test_checkpoints_checksum.small_payload(
+        shared_layer_info=shared,
+        architecture={"name": "lenet5", "layers": "plain"},
+        arguments={"lr": 0.1, "epochs": 3, "task": "fish"},
+        epoch=3,
+        metrics=dict.fromkeys(("train_accuracy", "validation_accuracy", "test_accuracy"), 0.5),
+    )
 
 
 def _checkpoints(fuzzer: Fuzzer, *, kind: str) -> None:
