@@ -5,8 +5,7 @@
 
 Makes tables of synthetic tasks with networks of 324 weights. The stages write all files themselves; only the
 training loop is replaced, so the networks stay as they were initialised. Then each operation runs in a process
-of its own that has loaded PyTorch already. CPU time is measured, which other load on the machine changes
-little. Drawing and the HTML report need the `report` extra.
+of its own that has loaded PyTorch already. Drawing and the HTML report need the `report` extra.
 """
 
 import argparse
@@ -36,11 +35,12 @@ from data import cache
 from data.tables import load_table
 from methods.gradual_pruning import GradualPruning
 from pipeline import flags, train_task
-from pipeline.architectures import PLAIN, SHARABLE, registry_of
+from pipeline.architectures import PLAIN, SHARABLE, architecture
 from pipeline.fleet import CHOSEN
 from tools import list_tasks, report, select_pruning_ratio
 from training.loop import Learner, Observer, Progress
 from utils import errors
+from utils.architecture_names import FileArchitecture
 from utils.errors import UserError
 from utils.files import csv_text, update_csv, update_json, write_atomically
 from utils.paths import REPOSITORY, Paths, arguments_file
@@ -50,6 +50,7 @@ CLASSES = ("a", "b")
 IMAGES = 10  # per class and split
 SPARSITY = "0.5"
 TARGETS = 20  # that search among all candidates
+FINALISTS = 20
 ARCH = REPOSITORY / "benchmarks" / "tiny_net.py"
 RUN = "tiny_net/seed1"
 TRAINING = ("--epochs", "1", "--batch_size", "32")
@@ -94,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # of the stages that it starts
     torch.set_num_threads(1)
-    for layers in (PLAIN, SHARABLE):
-        registry_of(layers)  # loads torchvision, which takes longer than some operations
+    warm_up()
     costs: list[Cost] = []
     with tempfile.TemporaryDirectory() as temporary:
         for count in args.tasks:
@@ -110,6 +110,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 write_atomically(
                     args.to, csv_text([asdict(cost) for cost in costs], [item.name for item in fields(Cost)])
                 )
+
+
+def warm_up() -> None:
+    """Load what takes seconds to load, so that no operation is charged with it."""
+    tiny = FileArchitecture.parse(f"{ARCH}:tiny_net")
+    for layers in (PLAIN, SHARABLE):
+        architecture(tiny, layers=layers, in_channels=1, size=SIZE)
 
 
 class Fleet:
@@ -133,6 +140,7 @@ class Fleet:
         """Name → operation."""
         search = {"--target_id": "1", "--scores": "chosen", "--max_iterations": "0"}
         step = ("--overwrite", "--select")
+        two = ("--finalists", str(FINALISTS), "--first_rule", "cka")
         return {
             "make the table": self.make_table,
             "load the table": lambda: load_table(str(self.table), data_root=self.paths.data),
@@ -149,6 +157,10 @@ class Fleet:
                 search | {"--max_iterations": "100"}, *step, "farthest"
             ),
             "choose, leep": lambda: self.search(search, *step, "leep"),
+            "choose, cka then leep": lambda: self.search(search, *step, "leep", *two),
+            "choose, cka then race": lambda: self.search(
+                search, *step, "race", *two, "--race_epochs", "1", "--batch_size", "32"
+            ),
             "choose for 20 targets": lambda: self.search(
                 search | {"--target_id": f"1-{min(TARGETS, self.count)}"}, *step, "cka"
             ),

@@ -361,7 +361,7 @@ class Search:
         return finishes
 
     def finalists(self, target: Task, scores: Scores, *, recipe: SearchRecipe) -> Sequence[Task]:
-        """The candidates that the rule chooses among: of those that it has a score for, the best by the first."""
+        """The candidates that the rule chooses among: the best by the first rule that it has a score for."""
         fit = self.scored([self.table.task(candidate) for candidate in scores], target)
         known = self.known(target, {task.id: scores[task.id] for task in fit}, rule=recipe.first_rule)
         ranked = ranking(known, rule=recipe.first_rule, seed=self.seed_of_choice(target))
