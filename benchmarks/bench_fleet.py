@@ -3,9 +3,9 @@
     python -m benchmarks.bench_fleet --tasks 20 200 2000 --to scaling.csv
     python -m benchmarks.bench_fleet --draw scaling.csv --figure docs/images/scaling.svg
 
-Makes tables of synthetic tasks with networks of 324 weights. The stages write all files themselves; only the
-training loop is replaced, so the networks stay as they were initialised. Then each operation runs in a process
-of its own that has loaded PyTorch already. Drawing and the HTML report need the `report` extra.
+Makes tables of synthetic tasks with networks of 324 weights. The stages write all files themselves; only
+the training loop is replaced, so the networks stay as they were initialised. Then each operation runs in a
+process of its own that has loaded PyTorch already. Drawing and the HTML report need the `report` extra.
 """
 
 import argparse
@@ -133,7 +133,7 @@ class Fleet:
     def costs(self, *, only: Sequence[str]) -> Iterator[Cost]:
         """Make the fleet, and measure its operations in turn, each on what those before it left."""
         for name, operation in self.operations().items():
-            if not only or name in only or name.startswith("make "):
+            if not only or name in only:
                 yield measured(operation, name=name, tasks=self.count, below=self.root)
 
     def operations(self) -> Mapping[str, Callable[[], object]]:

@@ -48,7 +48,7 @@ def check_own_architecture(name: FileArchitecture, *, in_channels: int, size: in
 
 @cache
 def _check_once(name: FileArchitecture, _file: Path, _digest: str, in_channels: int, size: int) -> None:
-    """Once per process, not per task. The name compares as a string, so the key has the file and its digest."""
+    """Once per process, not per task. The name compares as a string, so the file and its digest are given."""
     build = own_architecture(name)
     shapes: dict[tuple[Layers, float], dict[str, torch.Size]] = {}
     for layers in (PLAIN, SHARABLE):

@@ -35,10 +35,12 @@ run_one() { # COMMAND…: run it and wait
     wait $!
 }
 
-joined_tasks() { # print what selects TASK_NAMES: as the user wrote it, or their names, separated by commas
+joined_tasks() { # print TASK_NAMES, separated by commas; if they are too long for an argument, what selects them
     local IFS=,
-    # The names of thousands of tasks may exceed the length of an argument.
-    echo "${TASK_SPEC:-${TASK_NAMES[*]}}"
+    local names=${TASK_NAMES[*]}
+    # Linux limits an argument to 128 KiB, a character to 4 bytes.
+    ((${#names} < 30000)) || names=${TASK_SPEC:-$names}
+    echo "$names"
 }
 
 in_one_process() { # COMMAND…: run it once for all of TASK_NAMES, on the first of GPUS or on DEVICE
@@ -145,10 +147,10 @@ find_unfinished() {
         mapfile -t names <&"$from_list"
         todo=()
         for task in ${names[@]+"${names[@]}"}; do
-            unfinished[$task]=1
+            unfinished["_$task"]=1
         done
         for task in "${TASK_NAMES[@]}"; do
-            [[ -z ${unfinished[$task]:-} ]] || todo+=("$task")
+            [[ -z ${unfinished["_$task"]:-} ]] || todo+=("$task")
         done
         if ((${#todo[@]} == ${#names[@]})); then
             cat <&"$from_log" >&2

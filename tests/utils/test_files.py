@@ -12,8 +12,10 @@ import pytest
 from utils.errors import UserError
 from utils.files import (
     csv_text,
+    locked,
     read_csv,
     read_json,
+    read_once,
     update_csv,
     update_json,
     write_atomically,
@@ -200,3 +202,25 @@ def test_a_write_is_on_the_disk_before_it_replaces_the_old_file(
     write_atomically(path, "new")
     assert path.read_text() == "new"
     assert seen == ["old"]
+
+
+def test_a_shared_file_is_read_again_only_once_it_has_changed(tmp_path: Path) -> None:
+    path, read = tmp_path / "file.json", []
+
+    def reader(path: Path, *, remedy: str) -> dict:
+        read.append(path)
+        return read_json(path, remedy=remedy)
+
+    with pytest.raises(UserError, match="not found: make it"):
+        read_once(reader, path, remedy="make it")
+    for number in (1, 2):
+        update_json(path, {"a": number})
+        assert [read_once(reader, path, remedy="")["a"] for _ in range(3)] == [number] * 3
+    assert len(read) == 3
+
+
+def test_entries_that_the_file_holds_take_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    update_json(path, {"a": 1, "b": [2]})
+    with locked(path):
+        update_json(path, {"b": [2]})
