@@ -51,6 +51,10 @@ IMAGES = 10  # per class and split
 SPARSITY = "0.5"
 TARGETS = 20  # that search among all candidates
 FINALISTS = 20
+DRAWN = (
+    *("choose, farthest with 100 mutations", "choose, cka then leep", "choose, cka"),
+    *("skip stage 3-2", "table of results", "skip stage 1", "list the tasks", "load the table"),
+)
 ARCH = REPOSITORY / "benchmarks" / "tiny_net.py"
 RUN = "tiny_net/seed1"
 TRAINING = ("--epochs", "1", "--batch_size", "32")
@@ -363,7 +367,25 @@ def read_costs(path: Path) -> list[Cost]:
 
 
 def draw(costs: Sequence[Cost], path: Path) -> None:
-    """Draw the seconds of every operation by the number of tasks, as SVG."""
+    """Draw the seconds of some operations by the number of tasks, as SVG."""
+    # Both need the report extra.
+    import altair as alt
+    import vl_convert
+
+    from reports.charts import PALETTE, config
+
+    last = max(cost.tasks for cost in costs)
+    rows = [asdict(cost) for cost in costs if cost.operation in DRAWN and cost.seconds > 0]
+    names = sorted({row["operation"] for row in rows}, key=DRAWN.index)
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("tasks:Q", title="tasks in the table", scale=alt.Scale(type="log", domainMax=last)),
+        y=alt.Y("seconds:Q", title="CPU seconds", scale=alt.Scale(type="log")),
+        color=alt.Color("operation:N", sort=names, title=None, scale=alt.Scale(domain=names, range=PALETTE)),
+    )
+    chart = alt.layer(base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=50))
+    spec = chart.properties(width=420, height=320).to_dict()
+    spec["config"] = config() | {"background": "white"}
+    write_atomically(path, vl_convert.vegalite_to_svg(spec | {"padding": 8}) + "\n")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,9 @@ from utils.runtime import resolve_device, set_up_process
 from utils.seeds import derive_seed
 from utils.tensor_files import Damaged
 
+# Candidates whose probes are mutated together, so that memory does not grow with their number.
+_AT_ONCE = 256
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the search for a backbone."""
@@ -436,7 +439,12 @@ class Search:
             by_count.setdefault(count, []).append(replace(candidate, probes=candidate.probes[:count]))
         names = {task.id: (self.probes.seed, self.table.name, target.name, task.name) for task in candidates}
         distances: list[Distance] = []
-        for count, models in by_count.items():
+        groups = [
+            (count, models[start : start + _AT_ONCE])
+            for count, models in by_count.items()
+            for start in range(0, len(models), _AT_ONCE)
+        ]
+        for count, models in groups:
             seeds = [derive_seed(*names[candidate.id], "mutations") for candidate in models]
             with self.compute.autocast:
                 distances += compare(

@@ -13,6 +13,7 @@ import pickaback_perceiverIO as search_script
 from data.tables import load_table
 from models.network import Network
 from pipeline import fleet as fleet_files
+from pipeline import search
 from pipeline.choices import Choices
 from pipeline.fleet import chosen_backbone, read_baseline
 from tests.helpers import Fleet, refusal
@@ -67,6 +68,18 @@ def test_a_search_reads_no_network_twice_and_passes_the_probes_through_each_once
     fleet.search("3", "--select", "leep", *one)
     networks = {path: times for path, times in opened.items() if path.endswith(".pth.tar")}
     assert len(networks) == 5 and set(networks.values()) == {1}
+
+
+def test_distances_do_not_depend_on_how_many_candidates_are_compared_at_once(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = ("--scores", "chosen", "--overwrite")
+    fleet.search("3", *again)
+    together = scores(fleet)
+    monkeypatch.setattr(search, "_AT_ONCE", 1)
+    fleet.search("3", *again)
+    for candidate, row in scores(fleet).items():
+        assert float(row["ddv_euc"]) == pytest.approx(float(together[candidate]["ddv_euc"]), abs=1e-5)
 
 
 def test_a_dear_rule_looks_only_at_the_best_by_a_cheap_one(
