@@ -375,7 +375,7 @@ class Search:
         """Names of the scores to compute for the candidates, or for the finalists if there are two steps."""
         every = {*DISTANCES, *SCORES} - {RACE}
         others = {"chosen": set(), "cheap": every - {*EXPENSIVE}, "all": every}
-        return others[self.args.scores] | needed_by(self.steps)
+        return others[self.args.scores] | needed_by(self.steps) | {RACE} & {self.rule}
 
     def by_labels(self, target: Task, wanted: set[str]) -> Sequence[str]:
         """The scores by labels to compute, of those `wanted`: none if a class has a single sample.
