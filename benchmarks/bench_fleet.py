@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 write_atomically(
                     args.to, csv_text([asdict(cost) for cost in costs], [item.name for item in fields(Cost)])
                 )
+            for line in fleet.inventory():
+                print(line)
 
 
 def warm_up() -> None:
@@ -179,6 +181,18 @@ class Fleet:
             "table of results": lambda: report.main(self.files("--dataset", "all")),
             "HTML report": self.html,
         }
+
+    def inventory(self) -> Iterator[str]:
+        """How many files there are below each root, how large they are, and the folder with the most."""
+        for root in (self.paths.data, self.paths.checkpoints, self.paths.logs):
+            sizes, fullest = [], 0
+            for folder, below, names in os.walk(root):
+                sizes += [(Path(folder) / name).stat().st_size for name in names]
+                fullest = max(fullest, len(below) + len(names))
+            yield (
+                f"{self.count} tasks, {root.name}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, "
+                f"at most {fullest} entries in a folder"
+            )
 
     # Making it
 

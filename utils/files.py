@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -187,7 +188,12 @@ def update_csv(
     Args:
         added: columns after `columns` that the file may lack; they are empty in its old rows.
     """
+    names = [*columns, *added]
     with locked(path):
+        spliced = _spliced(path, rows, columns=columns, names=names, replace=replace)
+        if spliced is not None:
+            write_changed(path, spliced)
+            return
         kept: list[Mapping] = []
         if Path(path).exists():
             found = read_csv(path, columns=columns, remedy="delete it to start a new one")
@@ -195,8 +201,43 @@ def update_csv(
             if not rows and len(kept) == len(found):
                 return
         merged = sorted([*kept, *rows], key=lambda row: [_numeric(row[name]) for name in columns])
-        names = [*columns, *added]
         write_changed(path, csv_text([{name: row.get(name, "") for name in names} for row in merged], names))
+
+
+def _spliced(
+    path: Path,
+    rows: Sequence[Mapping],
+    *,
+    columns: Sequence[str],
+    names: Sequence[str],
+    replace: Mapping[str, str],
+) -> str | None:
+    """The content after `update_csv`, without parsing the rows that stay: a hundred times as fast.
+
+    None if that does not apply: to another header, to quoted fields, or unless the first column alone says
+    which rows are replaced, and by which.
+    """
+    first = columns[0]
+    value = replace.get(first, "")
+    if len(replace) != 1 or not value.isdigit() or any(str(row[first]) != value for row in rows):
+        return None
+    try:
+        content = Path(path).read_bytes().decode()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    header, *lines = content.splitlines(keepends=True) or [""]
+    separators = (len(lines) + 1) * (len(names) - 1)
+    if header != csv_text([], names) or '"' in content or "\r" in content or not content.endswith("\n"):
+        return None
+    if content.count(",") != separators:
+        return None
+    ordered = sorted(rows, key=lambda row: [_numeric(row[name]) for name in columns])
+    new = csv_text([{name: row.get(name, "") for name in names} for row in ordered], names)
+    if '"' in new:
+        return None
+    kept = [line for line in lines if not line.startswith(f"{value},")]
+    place = bisect_left(kept, _numeric(value), key=lambda line: _numeric(line.split(",", 1)[0]))
+    return "".join([header, *kept[:place], new.removeprefix(header), *kept[place:]])
 
 
 def _numeric(field: object) -> tuple[int, float, str]:
