@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from multiprocessing.connection import Connection
@@ -34,9 +34,11 @@ from benchmarks.tiny_net import SIZE
 from data import cache
 from data.tables import load_table
 from methods.gradual_pruning import GradualPruning
+from methods.rules import SCORES
 from pipeline import flags, train_task
 from pipeline.architectures import PLAIN, SHARABLE, architecture
-from pipeline.fleet import CHOSEN
+from pipeline.choices import RESULT_COLUMNS, TABLE_COLUMNS, ChoiceFile
+from pipeline.fleet import CHOSEN, chosen_backbone
 from tools import list_tasks, report, select_pruning_ratio
 from training.loop import Learner, Observer, Progress
 from utils import errors
@@ -180,6 +182,14 @@ class Fleet:
             "a finished stage 1, with bash": self.stage,
             "table of results": lambda: report.main(self.files("--dataset", "all")),
             "HTML report": self.html,
+            "find every backbone": self.find_backbones,
+            "write a choice": lambda: self.choices.write(1, "2", {**self.stamp, "seed": 2}),
+            "make scores of 200 candidates": lambda: update_csv(
+                self.scores, self.rows_of_scores(range(1, self.count + 1)), **self.of_target(0)
+            ),
+            "write the scores of 200 candidates": lambda: update_csv(
+                self.scores, self.rows_of_scores([self.count // 2]), **self.of_target(self.count // 2)
+            ),
         }
 
     def inventory(self) -> Iterator[str]:
@@ -217,13 +227,58 @@ class Fleet:
         drawn = random.Random(0)
         rows = [
             {"target_id": target, "task_id": target % self.count + 1 if backbone == target else backbone}
-            for target in range(TARGETS + 1, self.count + 1)
+            for target in range(1, self.count + 1)
+            if self.choices.chosen(target) is None
             for backbone in [drawn.randint(1, self.count)]
         ]
-        path = self.paths.result_csv(CONFIG)
-        update_json(arguments_file(path), {str(row["target_id"]): {CHOSEN: row["task_id"]} for row in rows})
+        stamps = {str(row["target_id"]): {**self.stamp, CHOSEN: row["task_id"]} for row in rows}
+        update_json(arguments_file(self.choices.path), stamps)
         # No row is replaced: there is no target 0.
-        update_csv(path, rows, columns=("target_id", "task_id"), replace={"target_id": "0"})
+        update_csv(self.choices.path, rows, columns=RESULT_COLUMNS, replace={"target_id": "0"})
+
+    # Files that all tasks share
+
+    @property
+    def choices(self) -> ChoiceFile:
+        """The last choices."""
+        return ChoiceFile(self.paths.result_csv(CONFIG))
+
+    @property
+    def scores(self) -> Path:
+        """Scores beside those that the searches wrote."""
+        return self.paths.table_csv("others")
+
+    @property
+    def stamp(self) -> dict:
+        """A choice's arguments, as long as those of a choice among thousands."""
+        names = (
+            "candidates",
+            "networks",
+            "val_batch_size",
+            "protocol",
+            "max_iterations",
+            "epsilon",
+            "precision",
+        )
+        return dict.fromkeys(names, f"{self.count} of them, sha256:{'0' * 32}")
+
+    def find_backbones(self) -> None:
+        """Read every target's choice, as stage 3-2 does."""
+        table = load_table(str(self.table), data_root=self.paths.data)
+        for task in table.tasks:
+            chosen_backbone(self.choices.path, table=table, target=task)
+
+    def rows_of_scores(self, targets: Iterable[int]) -> list[dict]:
+        """Rows of scores by one rule."""
+        empty = dict.fromkeys((*TABLE_COLUMNS, *SCORES), "")
+        return [
+            empty | {"target_id": target, "task_id": candidate, "cka": "0.123456"}
+            for target in targets
+            for candidate in range(1, 201)
+        ]
+
+    def of_target(self, target: int) -> dict:
+        return {"columns": TABLE_COLUMNS, "added": SCORES, "replace": {"target_id": str(target)}}
 
     # The stages
 
