@@ -441,18 +441,31 @@ def draw(costs: Sequence[Cost], path: Path) -> None:
     import altair as alt
     import vl_convert
 
-    from reports.charts import PALETTE, config
+    from reports.charts import PALETTE, SHAPES, config
 
-    last = max(cost.tasks for cost in costs)
-    rows = [asdict(cost) for cost in costs if cost.operation in DRAWN and cost.seconds > 0]
+    rows = [asdict(cost) for cost in costs if cost.operation in DRAWN]
     names = sorted({row["operation"] for row in rows}, key=DRAWN.index)
+    counts = sorted({row["tasks"] for row in rows})
+    seconds = [10.0**power for power in range(-2, 3)]
+    legend = alt.Legend(orient="right", direction="vertical")
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("tasks:Q", title="tasks in the table", scale=alt.Scale(type="log", domainMax=last)),
-        y=alt.Y("seconds:Q", title="CPU seconds", scale=alt.Scale(type="log")),
-        color=alt.Color("operation:N", sort=names, title=None, scale=alt.Scale(domain=names, range=PALETTE)),
+        x=alt.X(
+            "tasks:Q",
+            title="tasks in the table",
+            scale=alt.Scale(type="log", domain=[counts[0], counts[-1]]),
+            axis=alt.Axis(values=counts, format=","),
+        ),
+        y=alt.Y(
+            "seconds:Q",
+            title="CPU seconds",
+            scale=alt.Scale(type="log", domain=[min(row["seconds"] for row in rows), seconds[-1]]),
+            axis=alt.Axis(values=seconds, format="~g"),
+        ),
+        color=alt.Color("operation:N", scale=alt.Scale(domain=names, range=PALETTE), legend=legend),
+        shape=alt.Shape("operation:N", scale=alt.Scale(domain=names, range=SHAPES), legend=legend),
     )
-    chart = alt.layer(base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=50))
-    spec = chart.properties(width=420, height=320).to_dict()
+    marks = base.mark_point(filled=True, size=60, opacity=1)
+    spec = alt.layer(base.mark_line(strokeWidth=2), marks).properties(width=420, height=320).to_dict()
     spec["config"] = config() | {"background": "white"}
     write_atomically(path, vl_convert.vegalite_to_svg(spec | {"padding": 8}) + "\n")
 
