@@ -4,6 +4,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _STDS = (1e-6, 1000)
 _COUNTS = (1, 1_000_000)
 # Names become folders, whose names are limited to 255 bytes.
 _MAX_NAME_BYTES = 200
+# More tasks than these do not fit in a message.
+_LISTED = 100
 _TABLE_KEYS = {
     *("modality", "size", "channels", "augment", "source", "root", "text_root", "download", "mean", "std"),
     *("train_per_class", "tasks"),
@@ -112,14 +115,20 @@ class Table:
             UserError: if there is no such task; the message lists the known ones.
         """
         which = str(which)
-        if _ID.fullmatch(which):
-            found = [task for task in self.tasks if task.id == _id(which)]
-        else:
-            found = [task for task in self.tasks if task.name == which]
-        if not found:
-            known = ", ".join(f"{task.id} {task.name}" for task in self.tasks)
-            raise UserError(f"table {self.name} has no task {_cut(which)!r}: choose from {known}")
-        return found[0]
+        found = self._by_id.get(_id(which)) if _ID.fullmatch(which) else self._by_name.get(which)
+        if found is None:
+            known = ", ".join(f"{task.id} {task.name}" for task in self.tasks[:_LISTED])
+            more = "" if len(self.tasks) <= _LISTED else f", … {self.tasks[-1].id} {self.tasks[-1].name}"
+            raise UserError(f"table {self.name} has no task {_cut(which)!r}: choose from {known}{more}")
+        return found
+
+    @cached_property
+    def _by_id(self) -> dict[int, Task]:
+        return {task.id: task for task in self.tasks}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Task]:
+        return {task.name: task for task in self.tasks}
 
     def public_pool(self, name: str) -> "Task | Path":
         """The pool of public samples that `name` means: a task, or else a folder.
@@ -154,12 +163,7 @@ class Table:
         Args:
             among: "same" keeps the tasks of the target's modality, "other" those of another, "all" both.
         """
-        fits = {"all": (True, False), "same": (True,), "other": (False,)}[among]
-        return [
-            task
-            for task in self.select(spec)
-            if task != target and (task.modality == target.modality) in fits
-        ]
+        return [task for task in self.select(spec) if is_candidate(task, target=target, among=among)]
 
     def _part(self, part: str, spec: str) -> Sequence[Task]:
         if not part:
@@ -176,6 +180,12 @@ class Table:
         if first > last:
             raise UserError(f"the range {part} is reversed: write {last}-{first}")
         return [task for task in self.tasks if first <= task.id <= last]
+
+
+def is_candidate(task: Task, *, target: Task, among: str) -> bool:
+    """Whether a task of the same table can be the backbone of `target`; `among` as in `Table.candidates`."""
+    fits = {"all": (True, False), "same": (True,), "other": (False,)}[among]
+    return task.id != target.id and (task.modality == target.modality) in fits
 
 
 def _id(text: str) -> int:
@@ -302,25 +312,29 @@ def _parse(name: str, entry: object, *, where: str, data_root: Path, given: Path
         raise UserError(f"{where} has no tasks: add one, or leave out tasks to use the folders")
 
     table = Table(name, size, channels, augment, source, roots["image"], roots["text"], download, ())
-    tasks: list[Task] = []
+    tasks: dict[str, Task] = {}
+    origins: dict[str, Table] = {}
     for number, task_entry in enumerate(task_entries, start=1):
         task_where = f"{where} task {number}"
         check_keys(task_entry, _BORROWED_KEYS if "table" in task_entry else _TASK_KEYS, task_where)
         task_name = task_entry.get("name")
         _check_name(task_name, "task", task_where)
-        if any(task_name == task.name for task in tasks):
+        if task_name in tasks:
             raise UserError(
                 f"{task_where}: {task_name} occurs twice: rename one (`folder` gives its folder in the tree)"
             )
         if "table" in task_entry:
-            task = _borrowed(task_entry, number, table, where=task_where, data_root=data_root)
+            of = str(task_entry["table"])
+            if of not in origins:
+                origins[of] = _origin(task_entry, table, where=task_where, data_root=data_root)
+            task = replace(origins[of].task(task_name), id=number, origin=origins[of])
         else:
             usual = {"modality": modality, "statistics": statistics}
             task_entry = _completed(task_entry, tasks, where=task_where)
             task = _own(task_entry, number, table, folders, where=where, usual=usual)
         drawn = _per_class(task_entry, f"{where} task {task_name}", default=per_class)
-        tasks.append(replace(task, train_per_class=drawn))
-    return replace(table, tasks=tuple(tasks))
+        tasks[task_name] = replace(task, train_per_class=drawn)
+    return replace(table, tasks=tuple(tasks.values()))
 
 
 def _own(
@@ -365,19 +379,18 @@ def _own(
     return Task(number, name, tuple(sorted(classes)), mean, std, modality, raw_folder)
 
 
-def _completed(entry: Mapping, earlier: Sequence[Task], *, where: str) -> Mapping:
+def _completed(entry: Mapping, earlier: Mapping[str, Task], *, where: str) -> Mapping:
     """An entry completed by the classes and the raw folder of its twin, an earlier task."""
     if "twin" not in entry:
         return entry
-    twins = [task for task in earlier if task.name == entry["twin"]]
-    if not twins:
+    twin = earlier.get(str(entry["twin"]))
+    if twin is None:
         raise UserError(f"{where}: twin is {shown(entry['twin'])}: name an earlier task")
-    (twin,) = twins
     return {"classes": list(twin.classes), "folder": twin.folder} | entry
 
 
-def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_root: Path) -> Task:
-    """A task of another known table, with that table's classes, normalisation, raw files and cache."""
+def _origin(entry: Mapping, table: Table, *, where: str, data_root: Path) -> Table:
+    """The known table that a task is borrowed from, with its classes, normalisation, raw files and cache."""
     if entry["table"] not in known_tables() or entry["table"] == table.name:
         known = ", ".join(known_tables())
         raise UserError(f"{where}: table is {shown(entry['table'])}: choose another of {known}")
@@ -387,7 +400,7 @@ def _borrowed(entry: Mapping, number: int, table: Table, *, where: str, data_roo
             f"{where}: images of table {origin.name} are {origin.channels}×{origin.size}×{origin.size}, but "
             f"this table's are {table.channels}×{table.size}×{table.size}: use the same channels and size"
         )
-    return replace(origin.task(entry["name"]), id=number, origin=origin)
+    return origin
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ BY_RECORD = ("accuracy", "room")
 # Accuracy on held-out samples of the target after a few epochs of training on the candidate's pruned network.
 RACE = "race"
 
+# ModelDiff's distances, which are computed together; the rules farthest and nearest go by the second.
+DISTANCES = ("ddv_cos", "ddv_euc")
 SCORES = (*BY_SIMILARITY, *BY_LABELS, *BY_RECORD, RACE)
 # Scores that take longer than all others together.
 EXPENSIVE = ("logistic",)

@@ -1,21 +1,26 @@
 """The CSV files of the search: chosen backbones, by rule and the last choice, and the candidates' scores."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from methods.rules import RULES, SCORES
-from pipeline.fleet import CHOSEN, read_arguments
+from methods.rules import DISTANCES, RULES, SCORES
+from pipeline.fleet import CHOSEN, read_arguments, read_choices
 from training.outputs import Unfinished, require_same
 from utils.files import read_csv, update_csv, update_json
 from utils.paths import Paths, arguments_file
 
 RESULT_COLUMNS = ("target_id", "task_id")
-TABLE_COLUMNS = ("target_id", "task_id", "ddv_cos", "ddv_euc")
+TABLE_COLUMNS = ("target_id", "task_id", *DISTANCES)
 # The rule of a backbone that --backbone names.
 GIVEN = "given"
 _REMEDY = "delete it to start a new one"
+# Longer lists are recorded by their hash: otherwise the arguments of N targets that choose among N candidates
+# would fill N² lines.
+_LONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -28,16 +33,19 @@ class ChoiceFile:
         """The id of the target's backbone; None if none is chosen."""
         if not self.path.exists():
             return None
-        rows = read_csv(self.path, columns=RESULT_COLUMNS, remedy=_REMEDY)
-        return next((row["task_id"] for row in rows if row["target_id"] == str(target)), None)
+        return read_choices(self.path, remedy=_REMEDY).get(str(target))
 
     def arguments(self, target: int) -> dict:
-        """The arguments that made the target's choice; {} if they are not recorded."""
+        """The arguments that made the target's choice, as recorded; {} if they are not."""
         found = read_arguments(arguments_file(self.path), str(target))
-        return {name: value for name, value in found.items() if name != CHOSEN}
+        return recorded({name: value for name, value in found.items() if name != CHOSEN})
 
     def write(self, target: int, chosen: str, stamp: Mapping) -> None:
-        """Write the target's choice, unless the file holds it."""
+        """Write the target's choice, unless the file holds it.
+
+        Args:
+            stamp: as recorded.
+        """
         if self.chosen(target) == chosen and self.arguments(target) == stamp:
             return
         where = {"columns": RESULT_COLUMNS, "replace": {"target_id": str(target)}}
@@ -49,6 +57,8 @@ class ChoiceFile:
 
 class Choices:
     """The choices of one rule, beside those of other rules, and the published file, of the last choices.
+
+    Stamps are given whole, and written and compared as `recorded`.
 
     Args:
         path: the only file, if the choices are not kept by rule; None: from the layout.
@@ -73,6 +83,7 @@ class Choices:
         Raises:
             UserError: if the rule chose it with other arguments.
         """
+        stamp = recorded(stamp)
         for file in dict.fromkeys((self.own, self.last)):
             chosen, made_with = file.chosen(target), file.arguments(target)
             if chosen is None or (self.by_rule and self._is_another(made_with, stamp)):
@@ -91,6 +102,7 @@ class Choices:
         Raises:
             Unfinished: if it is not yet, and work is only being listed.
         """
+        stamp = recorded(stamp)
         if self.last.chosen(target) == chosen and self.last.arguments(target) == stamp:
             return
         if listing:
@@ -100,6 +112,7 @@ class Choices:
 
     def write(self, target: int, chosen: str, stamp: Mapping) -> None:
         """Write the target's choice to the rule's file and as the last one."""
+        stamp = recorded(stamp)
         before, made_with = self.last.chosen(target), self.last.arguments(target)
         rule = rule_of(made_with)
         # Earlier versions wrote only the last choice.
@@ -107,6 +120,20 @@ class Choices:
             self._of(rule).write(target, before, made_with)
         self.own.write(target, chosen, stamp)
         self.last.write(target, chosen, stamp)
+
+
+def recorded(stamp: Mapping) -> dict[str, Any]:
+    """A stamp as the files of arguments hold it, with a long list replaced by its length and hash."""
+    return {name: _shortened(value) if _is_long(value) else value for name, value in stamp.items()}
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, list) and len(value) > _LONGEST
+
+
+def _shortened(value: list) -> str:
+    digest = hashlib.sha256("\n".join(map(str, value)).encode()).hexdigest()
+    return f"{len(value)} of them, sha256:{digest[:32]}"
 
 
 def rule_of(stamp: Mapping) -> str | None:
@@ -133,12 +160,16 @@ def write_scores(
     """
     replaced = {"target_id": str(target)}
     kept: dict[str, Mapping[str, str]] = {}
-    if path.exists() and read_arguments(arguments_file(path), str(target)) == stamp:
+    stamp = recorded(stamp)
+    if path.exists() and recorded(read_arguments(arguments_file(path), str(target))) == stamp:
         rows = read_csv(path, columns=TABLE_COLUMNS, remedy=_REMEDY)
         kept = {row["task_id"]: row for row in rows if row["target_id"] == str(target)}
     computed = {name for values in scores.values() for name in values}
     rows = [
-        {name: "" if name in computed else kept.get(str(candidate), {}).get(name, "") for name in SCORES}
+        {
+            name: "" if name in computed else kept.get(str(candidate), {}).get(name, "")
+            for name in (*DISTANCES, *SCORES)
+        }
         | {"target_id": target, "task_id": candidate}
         | {name: f"{value:.6f}" for name, value in values.items()}
         for candidate, values in scores.items()

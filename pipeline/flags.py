@@ -905,13 +905,26 @@ def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None
         action="store_true",
         help="Only print the targets without a chosen backbone, one per line (default: search).",
     )
-    _add_race(parser, rules=rules)
+    first = parser.add_argument_group("two steps: a cheap rule over all candidates, then --select")
+    first.add_argument(
+        "--finalists",
+        "--race_among",
+        type=positive_int,
+        help="--select chooses among this many candidates, the best by --first_rule (default: among all).",
+    )
+    first.add_argument(
+        "--first_rule",
+        "--race_rule",
+        choices=[rule for rule in rules if rule != _RACE],
+        help="Rule by which --finalists takes the best (default: none).",
+    )
+    _add_race(parser)
 
 
 _RACE = "race"
 
 
-def _add_race(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None:
+def _add_race(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("race: training as in stage 3-2")
     group.add_argument(
         "--race_epochs",
@@ -919,26 +932,13 @@ def _add_race(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None:
         default=5,
         help="Epochs of training on each candidate; the learning rate drops as in a stage of so many epochs.",
     )
-    group.add_argument(
-        "--race_among",
-        type=positive_int,
-        help="Train only on this many candidates, the best by --race_rule (default: on all).",
-    )
-    group.add_argument(
-        "--race_rule",
-        choices=[rule for rule in rules if rule != _RACE],
-        help="Rule by which --race_among takes the best (default: none).",
-    )
     _add_steps(group)
     _add_limits(group)
     _add_on_backbone(group)
 
 
 # Flags that have no effect under other rules.
-_OF_RACE = (
-    *("race_epochs", "race_among", "race_rule"),
-    *("batch_size", "lr", "weight_decay", "clip_grad_norm", "freed", "lr_mask"),
-)
+_OF_RACE = (*("race_epochs", "batch_size", "lr", "weight_decay", "clip_grad_norm", "freed", "lr_mask"),)
 
 
 def check_search(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -949,8 +949,10 @@ def check_search(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if unused and (args.backbone or args.select != _RACE):
         parser.error(f"{', '.join(unused)} requires --select {_RACE}, without --backbone")
     check_probes(parser, args)
-    if (args.race_among is None) != (args.race_rule is None):
-        parser.error("--race_among and --race_rule go together")
+    if (args.finalists is None) != (args.first_rule is None):
+        parser.error("--finalists and --first_rule go together")
+    if args.finalists and args.backbone:
+        parser.error("--finalists excludes --backbone")
 
 
 def add_kv_transfer(parser: argparse.ArgumentParser) -> None:

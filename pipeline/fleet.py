@@ -15,7 +15,7 @@ from pipeline.flags import FROM_CSV, SEED_PLACE
 from training.checkpoints import load_checkpoint, read_checkpoint
 from training.trackers import Trackers
 from utils.errors import UserError
-from utils.files import read_csv, read_json
+from utils.files import read_csv, read_json, read_once
 from utils.paths import (
     Paths,
     arguments_file,
@@ -171,7 +171,7 @@ def read_baseline(path: Path, *, task: str) -> float:
         UserError: if the file or the entry is missing, or not a number from 0 to 1.
     """
     remedy = "run run_pickaback/baseline.sh first, or give the file with --jsonfile"
-    entries = read_json(path, remedy=remedy)
+    entries = read_once(read_json, path, remedy=remedy)
     if task not in entries:
         raise UserError(f"{path} has no entry for task {task}: {remedy}")
     return accuracy(entries[task], entry=f"{path}: the entry of task {task}", remedy=remedy)
@@ -286,7 +286,7 @@ def read_control(folder: Path) -> dict:
 
 
 def read_arguments(path: Path, entry: str) -> dict:
-    """The arguments that made an entry of a shared file; {} if the file does not record them.
+    """The arguments that made an entry of a shared file, not to be modified; {} if it does not record them.
 
     Args:
         path: the file of arguments beside it.
@@ -297,7 +297,7 @@ def read_arguments(path: Path, entry: str) -> dict:
     if not path.exists():
         return {}
     remedy = "delete it, and redo the choice with --overwrite"
-    found = read_json(path, remedy=remedy).get(entry, {})
+    found = read_once(read_json, path, remedy=remedy).get(entry, {})
     if not isinstance(found, dict):
         raise UserError(f"{path}: the entry {entry} holds no JSON object: {remedy}")
     return found
@@ -329,6 +329,22 @@ def read_reference(path: Path, *, tasks: int, remedy: str) -> tuple[dict, list[f
     return arguments, own
 
 
+def read_choices(path: Path, *, remedy: str) -> Mapping[str, str]:
+    """Id of a target → id of its backbone, in a CSV of chosen backbones. The first row of a target counts.
+
+    Raises:
+        UserError: if the file cannot be read; `remedy` ends the message.
+    """
+    return read_once(_choices_in, path, remedy=remedy)
+
+
+def _choices_in(path: Path, *, remedy: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row in read_csv(path, columns=("target_id", "task_id"), remedy=remedy):
+        found.setdefault(row["target_id"], row["task_id"])
+    return found
+
+
 def chosen_backbone(path: Path, *, table: Table, target: Task) -> Task:
     """The backbone that stage 3-1 chose for `target`.
 
@@ -336,23 +352,23 @@ def chosen_backbone(path: Path, *, table: Table, target: Task) -> Task:
         UserError: if the CSV has no row for it, or names an unknown task or the target itself.
     """
     remedy = "run run_pickaback/find_backbone.sh first, or give --backbone"
-    for row in read_csv(path, columns=("target_id", "task_id"), remedy=remedy):
-        if row["target_id"] == str(target.id):
-            try:
-                backbone = table.task(row["task_id"])
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from error
-            if backbone == target:
-                raise UserError(f"{path} pairs task {target.name} with itself: {remedy}")
-            recorded = read_arguments(arguments_file(path), str(target.id)).get(CHOSEN, backbone.id)
-            if recorded != backbone.id:
-                logging.warning(
-                    "%s pairs target %d with %d, but stage 3-1 chose %s: continuing with the former; correct "
-                    "the file if nobody edited it",
-                    *(path, target.id, backbone.id, recorded),
-                )
-            return backbone
-    raise UserError(f"{path} has no row for target {target.id} ({target.name}): {remedy}")
+    chosen = read_choices(path, remedy=remedy).get(str(target.id))
+    if chosen is None:
+        raise UserError(f"{path} has no row for target {target.id} ({target.name}): {remedy}")
+    try:
+        backbone = table.task(chosen)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if backbone == target:
+        raise UserError(f"{path} pairs task {target.name} with itself: {remedy}")
+    recorded = read_arguments(arguments_file(path), str(target.id)).get(CHOSEN, backbone.id)
+    if recorded != backbone.id:
+        logging.warning(
+            "%s pairs target %d with %d, but stage 3-1 chose %s: continuing with the former; correct "
+            "the file if nobody edited it",
+            *(path, target.id, backbone.id, recorded),
+        )
+    return backbone
 
 
 def backbone_of(target: Task, *, asked: str, table: Table, pairs: Path) -> Task:

@@ -43,6 +43,12 @@ def check_own_architecture(name: FileArchitecture, *, in_channels: int, size: in
         UserError: if a shared layer is not built from `layers`, or a wider network does not contain the
             narrower one.
     """
+    _check_once(name, name.file, name.digest, in_channels, size)
+
+
+@cache
+def _check_once(name: FileArchitecture, _file: Path, _digest: str, in_channels: int, size: int) -> None:
+    """Once per process, not per task. The name compares as a string, so the file and its digest are given."""
     build = own_architecture(name)
     shapes: dict[tuple[Layers, float], dict[str, torch.Size]] = {}
     for layers in (PLAIN, SHARABLE):

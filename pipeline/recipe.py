@@ -526,15 +526,12 @@ class RaceRecipe(Recipe):
 
     Attributes:
         race_epochs: epochs on each candidate.
-        race_among: number of candidates that are trained on, the best by `race_rule`; None: all.
         freed: as in `OnBackboneRecipe`.
     """
 
     run: RunRecipe
     samples: SamplesRecipe
     race_epochs: int
-    race_among: int | None = field(default=None, metadata={"omit_if_off": True})
-    race_rule: str | None = field(default=None, metadata={"omit_if_off": True})
     lr: float
     lr_mask: float
     freed: str | None = field(default=None, metadata={"omit_if_off": True})
@@ -566,6 +563,7 @@ class SearchRecipe(Recipe):
         pruned: fingerprints of the candidates' pruned networks, if the rule needs them.
         sample: the target's labelled sample, if the rule needs it.
         race: the training on the candidates, with the rule "race".
+        finalists: number of candidates that the rule chooses among, the best by `first_rule`; None: all.
     """
 
     candidates: tuple[int, ...]
@@ -579,11 +577,15 @@ class SearchRecipe(Recipe):
     pruned: tuple[str, ...] = field(default=(), metadata={"omit_if_off": True})
     sample: LabelledSampleRecipe | None = field(default=None, metadata={"omit_if_off": True})
     race: RaceRecipe | None = field(default=None, metadata={"omit_if_off": True})
+    finalists: int | None = field(default=None, metadata={"omit_if_off": True})
+    first_rule: str | None = field(default=None, metadata={"omit_if_off": True})
 
     def stamp(self) -> dict[str, Any]:
         # Earlier versions took +ε whenever it beat the best score, even if -ε was better still.
         better = {"mutation": "better sign"} if self.max_iterations else {}
-        return super().stamp() | better
+        # Earlier versions had two steps only before a race.
+        names = {"finalists": "race_among", "first_rule": "race_rule"} if self.race else {}
+        return {names.get(name, name): value for name, value in super().stamp().items()} | better
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from methods.rules import (
     BY_PROBES,
     BY_RECORD,
     BY_SIMILARITY,
+    DISTANCES,
     EXPENSIVE,
     LABELS,
     RACE,
@@ -78,6 +79,9 @@ from utils.paths import checkpoint_in
 from utils.runtime import resolve_device, set_up_process
 from utils.seeds import derive_seed
 from utils.tensor_files import Damaged
+
+# Candidates whose probes are mutated together, so that memory does not grow with their number.
+_AT_ONCE = 256
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -159,8 +163,8 @@ class Search:
             device=self.compute.device,
         )
         self.rule: str = GIVEN if args.backbone else args.select
-        # The rule whose scores are needed: of a race, the one that admits candidates to it, if any.
-        self.scored_by: str | None = args.race_rule if self.rule == RACE else self.rule
+        # The rules whose scores are needed, in the order of the steps.
+        self.steps = [rule for rule in (args.first_rule, self.rule) if rule not in (None, GIVEN, RACE)]
         self.choices = Choices(
             paths=self.paths,
             config=table.name,
@@ -179,17 +183,36 @@ class Search:
             return
         if self.args.list_unfinished:
             raise Unfinished
-        scores, costs = self.measure(target, candidates, recipe=recipe)
+        if self.probes.probes is not None and not {*self.steps} & {*BY_PROBES}:
+            logging.info(
+                "The rule %s ignores probes: --probes %s only changes the scores of other rules",
+                *(self.rule, self.probes.probes),
+            )
+        costs = Costs()
+        scores: Scores = {task.id: {} for task in candidates}
+        finalists, wanted = candidates, self.wanted()
+        if recipe.finalists is not None:
+            first = needed_by([recipe.first_rule])
+            scores = self.measure(target, candidates, recipe=recipe, wanted=first, costs=costs)
+            finalists, wanted = self.finalists(target, scores, recipe=recipe), wanted - first
+        found = self.measure(target, finalists, recipe=recipe, wanted=wanted, costs=costs)
+        for candidate, values in found.items():
+            scores[candidate] |= values
         finishes: dict[int, Finish] = {}
         if recipe.race is not None:
-            finishes = self.race(target, candidates, scores, recipe=recipe.race, costs=costs)
+            finishes = self.race(target, finalists, recipe=recipe.race, costs=costs)
         for candidate, finish in finishes.items():
             scores[candidate][RACE] = finish.accuracy
         for candidate, found in scores.items():
-            logging.info("DDV cos-cos [%d => %d] %.5f", candidate, target.id, found["ddv_cos"])
-            logging.info("DDV euc-cos [%d => %d] %.5f", candidate, target.id, found["ddv_euc"])
+            if "ddv_cos" in found:
+                logging.info("DDV cos-cos [%d => %d] %.5f", candidate, target.id, found["ddv_cos"])
+                logging.info("DDV euc-cos [%d => %d] %.5f", candidate, target.id, found["ddv_euc"])
         logging.info("Cost of the scores of %d candidates for target %d: %s", len(scores), target.id, costs)
-        chosen = self.choose(target, scores, losses={task: finish.loss for task, finish in finishes.items()})
+        chosen = self.choose(
+            target,
+            {task.id: scores[task.id] for task in finalists},
+            losses={task: finish.loss for task, finish in finishes.items()},
+        )
         self.write_scores(target, candidates, scores, recipe=recipe)
         self.choices.write(target.id, str(chosen), recipe.stamp())
         label = LABELS.get(self.rule, self.rule)
@@ -210,8 +233,8 @@ class Search:
         """The recipe of the choice."""
         args = self.args
         networks = self.scratch(target, self.own), *(self.scratch(task, self.fleet) for task in candidates)
-        by_labels = self.scored_by in BY_LABELS
-        pruned = by_labels or self.scored_by in BY_RECORD or self.rule == RACE
+        by_labels = any(rule in BY_LABELS for rule in self.steps)
+        pruned = by_labels or any(rule in BY_RECORD for rule in self.steps) or self.rule == RACE
         return SearchRecipe(
             candidates=tuple(task.id for task in candidates),
             networks=tuple(network.stamp for network in networks),
@@ -224,6 +247,8 @@ class Search:
             pruned=tuple(self.pruned(task).stamp for task in self.scored(candidates, target) if pruned),
             sample=self.sample if by_labels else None,
             race=self.race_recipe(target) if self.rule == RACE else None,
+            finalists=args.finalists,
+            first_rule=args.first_rule,
         )
 
     def race_recipe(self, target: Task) -> RaceRecipe:
@@ -239,8 +264,6 @@ class Search:
             run=RunRecipe.from_args(args, build=self.sharable),
             samples=own.samples,
             race_epochs=args.race_epochs,
-            race_among=args.race_among,
-            race_rule=args.race_rule,
             lr=args.lr,
             lr_mask=args.lr_mask,
             freed=recorded_freed(args.freed),
@@ -252,7 +275,7 @@ class Search:
         Raises:
             UserError: if the rule needs candidates that read the target's samples, and there are none.
         """
-        if self.rule not in (*BY_SIMILARITY, *BY_LABELS, RACE):
+        if not {*self.steps, self.rule} & {*BY_SIMILARITY, *BY_LABELS, RACE}:
             return candidates
         found = of_modality(candidates, target)
         if not found:
@@ -263,30 +286,35 @@ class Search:
         return found
 
     def measure(
-        self, target: Task, candidates: Sequence[Task], *, recipe: SearchRecipe
-    ) -> tuple[Scores, Costs]:
-        """All requested scores of `candidates` for `target`, and what they cost."""
-        costs = Costs()
+        self,
+        target: Task,
+        candidates: Sequence[Task],
+        *,
+        recipe: SearchRecipe,
+        wanted: set[str],
+        costs: Costs,
+    ) -> Scores:
+        """The scores `wanted` of `candidates` for `target`.
+
+        Args:
+            costs: what they cost is added to these.
+        """
         model = self.compared(target, self.own, target=target)
         own_probes = self.probes.probes is None
-        wanted = self.wanted()
-        if not own_probes and self.scored_by not in BY_PROBES:
-            logging.info(
-                "The rule %s ignores probes: --probes %s only changes the scores of other rules",
-                *(self.rule, self.probes.probes),
-            )
-        with costs.timed("ddv"):
-            distances = self.distances(target, candidates, recipe=recipe)
-        scores: Scores = {item.candidate: {"ddv_cos": item.cos, "ddv_euc": item.euc} for item in distances}
-        for task in candidates:
-            size = distance_bytes(
-                self.compared(task, self.fleet, target=target),
-                model,
-                iterations=recipe.max_iterations,
-                classes=task.num_classes,
-                own_probes=own_probes,
-            )
-            costs.send("ddv", size)
+        scores: Scores = {task.id: {} for task in candidates}
+        if wanted & {*DISTANCES}:
+            with costs.timed("ddv"):
+                for item in self.distances(target, candidates, recipe=recipe):
+                    scores[item.candidate] |= {"ddv_cos": item.cos, "ddv_euc": item.euc}
+            for task in candidates:
+                size = distance_bytes(
+                    self.compared(task, self.fleet, target=target),
+                    model,
+                    iterations=recipe.max_iterations,
+                    classes=task.num_classes,
+                    own_probes=own_probes,
+                )
+                costs.send("ddv", size)
         readable = of_modality(candidates, target)
         if len(readable) < len(candidates) and wanted & {*BY_SIMILARITY, *BY_LABELS, RACE}:
             logging.info(
@@ -311,7 +339,7 @@ class Search:
                 label_scores(
                     {task.id: pruned[task.id] for task in readable if task.id in pruned},
                     self.scratch(target, self.own).sample,
-                    names=self.by_labels(target),
+                    names=self.by_labels(target, wanted),
                     compute=self.compute,
                     costs=costs,
                 )
@@ -320,26 +348,16 @@ class Search:
         for group in groups:
             for candidate, found in group.items():
                 scores[candidate] |= found
-        return scores, costs
+        return scores
 
     def race(
-        self,
-        target: Task,
-        candidates: Sequence[Task],
-        scores: Scores,
-        *,
-        recipe: RaceRecipe,
-        costs: Costs,
+        self, target: Task, candidates: Sequence[Task], *, recipe: RaceRecipe, costs: Costs
     ) -> dict[int, Finish]:
         """Train the target on the candidates for a few epochs.
 
         Returns:
             Candidate's id → how well the target did on it, without those on which the loss diverged.
         """
-        among = of_modality(candidates, target)
-        if recipe.race_among is not None:
-            admitted = self.admitted(target, {task.id: scores[task.id] for task in among}, recipe=recipe)
-            among = [task for task in among if task.id in admitted]
         # Never the test samples, whatever the protocol.
         data = load_task(
             self.table,
@@ -360,7 +378,7 @@ class Search:
             compute=self.compute,
         )
         finishes: dict[int, Finish] = {}
-        for task in among:
+        for task in of_modality(candidates, target):
             with costs.timed(RACE):
                 finish = runner.finish_on(task, checkpoint_in(self.fleet.pruned(task), remedy=PRUNE_REMEDY))
             costs.send(RACE, self.pruned(task).size)
@@ -373,29 +391,32 @@ class Search:
             )
         return finishes
 
-    def admitted(self, target: Task, scores: Scores, *, recipe: RaceRecipe) -> Sequence[int]:
-        """Ids of the candidates that take part in the race: the best by another rule."""
-        known = self.known(target, scores, rule=recipe.race_rule)
-        ranked = ranking(known, rule=recipe.race_rule, seed=self.seed_of_choice(target))
-        return ranked[: recipe.race_among]
+    def finalists(self, target: Task, scores: Scores, *, recipe: SearchRecipe) -> Sequence[Task]:
+        """The candidates that the rule chooses among: the best by the first rule that it has a score for."""
+        fit = self.scored([self.table.task(candidate) for candidate in scores], target)
+        known = self.known(target, {task.id: scores[task.id] for task in fit}, rule=recipe.first_rule)
+        ranked = ranking(known, rule=recipe.first_rule, seed=self.seed_of_choice(target))
+        best = {*ranked[: recipe.finalists]}
+        return [task for task in fit if task.id in best]
 
     def wanted(self) -> set[str]:
-        """Names of the scores to compute."""
-        chosen = {score_of(rule) for rule in {self.rule, self.scored_by} - {GIVEN, None}}
-        others = {"chosen": set(), "cheap": {*SCORES} - {*EXPENSIVE, RACE}, "all": {*SCORES} - {RACE}}
-        return others[self.args.scores] | chosen
+        """Names of the scores to compute for the candidates, or for the finalists if there are two steps."""
+        every = {*DISTANCES, *SCORES} - {RACE}
+        others = {"chosen": set(), "cheap": every - {*EXPENSIVE}, "all": every}
+        return others[self.args.scores] | needed_by(self.steps) | {RACE} & {self.rule}
 
-    def by_labels(self, target: Task) -> Sequence[str]:
-        """The scores by labels to compute: none if a class has a single sample.
+    def by_labels(self, target: Task, wanted: set[str]) -> Sequence[str]:
+        """The scores by labels to compute, of those `wanted`: none if a class has a single sample.
 
         Raises:
             UserError: if the rule needs them.
         """
-        names = [name for name in BY_LABELS if name in self.wanted()]
+        names = [name for name in BY_LABELS if name in wanted]
         fewest = self.scratch(target, self.own).sample.fewest
         if names and fewest < 2:
-            if self.scored_by in BY_LABELS:
-                raise UserError(_too_few(target, rule=self.scored_by))
+            needed = [rule for rule in self.steps if rule in BY_LABELS]
+            if needed:
+                raise UserError(_too_few(target, rule=needed[0]))
             logging.info("%s: its candidates have no scores by labels", _single_sample(target))
             return ()
         return names
@@ -446,7 +467,12 @@ class Search:
             by_count.setdefault(count, []).append(replace(candidate, probes=candidate.probes[:count]))
         names = {task.id: (self.probes.seed, self.table.name, target.name, task.name) for task in candidates}
         distances: list[Distance] = []
-        for count, models in by_count.items():
+        groups = [
+            (count, models[start : start + _AT_ONCE])
+            for count, models in by_count.items()
+            for start in range(0, len(models), _AT_ONCE)
+        ]
+        for count, models in groups:
             seeds = [derive_seed(*names[candidate.id], "mutations") for candidate in models]
             with self.compute.autocast:
                 distances += compare(
@@ -488,6 +514,8 @@ class Search:
             pruned=tuple(found.stamp if isinstance(found, PrunedNetwork) else "" for found in loaded),
             sample=self.sample,
             race=None,
+            finalists=None,
+            first_rule=None,
         )
         path = self.paths.table_csv(self.table.name, among=self.args.candidates.among)
         write_scores(path, target.id, scores, stamp=made_with.stamp())
@@ -576,6 +604,12 @@ class Search:
             return {}
         check_of_fleet(payload, self.args, where=path)
         return payload.get("arguments", {})
+
+
+def needed_by(rules: Sequence[str]) -> set[str]:
+    """Names of the scores that rules go by; ModelDiff's distances are computed together."""
+    names = {score_of(rule) for rule in rules} - {None}
+    return names | {*DISTANCES} if names & {*DISTANCES} else names
 
 
 def of_modality(candidates: Sequence[Task], target: Task) -> Sequence[Task]:

@@ -35,9 +35,12 @@ run_one() { # COMMAND…: run it and wait
     wait $!
 }
 
-joined_tasks() { # print TASK_NAMES, separated by commas
+joined_tasks() { # print TASK_NAMES, separated by commas; if they are too long for an argument, what selects them
     local IFS=,
-    echo "${TASK_NAMES[*]}"
+    local names=${TASK_NAMES[*]}
+    # Linux limits an argument to 128 KiB, a character to 4 bytes.
+    ((${#names} < 30000)) || names=${TASK_SPEC:-$names}
+    echo "$names"
 }
 
 in_one_process() { # COMMAND…: run it once for all of TASK_NAMES, on the first of GPUS or on DEVICE
@@ -129,6 +132,7 @@ check_failed() { # for fan_out, whose variables it uses: fail if a task has fail
 find_unfinished() {
     local list log to_list from_list to_log from_log task
     local -a names
+    local -A unfinished=()
     todo=("${TASK_NAMES[@]}")
     [[ ! -s ${PICKABACK_CHAIN:-} ]] || return 0 # what comes before is still to run
     ((${#todo[@]} > 1)) && [[ $OVERWRITE == 0 ]] || return 0
@@ -142,8 +146,11 @@ find_unfinished() {
     if wait $!; then
         mapfile -t names <&"$from_list"
         todo=()
+        for task in ${names[@]+"${names[@]}"}; do
+            unfinished["_$task"]=1
+        done
         for task in "${TASK_NAMES[@]}"; do
-            [[ " ${names[*]-} " != *" $task "* ]] || todo+=("$task")
+            [[ -z ${unfinished["_$task"]:-} ]] || todo+=("$task")
         done
         if ((${#todo[@]} == ${#names[@]})); then
             cat <&"$from_log" >&2

@@ -464,7 +464,9 @@ resuming() { # print what the same command would do now
     fi
 }
 
-expand_tasks() { # set TASK_NAMES to the tasks that TASKS means; refuse the values that a later stage would refuse
+# expand_tasks: set TASK_NAMES to the tasks that TASKS means, and TASK_SPEC to TASKS; refuse the values that a later
+# stage would refuse.
+expand_tasks() {
     local names
     words "$SPARSITIES"
     names=$("$PYTHON_BIN" -m tools.list_tasks "${FILE_ARGS[@]}" ${SEARCH_ARGS[@]+"${SEARCH_ARGS[@]}"} \
@@ -473,6 +475,7 @@ expand_tasks() { # set TASK_NAMES to the tasks that TASKS means; refuse the valu
         --prune_epochs "$PRUNE_EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR" --allow_acc_loss "$ALLOW_ACC_LOSS" \
         --max_allowed_network_width_multiplier "$MAX_WIDTH" --target_sparsity ${WORDS[@]+"${WORDS[@]}"})
     mapfile -t TASK_NAMES <<<"$names"
+    TASK_SPEC=$TASKS
 }
 
 fleet_serves() { # WHAT IT REPLACES: whether FLEET provides the backbones; say so
@@ -498,6 +501,7 @@ leave_out() { # TASK: remove a task, given by name or id, from TASK_NAMES
         fi
     done
     ((${#kept[@]})) || die "backbone and target are the same task, $name: choose two different ones"
+    ((${#kept[@]} == ${#TASK_NAMES[@]})) || TASK_SPEC=''
     TASK_NAMES=("${kept[@]}")
 }
 

@@ -11,8 +11,9 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
+from itertools import chain, islice
 
-from data.tables import Table, load_table
+from data.tables import Table, is_candidate, load_table
 from pipeline import architectures, flags
 from training.trackers import require_trackers
 from utils.architecture_names import digest_of
@@ -57,12 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not usual or flags.given_sizes(args) or args.transfers == "yes":
         check_architecture(args, table=table)
     wanted = args.candidates
-    printed: list[str] = []
+    pool = () if wanted is None else table.select(wanted.tasks)
+    printed: dict[str, None] = {}
     for task in table.select(args.dataset):
-        found = [] if wanted is None else table.candidates(wanted.tasks, target=task, among=wanted.among)
-        if wanted is None or found:
-            printed += [task.name, *(other.name for other in found if args.with_candidates)]
-    for name in dict.fromkeys(printed):
+        found = (other.name for other in pool if is_candidate(other, target=task, among=wanted.among))
+        first = list(islice(found, 1))
+        if wanted is None or first:
+            printed |= dict.fromkeys([task.name, *(chain(first, found) if args.with_candidates else ())])
+    for name in printed:
         print(name)
 
 

@@ -24,6 +24,7 @@ from pipeline.fleet import (
     one_run_per_seed,
     pairs_file,
     paths_of,
+    read_choices,
     read_control,
     read_widths,
     test_accuracy,
@@ -154,8 +155,8 @@ def task_rows(
         columns += [f"w{width}" for width in widths] if name == "widths" else [name]
     filled = []
     for row in rows:
-        at_width = {f"w{width}": row["widths"].get(width) for width in widths}
-        filled.append({name: {**row, **at_width}[name] for name in columns})
+        values = row | {f"w{width}": row["widths"].get(width) for width in widths}
+        filled.append({name: values[name] for name in columns})
     columns = [
         name for name in columns if name in ("id", "task") or any(row[name] is not None for row in filled)
     ]
@@ -291,8 +292,7 @@ def backbone_if_chosen(
         )
     if not pairs.exists():
         return None
-    chosen = read_csv(pairs, columns=("target_id", "task_id"), remedy="run run_pickaback/find_backbone.sh")
-    if str(target.id) not in {row["target_id"] for row in chosen}:
+    if str(target.id) not in read_choices(pairs, remedy="run run_pickaback/find_backbone.sh"):
         return None
     return chosen_backbone(pairs, table=table, target=target)
 

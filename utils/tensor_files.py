@@ -10,6 +10,7 @@ import io
 import pickle
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.errors import UserError
 
@@ -73,42 +74,43 @@ def read_tensors(path: Path, *, what: str, remedy: str, mmap: bool = False) -> o
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} not found: {remedy}")
-    damage = _damage(path, what=what)
-    if damage is not None:
-        raise Damaged(f"{path} is {damage}", remedy=remedy)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # damaged bytes make the reader raise nearly anything
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        if isinstance(error, pickle.UnpicklingError) and _begins_as_saved(path):
-            raise Damaged(
-                f"{path} holds more than tensors, numbers and strings, and is not opened", remedy=remedy
-            ) from error
-        raise Damaged(f"{path} is truncated or not {what}", remedy=remedy) from error
+    with path.open("rb") as file:
+        damage = _damage(file, what=what)
+        if damage is not None:
+            raise Damaged(f"{path} is {damage}", remedy=remedy)
+        file.seek(0)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
+        except Exception as error:  # damaged bytes make the reader raise nearly anything
+            if isinstance(error, OSError) and error.filename is not None:
+                raise
+            if isinstance(error, pickle.UnpicklingError) and _begins_as_saved(path):
+                raise Damaged(
+                    f"{path} holds more than tensors, numbers and strings, and is not opened", remedy=remedy
+                ) from error
+            raise Damaged(f"{path} is truncated or not {what}", remedy=remedy) from error
 
 
-def _damage(path: Path, *, what: str) -> str | None:
+def _damage(file: BinaryIO, *, what: str) -> str | None:
     """What is wrong with a file, judged by its end and its checksum; None if nothing is, or if it has none.
 
     torch.save writes no comment. An archive that ends in neither a record without comment nor a checksum is
     therefore damaged.
     """
-    with path.open("rb") as file:
-        is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
-        size = file.seek(0, io.SEEK_END)
-        file.seek(-min(size, _COMMENT_SIZE), io.SEEK_END)
-        tail = file.read()
-        if not (len(tail) == _COMMENT_SIZE and tail.startswith(_LABEL)):
-            end = tail[-_END_SIZE:]
-            complete = end.startswith(_END_RECORD) and end.endswith(b"\0\0")
-            return f"truncated or not {what}" if is_archive and not complete else None
-        digest, left = hashlib.sha256(), size - _DIGEST_SIZE
-        file.seek(0)
-        while block := file.read(min(_BLOCK, left)):
-            digest.update(block)
-            left -= len(block)
+    is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+    size = file.seek(0, io.SEEK_END)
+    file.seek(-min(size, _COMMENT_SIZE), io.SEEK_END)
+    tail = file.read()
+    if not (len(tail) == _COMMENT_SIZE and tail.startswith(_LABEL)):
+        end = tail[-_END_SIZE:]
+        complete = end.startswith(_END_RECORD) and end.endswith(b"\0\0")
+        return f"truncated or not {what}" if is_archive and not complete else None
+    digest, left = hashlib.sha256(), size - _DIGEST_SIZE
+    file.seek(0)
+    while block := file.read(min(_BLOCK, left)):
+        digest.update(block)
+        left -= len(block)
     if tail[len(_LABEL) :] != digest.hexdigest().encode():
         return "damaged: its content does not match its checksum"
     return None

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from data import prepare
@@ -221,3 +223,32 @@ def test_missing_images_are_reported_with_the_folder_and_the_remedy(make_tree, m
     empty = f"^{data_root}/pictures/train/cats/puma holds no images"
     with pytest.raises(UserError, match=f"{empty}: {elsewhere}"):
         prepare.main([config, "--data_root", str(data_root)])
+
+
+def test_a_table_of_four_times_the_tasks_takes_four_times_the_calls(tmp_path, monkeypatch):
+    def work(count):
+        folder = tmp_path / str(count)
+        names = [f"task_{number}" for number in range(1, count + 1)]
+        entries = [f'[[pictures.tasks]]\nname = "{name}"\nclasses = ["a", "b"]\n' for name in names]
+        borrowed = [
+            f'[[pictures.tasks]]\nname = "{name}"\ntable = "digits"\n' for name in ("zero_one", "two_three")
+        ]
+        folder.mkdir()
+        path = folder / "pictures.toml"
+        path.write_text('[pictures]\nroot = "pictures"\nsize = 32\n' + "".join(entries + borrowed))
+        table = load_table(str(path), data_root=folder)
+        assert [task.name for task in table.select(",".join(names))] == names
+        assert [table.task(number).name for number in range(1, count + 1)] == names
+
+    assert calls(work, 200) < 5 * calls(work, 50)
+
+
+def calls(function, *arguments):
+    """The number of calls that a function makes, directly or not, the resumptions of generators included."""
+    made = []
+    sys.setprofile(lambda frame, event, _: made.append(event) if event in ("call", "c_call") else None)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(None)
+    return len(made)

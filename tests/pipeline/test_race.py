@@ -100,7 +100,7 @@ def test_a_race_that_cannot_be_run_is_refused_in_a_line(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (("--select", "race", "--race_among", "2"), "--race_among and --race_rule go together"),
+        (("--select", "race", "--race_among", "2"), "--finalists and --first_rule go together"),
         (("--select", "nearest", "--lr", "0.1"), "--lr requires --select race"),
         (("--select", "race", "--backbone", "2", "--race_epochs", "1"), "--race_epochs requires"),
     ],

@@ -162,7 +162,7 @@ def test_stages_act_by_their_recipes_rather_than_by_flags(stage: str) -> None:
 # These choose stages, inputs or outputs, whose recipes then differ (text encoders by their identity).
 CHOOSING = {"backbone", "target_sparsity", "initial_sparsity", "appr", "seq", "arch", "select"} | {
     *("network_width_multiplier", "max_allowed_network_width_multiplier", "dropout", "run", "text_encoder"),
-    *("candidates", "race_rule"),
+    *("candidates", "first_rule"),
 }
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from utils import files
 from utils.errors import UserError
 from utils.files import (
     csv_text,
+    locked,
     read_csv,
     read_json,
+    read_once,
     update_csv,
     update_json,
     write_atomically,
@@ -89,6 +92,27 @@ def test_update_csv_replaces_the_rows_of_one_target_and_sorts_by_number(tmp_path
     update(2, 9, 10)
     update(2, 3)
     assert path.read_text() == "target_id,task_id\n2,3\n10,1\n"
+
+
+def test_splicing_a_csv_gives_what_parsing_it_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = (*COLUMNS, "score")
+
+    def update(path: Path, target: int, *tasks: int) -> None:
+        rows = [{"target_id": target, "task_id": task, "score": f"{task / 7:.3f}"} for task in tasks]
+        update_csv(path, rows, columns=COLUMNS, added=names[2:], replace={"target_id": str(target)})
+
+    def updated(name: str) -> str:
+        path = tmp_path / name
+        path.write_text("target_id,task_id\n7,1\n")  # without the added column
+        for target, *tasks in ((10, 3, 12, 2), (2, 5), (1, 4), (10, 1), (100, 1, 2), (2,), (7, 9, 8), (3,)):
+            update(path, target, *tasks)
+        return path.read_text()
+
+    spliced = updated("spliced.csv")
+    parsed = []
+    monkeypatch.setattr(files, "_spliced", lambda path, *_, **__: parsed.append(path))
+    assert spliced == updated("parsed.csv") and len(parsed) == 8
+    assert [line.split(",")[0] for line in spliced.splitlines()[1:]] == ["1", "7", "7", "10", "100", "100"]
 
 
 def test_an_unchanged_file_is_not_written_again(tmp_path: Path) -> None:
@@ -200,3 +224,25 @@ def test_a_write_is_on_the_disk_before_it_replaces_the_old_file(
     write_atomically(path, "new")
     assert path.read_text() == "new"
     assert seen == ["old"]
+
+
+def test_a_shared_file_is_read_again_only_once_it_has_changed(tmp_path: Path) -> None:
+    path, read = tmp_path / "file.json", []
+
+    def reader(path: Path, *, remedy: str) -> dict:
+        read.append(path)
+        return read_json(path, remedy=remedy)
+
+    with pytest.raises(UserError, match="not found: make it"):
+        read_once(reader, path, remedy="make it")
+    for number in (1, 2):
+        update_json(path, {"a": number})
+        assert [read_once(reader, path, remedy="")["a"] for _ in range(3)] == [number] * 3
+    assert len(read) == 3
+
+
+def test_entries_that_the_file_holds_take_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    update_json(path, {"a": 1, "b": [2]})
+    with locked(path):
+        update_json(path, {"b": [2]})
