@@ -195,6 +195,8 @@ class Search:
             first = needed_by([recipe.first_rule])
             scores = self.measure(target, candidates, recipe=recipe, wanted=first, costs=costs)
             finalists, wanted = self.finalists(target, scores, recipe=recipe), wanted - first
+            ids = ", ".join(str(task.id) for task in finalists)
+            logging.info("Finalists for target %d by %s: %s", target.id, recipe.first_rule, ids)
         found = self.measure(target, finalists, recipe=recipe, wanted=wanted, costs=costs)
         for candidate, values in found.items():
             scores[candidate] |= values

@@ -4,6 +4,7 @@ import builtins
 import csv
 import io
 import json
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pipeline import fleet as fleet_files
 from pipeline import search
 from pipeline.choices import Choices
 from pipeline.fleet import chosen_backbone, read_baseline
-from tests.helpers import Fleet, refusal
+from tests.helpers import REPOSITORY, Fleet, refusal
 from utils.files import read_csv, read_json, update_csv, update_json
 from utils.paths import Paths, arguments_file
 
@@ -89,7 +90,8 @@ def test_a_dear_rule_looks_only_at_the_best_by_a_cheap_one(
     found = scores(fleet)
     best = max(found, key=lambda candidate: float(found[candidate]["cka"]))
     assert [candidate for candidate, row in found.items() if row["logistic"]] == [best]
-    assert "DDV" not in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert f"Finalists for target 3 by cka: {best}\n" in log and "DDV" not in log
     (row,) = read_csv(fleet.paths.result_csv("digits", rule="logistic"), columns=(), remedy="")
     assert row["task_id"] == best
 
@@ -146,3 +148,13 @@ def test_the_candidates_of_a_choice_take_no_more_room_the_more_there_are(tmp_pat
     file = arguments_file(made.own.path)
     file.write_text(json.dumps({"1": {**stamp(10_000), "chosen": 2}}))
     assert made.finished(1, stamp(10_000)) == "2"
+
+
+def test_names_too_long_for_an_argument_are_passed_as_the_user_wrote_them() -> None:
+    script = """
+        source run_pickaback/jobs.sh
+        TASK_SPEC=all TASK_NAMES=(a b); joined_tasks
+        TASK_NAMES=($(printf 'task_%0100d ' $(seq 1000))); joined_tasks
+    """
+    found = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert found.stdout == "a,b\nall\n"
