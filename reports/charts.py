@@ -161,7 +161,13 @@ def heat_map(
             title=x,
             axis=alt.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4, orient="top", ticks=False),
         ),
-        y=alt.Y("row:N", sort=list(tasks), title=y, axis=alt.Axis(ticks=False)),
+        # The title stands above the labels, whose width it cannot know.
+        y=alt.Y(
+            "row:N",
+            sort=list(tasks),
+            title=y or None,
+            axis=alt.Axis(ticks=False, titleAngle=0, titleAlign="right", titleX=-6, titleY=-8),
+        ),
     )
     parameter = None
     if len(choices) > 1:

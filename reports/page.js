@@ -18,13 +18,15 @@
   // Small charts take as many columns as fit. Their axis labels have no known width: the first guess is
   // corrected once the chart is drawn.
   function fitted(spec, width, taken) {
-    if (!spec.facet) return spec;
+    if (!spec.facet) return { spec, header: width };
     const facets = new Set(spec.datasets.rows.map((row) => row.facet)).size;
     const room = width - taken;
     const smallest = width < 500 ? 110 : 170;
     const columns = Math.max(1, Math.min(facets, Math.floor((room + SPACING) / (smallest + SPACING))));
     const each = Math.floor((room + SPACING) / columns) - SPACING;
-    return { ...spec, columns, spacing: SPACING, spec: { ...spec.spec, width: Math.max(each, 60) } };
+    const small = { ...spec.spec, width: Math.max(each, 60) };
+    // A heading wider than its chart would move the charts beside it.
+    return { spec: { ...spec, columns, spacing: SPACING, spec: small }, header: small.width + SPACING - 8 };
   }
 
   async function draw(element) {
@@ -42,7 +44,6 @@
       config: {
         ...config,
         axisY: { ...config.axisY, labelLimit: Math.min(300, width * share) },
-        header: { ...config.header, labelLimit: width < 500 ? 130 : 200 },
         legend: { ...config.legend, columns: Math.max(1, Math.floor(width / (longest * 6.5 + 50))), labelLimit: width - 60 },
       },
     };
@@ -50,7 +51,9 @@
     for (let attempt = 0; attempt < 3; attempt += 1) {
       element.view?.finalize();
       options.bind.replaceChildren();
-      element.view = (await vegaEmbed(element, fitted(charts[id], width, taken), options)).view;
+      const { spec, header } = fitted(charts[id], width, taken);
+      options.config.header = { ...config.header, labelLimit: header };
+      element.view = (await vegaEmbed(element, spec, options)).view;
       const over = element.querySelector("svg").width.baseVal.value - width;
       if (!charts[id].facet || (over <= 0 && over > -60)) break;
       taken += over + 2;
