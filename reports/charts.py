@@ -3,7 +3,7 @@
 Rows are dictionaries. Colours and fonts of axes, legends and titles belong to the page (`reports/page.css`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import altair as alt
@@ -279,6 +279,21 @@ def bars(rows: Rows, *, x: str, names: Sequence[str], series: Sequence[str], for
         width="container", height=height, usermeta={"names": "long"}
     )
     return _spec(chart, rows)
+
+
+def time_unit(seconds: Iterable[float]) -> tuple[str, float]:
+    """The unit that suits the largest of these times, and its seconds."""
+    return _unit(seconds, (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0)))
+
+
+def byte_unit(counts: Iterable[float]) -> tuple[str, float]:
+    """The unit that suits the largest of these numbers of bytes, and its bytes."""
+    return _unit(counts, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0)))
+
+
+def _unit(values: Iterable[float], units: Sequence[tuple[str, float]]) -> tuple[str, float]:
+    largest = max(values)
+    return next((unit for unit in units if largest >= 2 * unit[1]), units[-1])
 
 
 def config() -> dict:
