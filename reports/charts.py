@@ -22,6 +22,7 @@ DIVERGING = ("#B35806", "#F7F7F7", "#0072B2")
 # Width of one of several small charts; the page changes it with the number of columns that fit.
 SMALL = {"width": 200, "height": 120}
 _COLUMNS = 4
+_LONG = 24  # characters of a name that needs more room on a phone
 _MANY = 8  # cells per side of a heat map that leave room for numbers
 
 
@@ -67,7 +68,7 @@ def dots(
     if zero_line:
         layers.insert(0, _line_at_zero())
     chart = alt.layer(*layers).properties(
-        width="container", height=max(len(tasks) * (len(series) * 7 + 8), 60)
+        width="container", height=max(len(tasks) * (len(series) * 7 + 11), 60)
     )
     return _spec(chart, rows)
 
@@ -159,7 +160,13 @@ def heat_map(
             "column:N",
             sort=list(columns),
             title=x,
-            axis=alt.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4, orient="top", ticks=False),
+            axis=alt.Axis(
+                labelAngle=0,
+                labelOverlap="greedy",
+                labelSeparation=4,
+                orient="top",
+                ticks=False,
+            ),
         ),
         # The title stands above the labels, whose width it cannot know.
         y=alt.Y(
@@ -221,7 +228,8 @@ def heat_map(
     )
     step = 40 if len(layers) > 4 else 20
     chart = alt.layer(*layers).properties(width="container", height=len(tasks) * step)
-    return _spec(chart.add_params(parameter) if parameter else chart, rows)
+    room = len(columns) <= _MANY
+    return _spec(chart.add_params(parameter) if parameter else chart, rows, long_names=room and _long(tasks))
 
 
 def stacked(
@@ -251,8 +259,8 @@ def stacked(
             ],
         )
     )
-    height = {"height": max(len(layers) * 18, 40)}
-    return _spec(_small(alt.layer(bars), facets, **height), rows)
+    size = {"height": max(len(layers) * 18, 40)}
+    return _spec(_small(alt.layer(bars), facets, **size), rows, long_names=_long(layers))
 
 
 def bars(rows: Rows, *, x: str, names: Sequence[str], series: Sequence[str], format: str) -> dict:
@@ -275,10 +283,8 @@ def bars(rows: Rows, *, x: str, names: Sequence[str], series: Sequence[str], for
     if several:
         base = base.encode(yOffset=alt.YOffset("series:N", sort=list(series)))
     height = len(names) * (16 * len(series) + 8)
-    chart = alt.layer(base.mark_bar()).properties(
-        width="container", height=height, usermeta={"names": "long"}
-    )
-    return _spec(chart, rows)
+    chart = alt.layer(base.mark_bar()).properties(width="container", height=height)
+    return _spec(chart, rows, long_names=True)
 
 
 def time_unit(seconds: Iterable[float]) -> tuple[str, float]:
@@ -303,7 +309,7 @@ def config() -> dict:
         "font": "system-ui, sans-serif",
         "view": {"stroke": "transparent"},
         "axis": {
-            **{"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
+            **{"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelSeparation": 5},
             **{"gridColor": "#8884", "domainColor": "#888", "tickColor": "#888"},
         },
         "axisY": {"labelLimit": 260},
@@ -338,21 +344,32 @@ def _data() -> alt.NamedData:
     return alt.NamedData("rows")
 
 
-def _spec(chart: alt.TopLevelMixin, rows: Rows) -> dict:
+def _long(names: Sequence[str]) -> bool:
+    return max(map(len, names), default=0) >= _LONG
+
+
+def _spec(chart: alt.TopLevelMixin, rows: Rows, *, long_names: bool = False) -> dict:
+    """A specification with its rows.
+
+    Args:
+        long_names: give the labels of the y axis more room.
+    """
     # The data join afterwards: Altair would validate every row.
     spec = chart.to_dict()
     for name in ("$schema", "config"):
         spec.pop(name, None)
     longest = max((len(str(row["series"])) for row in rows if "series" in row), default=0)
-    # What the page's script needs to place legends.
-    spec["usermeta"] = {"longest": longest} | spec.get("usermeta", {})
+    # What the page's script needs to place legends and labels.
+    spec["usermeta"] = {"longest": longest, "long_names": long_names}
     return spec | {"datasets": {"rows": [dict(row) for row in rows]}}
 
 
 def _small(chart: alt.LayerChart, facets: Sequence[str], **properties: float) -> alt.FacetChart:
     facet = alt.Facet("facet:N", sort=list(facets), title=None)
     small = chart.properties(**(SMALL | properties))
-    return small.facet(facet, columns=min(_COLUMNS, max(len(facets), 1)), data=_data())
+    columns = min(_COLUMNS, max(len(facets), 1))
+    # Marks at the edge of a chart must not move its heading.
+    return small.facet(facet, columns=columns, data=_data(), bounds="flush")
 
 
 def _colour(series: Sequence[str]) -> alt.Color:

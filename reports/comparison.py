@@ -72,7 +72,9 @@ def differences(groups: Sequence[Group]) -> Figure | None:
             )
     for row in rows:
         if row["network"] == _COMPARED[TARGET] or not any(r["network"] == _COMPARED[TARGET] for r in rows):
-            name = row["run"] if row["network"] == _COMPARED[TARGET] else f"{row['run']}: {row['network']}"
+            name = row["run"] if row["network"] == _COMPARED[TARGET] else f"{row['network']}: {row['run']}"
+            if len(others) == 1:
+                name = row["network"]
             drawn.append(
                 {"task": first.labels[row["task"]], "series": name, "mean": row["difference"], "seeds": 1}
                 | {"low": None, "high": None}

@@ -24,6 +24,7 @@ from reports.statistics import Mean, mean_by, spread
 
 _CURVES = {SCRATCH: LABELS[SCRATCH], OWN: LABELS[OWN], TARGET: "on its backbone"}
 _OWNERS = ("the backbone's, picked", "the backbone's, not picked", "the target's", charts.FREE)
+_PREFIX = "features."  # of the layers' names
 # Points of a curve, at most.
 _POINTS = 100
 
@@ -485,18 +486,18 @@ def ownership(group: Group) -> Figure | None:
     means = mean_by(
         rows, key=lambda row: (row["task"], row["layer"], row["owner"]), value=lambda row: row["share"]
     )
+    names = _layer_labels(row["layer"] for row in rows)
     drawn = [
-        {"facet": group.labels[task], "layer": layer, "series": owner, "value": mean.value}
+        {"facet": group.labels[task], "layer": names[layer], "series": owner, "value": mean.value}
         | {"order": _OWNERS.index(owner)}
         for (task, layer, owner), mean in means.items()
     ]
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
     facets = [label for task, label in group.labels.items() if any(row["task"] == task for row in rows)]
     table = [
         {"task": group.labels[task], "layer": layer}
         | {owner: f"{means[task, layer, owner].value:.1%}" for owner in _OWNERS}
         for task in group.labels
-        for layer in layers
+        for layer in names
         if (task, layer, _OWNERS[0]) in means
     ]
     return Figure(
@@ -504,7 +505,9 @@ def ownership(group: Group) -> Figure | None:
         title="Who owns which share of each layer",
         text="The weights of each target's network at its last width. A target sees the backbone's weights "
         "that it picks and its own.",
-        chart=charts.stacked(drawn, series=_OWNERS, facets=facets, x="share of weights", layers=layers),
+        chart=charts.stacked(
+            drawn, series=_OWNERS, facets=facets, x="share of weights", layers=list(names.values())
+        ),
         table=Numbers(("task", "layer", *_OWNERS), table),
         data=Numbers((*ACROSS, "layer", "weights", "owner", "share"), rows),
     )
@@ -529,19 +532,19 @@ def picked(group: Group) -> Figure | None:
     means = mean_by(rows, key=lambda row: (row["task"], row["layer"]), value=lambda row: row["picked"])
     values = [mean.value for mean in means.values()]
     middle = (min(values) + max(values)) / 2
+    names = _layer_labels(row["layer"] for row in rows)
     drawn = [
         {
-            **{"row": group.labels[task], "column": layer, "name": layer},
+            **{"row": names[layer], "column": _short(group, task), "name": task},
             **{"value": mean.value, "shown": mean.value, "bright": mean.value > middle},
         }
         for (task, layer), mean in means.items()
     ]
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    tasks = [task.name for task in group.tasks if any(key[0] == task.name for key in means)]
     table = [
         {"task": group.labels[task]}
-        | {layer: means[task, layer].value for layer in layers if (task, layer) in means}
-        for task in group.labels
-        if any(key[0] == task for key in means)
+        | {layer: means[task, layer].value for layer in names if (task, layer) in means}
+        for task in tasks
     ]
     return Figure(
         id=f"{group.slug}-picked",
@@ -549,16 +552,23 @@ def picked(group: Group) -> Figure | None:
         text="Share of the backbone's weights that the target's piggymasks pick, by layer.",
         chart=charts.heat_map(
             drawn,
-            columns=layers,
-            tasks=group.shown,
-            x="layer",
-            y="target",
+            columns=[_short(group, task) for task in tasks],
+            tasks=list(names.values()),
+            x="target",
+            y="layer",
             value="share picked",
             format=".1%",
         ),
-        table=Numbers(("task", *layers), table),
+        table=Numbers(("task", *names), table),
         data=Numbers((*ACROSS, "layer", "picked", "of"), rows),
     )
+
+
+def _layer_labels(layers: Iterable[str]) -> dict[str, str]:
+    """Layer → its name in charts; long ones lose the prefix that all of them have."""
+    names = list(dict.fromkeys(layers))
+    cut = len(_PREFIX) if max(map(len, names)) > 20 and all(name.startswith(_PREFIX) for name in names) else 0
+    return {name: name[cut:] for name in names}
 
 
 # All tasks in one network
@@ -614,11 +624,12 @@ def sequence_owners(group: Group) -> Figure | None:
         rows, key=lambda row: (row["after"], row["layer"], row["owner"]), value=lambda row: row["share"]
     )
     owners = [*dict.fromkeys(row["owner"] for row in rows if row["owner"] != charts.FREE), charts.FREE]
+    names = _layer_labels(row["layer"] for row in rows)
     drawn = [
-        {"facet": after, "layer": layer, "series": owner, "value": mean.value, "order": owners.index(owner)}
+        {"facet": after, "layer": names[layer], "series": owner, "value": mean.value}
+        | {"order": owners.index(owner)}
         for (after, layer, owner), mean in means.items()
     ]
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
     facets = list(dict.fromkeys(row["after"] for row in rows))
     table = [
         {"after": after, "layer": layer, "owner": owner, "share": f"{mean.value:.1%}"}
@@ -629,7 +640,9 @@ def sequence_owners(group: Group) -> Figure | None:
         id=f"{group.slug}-sequence-owners",
         title="Who owns the one network",
         text="Share of each layer that each task owns, after every task learned. The table shows the end.",
-        chart=charts.stacked(drawn, series=owners, facets=facets, x="share of weights", layers=layers),
+        chart=charts.stacked(
+            drawn, series=owners, facets=facets, x="share of weights", layers=list(names.values())
+        ),
         table=Numbers(("after", "layer", "owner", "share"), table),
         data=Numbers(("seed", "after", "layer", "owner", "share"), rows),
     )

@@ -21,8 +21,9 @@
     if (!spec.facet) return { spec, header: width };
     const facets = new Set(spec.datasets.rows.map((row) => row.facet)).size;
     const room = width - taken;
-    const smallest = width < 500 ? 110 : 170;
-    const columns = Math.max(1, Math.min(facets, Math.floor((room + SPACING) / (smallest + SPACING))));
+    const smallest = width < 500 ? 90 : 170;
+    const fitting = Math.max(1, Math.min(facets, Math.floor((room + SPACING) / (smallest + SPACING))));
+    const columns = Math.ceil(facets / Math.ceil(facets / fitting)); // rows of equal length, where possible
     const each = Math.floor((room + SPACING) / columns) - SPACING;
     const small = { ...spec.spec, width: Math.max(each, 60) };
     // A heading wider than its chart would move the charts beside it.
@@ -32,8 +33,8 @@
   async function draw(element) {
     const id = element.dataset.chart;
     const width = element.clientWidth;
-    const { longest, names } = charts[id].usermeta;
-    const share = names === "long" ? 0.55 : 0.36; // of the width, for the labels of the y axis
+    const { longest, long_names: long } = charts[id].usermeta;
+    const share = long ? 0.55 : 0.36; // of the width, for the labels of the y axis
     const options = {
       actions: false,
       mode: "vega-lite",
@@ -44,7 +45,7 @@
       config: {
         ...config,
         axisY: { ...config.axisY, labelLimit: Math.min(300, width * share) },
-        legend: { ...config.legend, columns: Math.max(1, Math.floor(width / (longest * 6.5 + 50))), labelLimit: width - 60 },
+        legend: { ...config.legend, columns: Math.max(1, Math.floor(width / (longest * 6.5 + 50))), labelLimit: width * (1 - share) - 30 },
       },
     };
     let taken = 60;
