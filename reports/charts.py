@@ -23,7 +23,7 @@ DIVERGING = ("#B35806", "#F7F7F7", "#0072B2")
 SMALL = {"width": 200, "height": 120}
 _COLUMNS = 4
 _LONG = 24  # characters of a name that needs more room on a phone
-_MANY = 8  # cells per side of a heat map that leave room for numbers
+_MANY = 10  # cells per side of a heat map that leave room for numbers
 
 
 def dots(
@@ -189,7 +189,7 @@ def heat_map(
             "value:Q",
             title=value,
             scale=scale,
-            legend=alt.Legend(orient="bottom", direction="horizontal", gradientLength=160),
+            legend=alt.Legend(orient="bottom", direction="horizontal"),
         ),
         tooltip=[
             alt.Tooltip("row:N", title=y),
@@ -199,7 +199,8 @@ def heat_map(
         ],
     )
     layers = [cells]
-    if max(len(columns), len(tasks)) <= _MANY:
+    numbers = max(len(columns), len(tasks)) <= _MANY
+    if numbers:
         dark_text = f"abs(datum.value) < {0.6 * extent}" if diverging else "datum.bright"
         layers.append(
             base.mark_text(fontSize=11, dy=8 if any(row.get("picks") for row in rows) else 0).encode(
@@ -207,7 +208,7 @@ def heat_map(
                 color=alt.condition(dark_text, alt.value("#000000"), alt.value("#FFFFFF")),
             )
         )
-    dy = -8 if len(layers) > 1 else 0
+    dy = -8 if numbers else 0
     for size, colour, width in ((70, "#FFFFFF", 4), (70, "#000000", 1.8)):
         picked = base.transform_filter("datum.picks > 0")
         layers.append(
@@ -226,10 +227,15 @@ def heat_map(
             yOffset=dy,
         )
     )
-    step = 40 if len(layers) > 4 else 20
+    step = 40 if numbers else 20
     chart = alt.layer(*layers).properties(width="container", height=len(tasks) * step)
-    room = len(columns) <= _MANY
-    return _spec(chart.add_params(parameter) if parameter else chart, rows, long_names=room and _long(tasks))
+    few = len(columns) <= _MANY
+    return _spec(
+        chart.add_params(parameter) if parameter else chart,
+        rows,
+        long_names=few and not numbers and _long(tasks),
+        numbers_in=len(columns) if numbers else 0,
+    )
 
 
 def stacked(
@@ -316,7 +322,13 @@ def config() -> dict:
         "legend": {
             "layout": {"top": {"anchor": "start", "bounds": "full", "direction": "vertical", "margin": 12}},
             **{"orient": "top", "title": None, "labelFontSize": 12, "titleFontSize": 12},
-            **{"labelLimit": 260, "titleFontWeight": "normal", "symbolSize": 90, "symbolStrokeWidth": 2},
+            **{
+                "labelLimit": 260,
+                "gradientLength": 160,
+                "titleFontWeight": "normal",
+                "symbolSize": 90,
+                "symbolStrokeWidth": 2,
+            },
         },
         "header": {"labelFontSize": 12, "labelLimit": 200, "title": None},
         "range": {"category": list(PALETTE)},
@@ -348,11 +360,12 @@ def _long(names: Sequence[str]) -> bool:
     return max(map(len, names), default=0) >= _LONG
 
 
-def _spec(chart: alt.TopLevelMixin, rows: Rows, *, long_names: bool = False) -> dict:
+def _spec(chart: alt.TopLevelMixin, rows: Rows, *, long_names: bool = False, numbers_in: int = 0) -> dict:
     """A specification with its rows.
 
     Args:
         long_names: give the labels of the y axis more room.
+        numbers_in: columns whose cells hold numbers, which the page leaves out where cells are too narrow.
     """
     # The data join afterwards: Altair would validate every row.
     spec = chart.to_dict()
@@ -360,7 +373,7 @@ def _spec(chart: alt.TopLevelMixin, rows: Rows, *, long_names: bool = False) -> 
         spec.pop(name, None)
     longest = max((len(str(row["series"])) for row in rows if "series" in row), default=0)
     # What the page's script needs to place legends and labels.
-    spec["usermeta"] = {"longest": longest, "long_names": long_names}
+    spec["usermeta"] = {"longest": longest, "long_names": long_names, "numbers_in": numbers_in}
     return spec | {"datasets": {"rows": [dict(row) for row in rows]}}
 
 

@@ -6,6 +6,7 @@
   const config = parse("config");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const SPACING = 24;
+  const ROW_SPACING = 40; // room for a heading
 
   // Rows come as lists, which are shorter than objects.
   function expanded({ columns_of_rows: columns, rows, ...spec }) {
@@ -18,7 +19,7 @@
   // Small charts take as many columns as fit. Their axis labels have no known width: the first guess is
   // corrected once the chart is drawn.
   function fitted(spec, width, taken) {
-    if (!spec.facet) return { spec, header: width };
+    if (!spec.facet) return { spec: readable(spec, width), header: width };
     const facets = new Set(spec.datasets.rows.map((row) => row.facet)).size;
     const room = width - taken;
     const smallest = width < 500 ? 90 : 170;
@@ -27,7 +28,14 @@
     const each = Math.floor((room + SPACING) / columns) - SPACING;
     const small = { ...spec.spec, width: Math.max(each, 60) };
     // A heading wider than its chart would move the charts beside it.
-    return { spec: { ...spec, columns, spacing: SPACING, spec: small }, header: small.width + SPACING - 8 };
+    return { spec: { ...spec, columns, spacing: { column: SPACING, row: ROW_SPACING }, spec: small }, header: small.width + SPACING - 8 };
+  }
+
+  // Numbers in the cells of a matrix, as long as they fit.
+  function readable(spec, width) {
+    const columns = spec.usermeta.numbers_in;
+    if (!columns || (width * 0.6) / columns > 36) return spec;
+    return { ...spec, layer: spec.layer.filter((layer) => layer.mark.type !== "text") };
   }
 
   async function draw(element) {
@@ -45,7 +53,12 @@
       config: {
         ...config,
         axisY: { ...config.axisY, labelLimit: Math.min(300, width * share) },
-        legend: { ...config.legend, columns: Math.max(1, Math.floor(width / (longest * 6.5 + 50))), labelLimit: width * (1 - share) - 30 },
+        legend: {
+          ...config.legend,
+          columns: Math.max(1, Math.floor(width / (longest * 6.5 + 50))),
+          gradientLength: Math.min(config.legend.gradientLength, width * (1 - share) - 40),
+          labelLimit: width * (1 - share) - 30,
+        },
       },
     };
     let taken = 60;
