@@ -177,7 +177,7 @@ class FleetRun:
         fleet: the run that provides the backbones, if it is another one.
         per_class: task → training samples per class; None: all.
         arguments: recorded argument → its values in any network of the run.
-        stamps: (kind of network, task) → the recorded arguments of that network.
+        stamps: (kind of network, task, its training stage) → the recorded arguments of that network.
         commands: stage → its last command, or the arguments that its log has.
         fingerprints: task → the fingerprint of its data.
         versions: of Python and torch, of the processes that trained.
@@ -201,7 +201,7 @@ class FleetRun:
     fleet: str = ""
     per_class: dict[str, int | None] = field(default_factory=dict)
     arguments: dict[str, set[str]] = field(default_factory=dict)
-    stamps: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    stamps: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
     commands: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     versions: set[str] = field(default_factory=set)
@@ -308,7 +308,7 @@ class _FleetReader:
 
     def record(self, arguments: dict, *, task: str, network: str) -> None:
         """Collect the recorded arguments of a network."""
-        self.found.stamps[network, task] = {
+        self.found.stamps[network, task, str(arguments.get("stage"))] = {
             name: value for name, value in arguments.items() if name not in PER_TASK
         }
         for name, value in arguments.items():

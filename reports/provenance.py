@@ -189,7 +189,8 @@ def _unlike(
     """A problem if two runs that should differ in their seed alone recorded other arguments.
 
     Args:
-        stamps, expected: by network, what each run recorded; networks that only one has do not count.
+        stamps, expected: by network and training stage, what each run recorded; those that only one has,
+            like the ratio that it chose, do not count.
     """
     differing = {}
     for key in stamps.keys() & expected.keys():
