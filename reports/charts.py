@@ -13,7 +13,16 @@ Channel = TypeVar("Channel", alt.Color, alt.Shape)
 
 # After Okabe and Ito (2008), darkened until each contrasts 3:1 with the page in both colour schemes.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#B5649A", "#A87900", "#7A7A7A", "#3C8FC4", "#8C6BB1")
-SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right", "stroke")
+SHAPES = (
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "cross",
+    "triangle-down",
+    "triangle-right",
+    "triangle-left",
+)
 NEUTRAL = "#7A7A7A"
 FREE = "free"  # the series of weights that no task owns
 SEQUENTIAL = "cividis"
@@ -98,9 +107,7 @@ def lines(
             "x:Q",
             title=x,
             scale=alt.Scale(zero=False),
-            axis=alt.Axis(
-                grid=False, format=x_format, tickCount=5, tickMinStep=1 if x_format == "d" else 0.1
-            ),
+            axis=alt.Axis(grid=False, format=x_format, **_ticks(rows, whole=x_format == "d")),
         ),
         color=_colour(series),
     )
@@ -236,6 +243,14 @@ def heat_map(
         long_names=few and not numbers and _long(tasks),
         numbers_in=len(columns) if numbers else 0,
     )
+
+
+def _ticks(rows: Rows, *, whole: bool) -> dict:
+    """About five ticks; a short range of whole numbers gets all of them, which small charts would halve."""
+    found = [row["x"] for row in rows if "x" in row]
+    if whole and found and max(found) - min(found) < 6:
+        return {"values": list(range(int(min(found)), int(max(found)) + 1))}
+    return {"tickCount": 5, "tickMinStep": 1 if whole else 0.1}
 
 
 def stacked(

@@ -293,7 +293,7 @@ def matrices(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: st
     drawn = [
         {
             **{"choice": approach, "row": f"after {after}", "column": str(task), "name": f"task {task}"},
-            **{"value": mean.value, "shown": mean.value, "bright": mean.value > middle},
+            **{"value": mean.value, "shown": mean.value, "bright": mean.value >= middle},
         }
         for (approach, after, task), mean in means.items()
     ]

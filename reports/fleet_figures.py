@@ -239,7 +239,7 @@ def scores(group: Group) -> Figure | None:
         drawn.append(
             {
                 **{"choice": rule, "row": group.labels[target], "column": _short(group, candidate)},
-                **{"name": candidate, "value": relative, "shown": mean.value, "bright": relative > 0.5},
+                **{"name": candidate, "value": relative, "shown": mean.value, "bright": relative >= 0.5},
                 "picks": _picks(group, rule, target, candidate),
             }
         )
@@ -536,7 +536,7 @@ def picked(group: Group) -> Figure | None:
     drawn = [
         {
             **{"row": names[layer], "column": _short(group, task), "name": task},
-            **{"value": mean.value, "shown": mean.value, "bright": mean.value > middle},
+            **{"value": mean.value, "shown": mean.value, "bright": mean.value >= middle},
         }
         for (task, layer), mean in means.items()
     ]
