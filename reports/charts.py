@@ -93,15 +93,17 @@ def lines(
     steps: bool = False,
     x_format: str,
 ) -> dict:
-    """Lines with bands, optionally one small chart per facet.
+    """Lines with bands from three seeds on, optionally one small chart per facet.
 
     Args:
-        rows: x, series, mean, low, high, and facet where there are `facets`; a row with `rule` draws a
+        rows: x, series, mean, low, high, seeds, and facet where there are `facets`; a row with `rule` draws a
             horizontal line there, one with `point` a mark at (x, point).
         x, y: titles of the axes; x_format: of the numbers along the first.
         marked: draw a mark at every value.
         steps: draw steps instead of straight lines.
     """
+    # The interval of two values is many times as wide as they are apart: a band would cover the chart.
+    rows = [dict(row, low=None, high=None) if row.get("seeds", 3) < 3 else row for row in rows]
     base = alt.Chart().encode(
         x=alt.X(
             "x:Q",
@@ -156,11 +158,13 @@ def heat_map(
         choices: values of the field `choice` among which the reader selects one; none if empty.
         choice: label of this selection.
     """
-    extent = max((abs(row["value"]) for row in rows if row["value"] is not None), default=1.0) or 1.0
+    values = [row["value"] for row in rows if row["value"] is not None] or [0.0]
+    extent = max(map(abs, values)) or 1.0
+    # The same for all choices, so that they can be compared.
     scale = (
         alt.Scale(range=list(DIVERGING), domain=[-extent, 0, extent])
         if diverging
-        else alt.Scale(scheme=SEQUENTIAL)
+        else alt.Scale(scheme=SEQUENTIAL, domain=[min(values), max(values)])
     )
     base = alt.Chart(_data()).encode(
         x=alt.X(

@@ -468,7 +468,8 @@ def arguments(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: s
     recorded: dict[str, dict[str, set[str]]] = {}
     for run in runs:
         for name, value in run.arguments.items():
-            recorded.setdefault(name, {}).setdefault(names[run.run.name], set()).add(str(value))
+            if name != "appr":
+                recorded.setdefault(name, {}).setdefault(names[run.run.name], set()).add(str(value))
     order = [name for name in _order(names) if any(name in found for found in recorded.values())]
     if len(order) < 2:
         return None

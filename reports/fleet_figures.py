@@ -683,6 +683,7 @@ def curves(group: Group) -> Figure | None:
         {
             **{"facet": group.labels[task], "series": network, "x": epoch, "mean": round(mean.value, 4)},
             **({} if mean.low is None else {"low": round(mean.low, 4), "high": round(mean.high, 4)}),
+            "seeds": mean.count,
         }
         for (task, network, epoch), mean in means.items()
     ]
