@@ -11,9 +11,6 @@
 # every backbone, as a fine-tuned copy and as a linear probe of it; every rule scores every backbone. Decisions
 # use held-out training images. Finished work is skipped, so the same command resumes. Ends with the tables of
 # `python -m tools.study`. The variables in run_pickaback/config.sh can also be set in the environment.
-set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-
 config='' per_class=() seeds=() list=config
 for argument; do
     case $argument in
@@ -39,16 +36,25 @@ done
 config=${config:-cifar100}
 ((${#per_class[@]})) || per_class=(50)
 ((${#seeds[@]})) || seeds=(1)
-arch=${ARCH:-lenet5}
 export PROTOCOL=heldout SPARSITIES=${SPARSITIES:-0.8} ALLOW_ACC_LOSS=1 MAX_WIDTH=1.0
 
+source "$(dirname "${BASH_SOURCE[0]}")/../run_pickaback/python.sh"
+# shellcheck source=run_pickaback/jobs.sh
+source run_pickaback/jobs.sh
+absolute DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT
+[[ ! -f $CALLED_FROM/$config ]] || absolute config
+# shellcheck source=run_pickaback/config.sh
+source run_pickaback/config.sh
+
 stage() { # NAME ARGUMENTS…
-    bash "$root/run_pickaback/$1.sh" "$config" "${@:2}"
+    cd "$CALLED_FROM" # variables may hold relative paths
+    run_one bash "$REPOSITORY/run_pickaback/$1.sh" "$config" "${@:2}"
+    cd "$REPOSITORY"
 }
 
 for seed in "${seeds[@]}"; do
     export SEED=$seed
-    rich=study/$arch/seed$seed
+    rich=study/$ARCH/seed$seed
     for name in baseline wo_backbone select_pruning_ratio_of_backbone; do
         RUN=$rich stage "$name"
     done
@@ -66,19 +72,8 @@ for seed in "${seeds[@]}"; do
         done
     done
 done
-if [[ -z ${PYTHON:-} ]]; then
-    PYTHON=$root/.venv/bin/python
-fi
-roots=()
-for name in data checkpoints logs; do
-    variable=${name^^}_ROOT
-    [[ -z ${!variable:-} ]] || roots+=("--${name}_root" "$(realpath -m "${!variable}")")
-done
-[[ ! -f $config ]] || config=$(realpath "$config")
-cd "$root"
-"$PYTHON" -m tools.study --arch "$arch" --dataset_config "$config" "${roots[@]}" --per_class "${per_class[@]}" \
-    --seeds "${seeds[@]}"
-if [[ ${REPORT:-1} == 1 ]]; then
-    "$PYTHON" -m tools.report_html --arch "$arch" --dataset_config "$config" "${roots[@]}" --run "study/$arch" ||
-        echo "-- no HTML report: see the line above (REPORT=0 leaves it out)"
-fi
+setup_python base
+files=(--arch "$ARCH" --dataset_config "$config" --data_root "$DATA_ROOT" --checkpoints_root "$CHECKPOINTS_ROOT"
+    --logs_root "$LOGS_ROOT")
+run_one "$PYTHON_BIN" -m tools.study "${files[@]}" --per_class "${per_class[@]}" --seeds "${seeds[@]}"
+write_report "${files[@]}" --run "study/$ARCH"

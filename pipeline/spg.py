@@ -399,12 +399,14 @@ class ContinualRun:
         name = self.names[number - 1]
         shown = " ".join(f"{accuracy:.3f}" for accuracy in known)
         logging.info("Accuracy after task %d of %d, %s: %s", number, len(self.names), name, shown)
+        importance = approach.layer_importance()
         return {
             "task": name,
             "epochs": approach.epochs,
             "seconds": round(approach.seconds, 1),
             "bytes": approach.stored_bytes(),
             "accuracies": known,
+            **({"importance": importance} if importance else {}),
         }
 
     # Reports
@@ -435,7 +437,10 @@ class ContinualRun:
             "epochs": sum(entry["epochs"] for entry in history),
             "seconds": round(sum(entry["seconds"] for entry in history), 1),
             "bytes": self.stored_bytes(history),
-            "tasks": [{name: entry[name] for name in ("task", "epochs", "seconds")} for entry in history],
+            "tasks": [
+                {name: entry[name] for name in ("task", "epochs", "seconds", "importance") if name in entry}
+                for entry in history
+            ],
             "accuracy_matrix": rows,
             "arguments": self.recipe.stamp() | {"data": self.data_until(len(self.names))},
         }

@@ -12,8 +12,9 @@ from reports.comparison import comparison_section
 from reports.continual_figures import continual_section
 from reports.continual_runs import ContinualRun, has_continual, read_continual
 from reports.figures import Section
-from reports.fleet_figures import Group, fleet_section
+from reports.fleet_figures import fleet_section
 from reports.fleet_runs import FleetRun, has_fleet, read_fleet
+from reports.groups import Group
 from reports.page import Report
 from reports.provenance import problems_of, provenance_section
 from reports.runs import Run, find_runs
@@ -54,8 +55,15 @@ def build(args: argparse.Namespace, *, now: datetime) -> Report:
             raise UserError(f"run {run.name} holds nothing of table {table.name}: give --dataset_config")
     if not fleets and not continual:
         raise UserError(f"no run of {', '.join(asked)} holds anything of {table.name}: give --dataset_config")
+    providers = {run.fleet for run in fleets}
     groups = [
-        Group(name=name, slug=f"run-{number}", runs=found, tasks=tasks)
+        Group(
+            name=name,
+            slug=f"run-{number}",
+            runs=found,
+            tasks=tasks,
+            serves=all(run.run.name in providers for run in found),
+        )
         for number, (name, found) in enumerate(_grouped(fleets).items(), 1)
     ]
     sections: list[Section] = [comparison_section(groups)] if len(groups) > 1 else []

@@ -3,7 +3,7 @@
 Rows are dictionaries. Colours and fonts of axes, legends and titles belong to the page (`reports/page.css`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import altair as alt
@@ -13,7 +13,16 @@ Channel = TypeVar("Channel", alt.Color, alt.Shape)
 
 # After Okabe and Ito (2008), darkened until each contrasts 3:1 with the page in both colour schemes.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#B5649A", "#A87900", "#7A7A7A", "#3C8FC4", "#8C6BB1")
-SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right", "stroke")
+SHAPES = (
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "cross",
+    "triangle-down",
+    "triangle-right",
+    "triangle-left",
+)
 NEUTRAL = "#7A7A7A"
 FREE = "free"  # the series of weights that no task owns
 SEQUENTIAL = "cividis"
@@ -22,7 +31,8 @@ DIVERGING = ("#B35806", "#F7F7F7", "#0072B2")
 # Width of one of several small charts; the page changes it with the number of columns that fit.
 SMALL = {"width": 200, "height": 120}
 _COLUMNS = 4
-_MANY = 8  # cells per side of a heat map that leave room for numbers
+_LONG = 24  # characters of a name that needs more room on a phone
+_MANY = 10  # cells per side of a heat map that leave room for numbers
 
 
 def dots(
@@ -67,7 +77,7 @@ def dots(
     if zero_line:
         layers.insert(0, _line_at_zero())
     chart = alt.layer(*layers).properties(
-        width="container", height=max(len(tasks) * (len(series) * 7 + 8), 60)
+        width="container", height=max(len(tasks) * (len(series) * 7 + 11), 60)
     )
     return _spec(chart, rows)
 
@@ -83,23 +93,23 @@ def lines(
     steps: bool = False,
     x_format: str,
 ) -> dict:
-    """Lines with bands, optionally one small chart per facet.
+    """Lines with bands from three seeds on, optionally one small chart per facet.
 
     Args:
-        rows: x, series, mean, low, high, and facet where there are `facets`; a row with `rule` draws a
+        rows: x, series, mean, low, high, seeds, and facet where there are `facets`; a row with `rule` draws a
             horizontal line there, one with `point` a mark at (x, point).
         x, y: titles of the axes; x_format: of the numbers along the first.
         marked: draw a mark at every value.
         steps: draw steps instead of straight lines.
     """
+    # The interval of two values is many times as wide as they are apart: a band would cover the chart.
+    rows = [dict(row, low=None, high=None) if row.get("seeds", 3) < 3 else row for row in rows]
     base = alt.Chart().encode(
         x=alt.X(
             "x:Q",
             title=x,
             scale=alt.Scale(zero=False),
-            axis=alt.Axis(
-                grid=False, format=x_format, tickCount=5, tickMinStep=1 if x_format == "d" else 0.1
-            ),
+            axis=alt.Axis(grid=False, format=x_format, **_ticks(rows, whole=x_format == "d")),
         ),
         color=_colour(series),
     )
@@ -148,20 +158,34 @@ def heat_map(
         choices: values of the field `choice` among which the reader selects one; none if empty.
         choice: label of this selection.
     """
-    extent = max((abs(row["value"]) for row in rows if row["value"] is not None), default=1.0) or 1.0
+    values = [row["value"] for row in rows if row["value"] is not None] or [0.0]
+    extent = max(map(abs, values)) or 1.0
+    # The same for all choices, so that they can be compared.
     scale = (
         alt.Scale(range=list(DIVERGING), domain=[-extent, 0, extent])
         if diverging
-        else alt.Scale(scheme=SEQUENTIAL)
+        else alt.Scale(scheme=SEQUENTIAL, domain=[min(values), max(values)])
     )
     base = alt.Chart(_data()).encode(
         x=alt.X(
             "column:N",
             sort=list(columns),
             title=x,
-            axis=alt.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4, orient="top", ticks=False),
+            axis=alt.Axis(
+                labelAngle=0,
+                labelOverlap="greedy",
+                labelSeparation=4,
+                orient="top",
+                ticks=False,
+            ),
         ),
-        y=alt.Y("row:N", sort=list(tasks), title=y, axis=alt.Axis(ticks=False)),
+        # The title stands above the labels, whose width it cannot know.
+        y=alt.Y(
+            "row:N",
+            sort=list(tasks),
+            title=y or None,
+            axis=alt.Axis(ticks=False, titleAngle=0, titleAlign="right", titleX=-6, titleY=-8),
+        ),
     )
     parameter = None
     if len(choices) > 1:
@@ -176,7 +200,7 @@ def heat_map(
             "value:Q",
             title=value,
             scale=scale,
-            legend=alt.Legend(orient="bottom", direction="horizontal", gradientLength=160),
+            legend=alt.Legend(orient="bottom", direction="horizontal"),
         ),
         tooltip=[
             alt.Tooltip("row:N", title=y),
@@ -186,7 +210,8 @@ def heat_map(
         ],
     )
     layers = [cells]
-    if max(len(columns), len(tasks)) <= _MANY:
+    numbers = max(len(columns), len(tasks)) <= _MANY
+    if numbers:
         dark_text = f"abs(datum.value) < {0.6 * extent}" if diverging else "datum.bright"
         layers.append(
             base.mark_text(fontSize=11, dy=8 if any(row.get("picks") for row in rows) else 0).encode(
@@ -194,7 +219,7 @@ def heat_map(
                 color=alt.condition(dark_text, alt.value("#000000"), alt.value("#FFFFFF")),
             )
         )
-    dy = -8 if len(layers) > 1 else 0
+    dy = -8 if numbers else 0
     for size, colour, width in ((70, "#FFFFFF", 4), (70, "#000000", 1.8)):
         picked = base.transform_filter("datum.picks > 0")
         layers.append(
@@ -213,9 +238,23 @@ def heat_map(
             yOffset=dy,
         )
     )
-    step = 40 if len(layers) > 4 else 20
+    step = 40 if numbers else 20
     chart = alt.layer(*layers).properties(width="container", height=len(tasks) * step)
-    return _spec(chart.add_params(parameter) if parameter else chart, rows)
+    few = len(columns) <= _MANY
+    return _spec(
+        chart.add_params(parameter) if parameter else chart,
+        rows,
+        long_names=few and not numbers and _long(tasks),
+        numbers_in=len(columns) if numbers else 0,
+    )
+
+
+def _ticks(rows: Rows, *, whole: bool) -> dict:
+    """About five ticks; a short range of whole numbers gets all of them, which small charts would halve."""
+    found = [row["x"] for row in rows if "x" in row]
+    if whole and found and max(found) - min(found) < 6:
+        return {"values": list(range(int(min(found)), int(max(found)) + 1))}
+    return {"tickCount": 5, "tickMinStep": 1 if whole else 0.1}
 
 
 def stacked(
@@ -245,8 +284,8 @@ def stacked(
             ],
         )
     )
-    height = {"height": max(len(layers) * 18, 40)}
-    return _spec(_small(alt.layer(bars), facets, **height), rows)
+    size = {"height": max(len(layers) * 18, 40)}
+    return _spec(_small(alt.layer(bars), facets, **size), rows, long_names=_long(layers))
 
 
 def bars(rows: Rows, *, x: str, names: Sequence[str], series: Sequence[str], format: str) -> dict:
@@ -269,10 +308,23 @@ def bars(rows: Rows, *, x: str, names: Sequence[str], series: Sequence[str], for
     if several:
         base = base.encode(yOffset=alt.YOffset("series:N", sort=list(series)))
     height = len(names) * (16 * len(series) + 8)
-    chart = alt.layer(base.mark_bar()).properties(
-        width="container", height=height, usermeta={"names": "long"}
-    )
-    return _spec(chart, rows)
+    chart = alt.layer(base.mark_bar()).properties(width="container", height=height)
+    return _spec(chart, rows, long_names=True)
+
+
+def time_unit(seconds: Iterable[float]) -> tuple[str, float]:
+    """The unit that suits the largest of these times, and its seconds."""
+    return _unit(seconds, (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0)))
+
+
+def byte_unit(counts: Iterable[float]) -> tuple[str, float]:
+    """The unit that suits the largest of these numbers of bytes, and its bytes."""
+    return _unit(counts, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0)))
+
+
+def _unit(values: Iterable[float], units: Sequence[tuple[str, float]]) -> tuple[str, float]:
+    largest = max(values)
+    return next((unit for unit in units if largest >= 2 * unit[1]), units[-1])
 
 
 def config() -> dict:
@@ -282,14 +334,20 @@ def config() -> dict:
         "font": "system-ui, sans-serif",
         "view": {"stroke": "transparent"},
         "axis": {
-            **{"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
+            **{"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelSeparation": 5},
             **{"gridColor": "#8884", "domainColor": "#888", "tickColor": "#888"},
         },
         "axisY": {"labelLimit": 260},
         "legend": {
             "layout": {"top": {"anchor": "start", "bounds": "full", "direction": "vertical", "margin": 12}},
             **{"orient": "top", "title": None, "labelFontSize": 12, "titleFontSize": 12},
-            **{"labelLimit": 260, "titleFontWeight": "normal", "symbolSize": 90, "symbolStrokeWidth": 2},
+            **{
+                "labelLimit": 260,
+                "gradientLength": 160,
+                "titleFontWeight": "normal",
+                "symbolSize": 90,
+                "symbolStrokeWidth": 2,
+            },
         },
         "header": {"labelFontSize": 12, "labelLimit": 200, "title": None},
         "range": {"category": list(PALETTE)},
@@ -317,21 +375,33 @@ def _data() -> alt.NamedData:
     return alt.NamedData("rows")
 
 
-def _spec(chart: alt.TopLevelMixin, rows: Rows) -> dict:
+def _long(names: Sequence[str]) -> bool:
+    return max(map(len, names), default=0) >= _LONG
+
+
+def _spec(chart: alt.TopLevelMixin, rows: Rows, *, long_names: bool = False, numbers_in: int = 0) -> dict:
+    """A specification with its rows.
+
+    Args:
+        long_names: give the labels of the y axis more room.
+        numbers_in: columns whose cells hold numbers, which the page leaves out where cells are too narrow.
+    """
     # The data join afterwards: Altair would validate every row.
     spec = chart.to_dict()
     for name in ("$schema", "config"):
         spec.pop(name, None)
     longest = max((len(str(row["series"])) for row in rows if "series" in row), default=0)
-    # What the page's script needs to place legends.
-    spec["usermeta"] = {"longest": longest} | spec.get("usermeta", {})
+    # What the page's script needs to place legends and labels.
+    spec["usermeta"] = {"longest": longest, "long_names": long_names, "numbers_in": numbers_in}
     return spec | {"datasets": {"rows": [dict(row) for row in rows]}}
 
 
 def _small(chart: alt.LayerChart, facets: Sequence[str], **properties: float) -> alt.FacetChart:
     facet = alt.Facet("facet:N", sort=list(facets), title=None)
     small = chart.properties(**(SMALL | properties))
-    return small.facet(facet, columns=min(_COLUMNS, max(len(facets), 1)), data=_data())
+    columns = min(_COLUMNS, max(len(facets), 1))
+    # Marks at the edge of a chart must not move its heading.
+    return small.facet(facet, columns=columns, data=_data(), bounds="flush")
 
 
 def _colour(series: Sequence[str]) -> alt.Color:

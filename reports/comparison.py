@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from reports import charts
 from reports.figures import Figure, Numbers, Section
-from reports.fleet_figures import LABELS, Group, gain_rows
 from reports.fleet_runs import OWN, PRUNED, SCRATCH, TARGET
-from reports.statistics import mean_by, paired, spread
+from reports.groups import LABELS, Group, by_samples, interval_text
+from reports.statistics import paired
 
 _COMPARED = {
     SCRATCH: LABELS[SCRATCH],
@@ -18,7 +18,7 @@ _COMPARED = {
 
 def comparison_section(groups: Sequence[Group]) -> Section:
     """The groups compared with the first of them."""
-    figures = (differences(groups), by_samples(groups), arguments(groups))
+    figures = (differences(groups), by_samples(groups, slug="comparison"), arguments(groups))
     return Section(
         id="comparison",
         title="Comparison",
@@ -66,15 +66,15 @@ def differences(groups: Sequence[Group]) -> Figure | None:
                 {
                     **{"network": label, "run": group.name, "tasks": len(common)},
                     **{"mean difference": f"{test.difference.value:+.4f}"},
-                    "95 % interval": "-"
-                    if test.difference.low is None
-                    else f"{test.difference.low:+.4f} to {test.difference.high:+.4f}",
+                    "95 % interval": interval_text(test.difference),
                     **{"p (paired t)": test.t, "p (permutation)": test.permutation},
                 }
             )
     for row in rows:
         if row["network"] == _COMPARED[TARGET] or not any(r["network"] == _COMPARED[TARGET] for r in rows):
-            name = row["run"] if row["network"] == _COMPARED[TARGET] else f"{row['run']}: {row['network']}"
+            name = row["run"] if row["network"] == _COMPARED[TARGET] else f"{row['network']}: {row['run']}"
+            if len(others) == 1:
+                name = row["network"]
             drawn.append(
                 {"task": first.labels[row["task"]], "series": name, "mean": row["difference"], "seeds": 1}
                 | {"low": None, "high": None}
@@ -103,56 +103,6 @@ def differences(groups: Sequence[Group]) -> Figure | None:
             table,
         ),
         data=Numbers(("network", "run", "id", "task", "accuracy", "reference", "difference"), rows),
-    )
-
-
-def by_samples(groups: Sequence[Group]) -> Figure | None:
-    """Gain over training alone by the number of training samples per class."""
-    counts = {group.name: {run.samples_per_class for run in group.runs} for group in groups}
-    if len(set().union(*counts.values())) < 2:
-        return None
-    rows = [
-        {"run": group.name, "per class": _shown(counts[group.name])} | row
-        for group in groups
-        for row in gain_rows(group)
-    ]
-    if not rows:
-        return None
-    by_task = mean_by(
-        rows, key=lambda row: (row["per class"], row["network"], row["task"]), value=lambda row: row["gain"]
-    )
-    means = mean_by(by_task.items(), key=lambda item: item[0][:2], value=lambda item: item[1].value)
-    order = sorted({row["per class"] for row in rows}, key=lambda name: (not name.isdigit(), name.zfill(9)))
-    series = sorted({row["network"] for row in rows}, key=lambda name: (not name.startswith("on "), name))
-    drawn = [{"task": count, "series": network} | spread(mean) for (count, network), mean in means.items()]
-    table = [
-        {
-            **{
-                "per class": count,
-                "network": network,
-                "tasks": mean.count,
-                "mean gain": f"{mean.value:+.4f}",
-            },
-            "95 % interval": "-" if mean.low is None else f"{mean.low:+.4f} to {mean.high:+.4f}",
-        }
-        for (count, network), mean in sorted(means.items(), key=lambda item: order.index(item[0][0]))
-    ]
-    return Figure(
-        id="comparison-samples",
-        title="Gain by the number of training images",
-        text="Gain over training alone at the same width by training samples per class; mean and 95 % "
-        "interval over tasks.",
-        chart=charts.dots(
-            drawn, x="gain in test accuracy", series=series, tasks=order, zero_line=True, format="+.3f"
-        ),
-        table=Numbers(("per class", "network", "tasks", "mean gain", "95 % interval"), table),
-        data=Numbers(("run", "per class", "seed", "id", "task", "network", "backbone", "gain"), rows),
-    )
-
-
-def _shown(counts: set[int | None]) -> str:
-    return ", ".join(
-        "all" if count is None else str(count) for count in sorted(counts, key=lambda n: n or 10**9)
     )
 
 

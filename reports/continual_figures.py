@@ -7,9 +7,12 @@ from typing import Any
 from reports import charts
 from reports.continual_runs import METRICS, ContinualRun, Rate
 from reports.figures import Fact, Figure, Numbers, Section
-from reports.statistics import Mean, mean_by, spread
+from reports.groups import interval_text
+from reports.statistics import Mean, mean_by, paired, spread
 from utils.metrics import mean_and_error
 from utils.tables import plus_minus
+
+ALONE = "one"  # the approach that trains a network per task, the reference of forward transfer
 
 
 def continual_section(runs: Sequence[ContinualRun], *, sequence: str, slug: str) -> Section:
@@ -18,11 +21,14 @@ def continual_section(runs: Sequence[ContinualRun], *, sequence: str, slug: str)
     built = [
         metrics(runs, names, slug=slug),
         learned(runs, names, slug=slug),
-        forgetting(runs, names, slug=slug),
+        differences(runs, names, slug=slug),
+        *by_task(runs, names, slug=slug),
         *matrices(runs, names, slug=slug),
         importance(runs, names, slug=slug),
         rates(runs, names, slug=slug),
         cost(runs, names, slug=slug),
+        stored(runs, names, slug=slug),
+        arguments(runs, names, slug=slug),
     ]
     averages = mean_by(
         runs,
@@ -98,6 +104,64 @@ def metrics(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: str
     )
 
 
+def differences(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: str) -> Figure | None:
+    """Accuracy at the end, task by task, minus that of one approach, with paired tests over tasks."""
+    order = _order(names)
+    first = "spg" if "spg" in order else order[0]
+    ends = mean_by(
+        (
+            (names[run.run.name], f"{number} {task}", accuracy)
+            for run in runs
+            if run.matrix
+            for number, (task, accuracy) in enumerate(zip(run.tasks, run.matrix[-1], strict=False), 1)
+        ),
+        key=lambda item: item[:2],
+        value=lambda item: item[2],
+    )
+    rows = [
+        {
+            **{"approach": approach, "task": task, "accuracy": mean.value},
+            **{"reference": ends[first, task].value, "difference": mean.value - ends[first, task].value},
+        }
+        for (approach, task), mean in ends.items()
+        if approach != first and (first, task) in ends
+    ]
+    if not rows:
+        return None
+    others = [name for name in order if any(row["approach"] == name for row in rows)]
+    drawn = [
+        {"task": row["task"], "series": row["approach"], "mean": row["difference"], "low": None, "high": None}
+        | {"seeds": ends[row["approach"], row["task"]].count}
+        for row in rows
+    ]
+    table = []
+    for name in others:
+        test = paired([row["difference"] for row in rows if row["approach"] == name])
+        mean = test.difference
+        table.append(
+            {"approach": name, "tasks": mean.count, "mean difference": f"{mean.value:+.4f}"}
+            | {"95 % interval": interval_text(mean)}
+            | {"p (paired t)": test.t, "p (permutation)": test.permutation}
+        )
+    columns = ("approach", "tasks", "mean difference", "95 % interval", "p (paired t)", "p (permutation)")
+    return Figure(
+        id=f"{slug}-differences",
+        title=f"Differences from {first}",
+        text=f"Test accuracy after the last task minus that of {first}, task by task; each value is a mean "
+        "over seeds. Tests and intervals are over tasks.",
+        chart=charts.dots(
+            drawn,
+            x="difference in test accuracy",
+            series=others,
+            tasks=list(dict.fromkeys(row["task"] for row in rows)),
+            zero_line=True,
+            format="+.3f",
+        ),
+        table=Numbers(columns, table),
+        data=Numbers(("approach", "task", "accuracy", "reference", "difference"), rows),
+    )
+
+
 def _cells(runs: Sequence[ContinualRun], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """All entries R[i][j]."""
     return [
@@ -145,8 +209,8 @@ def learned(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: str
     )
 
 
-def forgetting(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: str) -> Figure | None:
-    """By task: how much was lost since its best, and what the earlier tasks gave when it was learned."""
+def by_task(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: str) -> list[Figure]:
+    """What was lost of each task since its best, and what the earlier tasks gave when it was learned."""
     alone = _alone(runs)
     rows = []
     for run in runs:
@@ -158,42 +222,50 @@ def forgetting(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: 
                 continue
             best = max(row[task] for row in run.matrix[task:])
             reference = alone.get((run.run.seed, task))
+            transfer = None if reference is None else run.matrix[task][task] - reference
             rows.append(
                 {
                     **{"approach": names[run.run.name], "seed": run.run.seed, "task": f"{task + 1} {name}"},
-                    "forgetting": best - last[task],
-                    "forward transfer": None if reference is None else run.matrix[task][task] - reference,
+                    **{"forgetting": best - last[task]},
+                    # The reference has none from itself.
+                    "forward transfer": None if run.approach == ALONE else transfer,
                 }
             )
-    if not rows:
+    return [
+        figure
+        for name, text in _BY_TASK.items()
+        for figure in [_one_by_task(name, text, rows=rows, order=_order(names), slug=slug)]
+        if figure is not None
+    ]
+
+
+_BY_TASK = {
+    "forgetting": "The best accuracy on a task minus the accuracy at the end.",
+    "forward transfer": "The accuracy on a task when it was learned minus that of a network trained on it "
+    "alone (approach one, same seed). Right of the line, the earlier tasks helped.",
+}
+
+
+def _one_by_task(
+    value: str, text: str, *, rows: Sequence[Mapping[str, Any]], order: Sequence[str], slug: str
+) -> Figure | None:
+    means = mean_by(rows, key=lambda row: (row["task"], row["approach"]), value=lambda row: row[value])
+    if not means:
         return None
-    means = mean_by(rows, key=lambda row: (row["task"], row["approach"]), value=lambda row: row["forgetting"])
-    transfer = mean_by(
-        rows, key=lambda row: (row["task"], row["approach"]), value=lambda row: row["forward transfer"]
-    )
-    order = [name for name in _order(names) if any(row["approach"] == name for row in rows)]
+    shown = [name for name in order if any(key[1] == name for key in means)]
+    tasks = list(dict.fromkeys(task for task, _ in means))
     drawn = [{"task": task, "series": approach} | spread(mean) for (task, approach), mean in means.items()]
     table = [
-        {
-            **{"task": task, "approach": approach, "forgetting": mean.value},
-            "forward transfer": transfer[task, approach].value if (task, approach) in transfer else None,
-        }
-        for (task, approach), mean in means.items()
+        {"task": task} | {name: means[task, name].value for name in shown if (task, name) in means}
+        for task in tasks
     ]
     return Figure(
-        id=f"{slug}-forgetting",
-        title="Forgetting and transfer by task",
-        text="Forgetting: the best accuracy on a task minus the accuracy at the end. Forward transfer: the "
-        "accuracy when learned minus that of a network trained on the task alone (approach one, same seed).",
-        chart=charts.dots(
-            drawn,
-            x="forgetting",
-            series=order,
-            tasks=list(dict.fromkeys(row["task"] for row in rows)),
-            zero_line=True,
-        ),
-        table=Numbers(("task", "approach", "forgetting", "forward transfer"), table),
-        data=Numbers(("approach", "seed", "task", "forgetting", "forward transfer"), rows),
+        id=f"{slug}-{value.replace(' ', '-')}",
+        title=f"{value.capitalize()} by task",
+        text=text,
+        chart=charts.dots(drawn, x=value, series=shown, tasks=tasks, zero_line=True, format="+.3f"),
+        table=Numbers(("task", *shown), table),
+        data=Numbers(("approach", "seed", "task", value), rows),
     )
 
 
@@ -202,7 +274,7 @@ def _alone(runs: Sequence[ContinualRun]) -> dict[tuple[int | None, int], float]:
     return {
         (run.run.seed, task): row[task]
         for run in runs
-        if run.approach == "one"
+        if run.approach == ALONE
         for task, row in enumerate(run.matrix)
         if len(row) > task
     }
@@ -221,7 +293,7 @@ def matrices(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: st
     drawn = [
         {
             **{"choice": approach, "row": f"after {after}", "column": str(task), "name": f"task {task}"},
-            **{"value": mean.value, "shown": mean.value, "bright": mean.value > middle},
+            **{"value": mean.value, "shown": mean.value, "bright": mean.value >= middle},
         }
         for (approach, after, task), mean in means.items()
     ]
@@ -284,8 +356,8 @@ def importance(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: 
     return Figure(
         id=f"{slug}-importance",
         title="Importance by layer",
-        text="Mean importance Γ of each layer's weights after each task whose checkpoint is kept "
-        "(--keep_checkpoints keeps all). The gradients of later tasks are multiplied by 1 − Γ.",
+        text="Mean importance Γ of each layer's weights after each task. The gradients of later tasks are "
+        "multiplied by 1 − Γ.",
         chart=charts.lines(
             drawn, x="tasks learned", y="mean importance", series=layers, marked=True, x_format="d"
         ),
@@ -358,11 +430,59 @@ def cost(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: str) -
         for name, seed in dict.fromkeys((row["approach"], row["seed"]) for row in rows)
     }
     means = mean_by(by_run.items(), key=lambda item: item[0][0], value=lambda item: item[1])
-    drawn = [{"name": name, "series": "seconds", "value": mean.value} for name, mean in means.items()]
+    unit, scale = charts.time_unit(mean.value for mean in means.values())
+    drawn = [{"name": name, "series": unit, "value": mean.value / scale} for name, mean in means.items()]
     return Figure(
         id=f"{slug}-cost",
         title="Time",
-        text="Seconds of learning all tasks, without evaluation, mean over seeds.",
-        chart=charts.bars(drawn, x="seconds", names=list(means), series=("seconds",), format="~s"),
+        text="Learning all tasks, without evaluation, mean over seeds.",
+        chart=charts.bars(drawn, x=unit, names=list(means), series=(unit,), format=".3~g"),
         table=Numbers(("approach", "seed", "task", "epochs", "seconds"), rows),
+    )
+
+
+def stored(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: str) -> Figure | None:
+    """Bytes stored after the last task."""
+    rows = [
+        {"approach": names[run.run.name], "seed": run.run.seed, "bytes": run.bytes}
+        for run in runs
+        if run.bytes is not None
+    ]
+    if not rows:
+        return None
+    means = mean_by(rows, key=lambda row: row["approach"], value=lambda row: row["bytes"])
+    unit, scale = charts.byte_unit(mean.value for mean in means.values())
+    drawn = [{"name": name, "series": unit, "value": mean.value / scale} for name, mean in means.items()]
+    return Figure(
+        id=f"{slug}-bytes",
+        title="Bytes",
+        text="Stored after the last task: the network with its heads, and what the approach keeps besides it "
+        "(importance, a buffer of samples, owners of weights).",
+        chart=charts.bars(drawn, x=unit, names=list(means), series=(unit,), format=".3~g"),
+        table=Numbers(("approach", "seed", "bytes"), rows),
+    )
+
+
+def arguments(runs: Sequence[ContinualRun], names: Mapping[str, str], *, slug: str) -> Figure | None:
+    """The recorded arguments whose values differ between approaches."""
+    recorded: dict[str, dict[str, set[str]]] = {}
+    for run in runs:
+        for name, value in run.arguments.items():
+            if name != "appr":
+                recorded.setdefault(name, {}).setdefault(names[run.run.name], set()).add(str(value))
+    order = [name for name in _order(names) if any(name in found for found in recorded.values())]
+    if len(order) < 2:
+        return None
+    rows = []
+    for argument, found in sorted(recorded.items()):
+        values = {name: " ".join(sorted(found.get(name, ()))) or "-" for name in order}
+        if len(set(values.values())) > 1:
+            rows.append({"argument": argument} | values)
+    return Figure(
+        id=f"{slug}-arguments",
+        title="Arguments that differ",
+        text="Recorded with the metrics; several values belong to different seeds."
+        if rows
+        else "None of the recorded arguments differ.",
+        table=Numbers(("argument", *order), rows),
     )

@@ -52,6 +52,7 @@ class ContinualRun:
         matrix: R[i][j], the accuracy on task j after learning task i; a single row for joint training.
         metrics: name in METRICS → value, None where it is undefined.
         seconds, epochs: task → cost of learning it.
+        bytes: stored after the last task; None if that is not recorded.
         arguments: the recorded arguments; of an unfinished run, none.
         command: the resolved arguments of the last process.
         total_seconds: of all processes, evaluation included.
@@ -65,6 +66,7 @@ class ContinualRun:
     metrics: dict[str, float | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
+    bytes: int | None = None
     importance: list[Importance] = field(default_factory=list)
     rates: list[Rate] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -97,8 +99,9 @@ def read_continual(run: Run, *, paths: Paths) -> ContinualRun:
             reader.note(f"{paths.metrics_file()} not found: the run is not finished")
     else:
         _add_metrics(found, metrics)
-    for number_, task in enumerate(found.tasks, 1):
-        _add_importance(found, reader, paths.continual_task(task, "train"), after=f"{number_} {task}")
+    if not found.importance:  # an earlier version, or a run that is not finished
+        for number_, task in enumerate(found.tasks, 1):
+            _add_importance(found, reader, paths.continual_task(task, "train"), after=f"{number_} {task}")
     return found
 
 
@@ -110,10 +113,17 @@ def _add_metrics(found: ContinualRun, metrics: dict) -> None:
         found.metrics[name] = float(value) if isinstance(value, int | float) else None
     if isinstance(metrics.get("arguments"), dict):
         found.arguments = metrics["arguments"]
-    for entry in metrics.get("tasks", []):
+    if isinstance(metrics.get("bytes"), int):
+        found.bytes = metrics["bytes"]
+    for number_, entry in enumerate(metrics.get("tasks", []), 1):
         if isinstance(entry, dict) and isinstance(entry.get("seconds"), int | float):
-            found.seconds[str(entry.get("task"))] = float(entry["seconds"])
-            found.epochs[str(entry.get("task"))] = int(entry.get("epochs", 0))
+            task = str(entry.get("task"))
+            found.seconds[task] = float(entry["seconds"])
+            found.epochs[task] = int(entry.get("epochs", 0))
+            found.importance += [
+                Importance(f"{number_} {task}", layer, float(mean))
+                for layer, mean in entry.get("importance", {}).items()
+            ]
 
 
 def _add_importance(found: ContinualRun, reader: Reader, folder: Path, *, after: str) -> None:

@@ -1,11 +1,8 @@
 """The section of a report about Pick-a-back: one run, or the same run with several seeds."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
 
-from data.tables import Task
 from methods.rules import score_of
 from reports import charts
 from reports.figures import Fact, Figure, Numbers, Section
@@ -19,66 +16,17 @@ from reports.fleet_runs import (
     SCRATCH,
     SCRATCH_AT,
     TARGET,
-    FleetRun,
     Reached,
 )
+from reports.groups import ACROSS, LABELS, Group, by_samples, gain_rows, label_of, network_names, wide_table
+from reports.modalities import crossings, differences_across
 from reports.statistics import Mean, mean_by, spread
 
-LABELS = {
-    SCRATCH: "alone, PackNet's layers",
-    OWN: "alone, CPG's layers",
-    PRUNED: "alone, pruned",
-    SCRATCH_AT: "alone at its last width, PackNet's layers",
-    OWN_AT: "alone at its last width, CPG's layers",
-    COPY: "copy of its backbone, fine-tuned",
-    PROBE: "linear probe of its backbone",
-}
 _CURVES = {SCRATCH: LABELS[SCRATCH], OWN: LABELS[OWN], TARGET: "on its backbone"}
 _OWNERS = ("the backbone's, picked", "the backbone's, not picked", "the target's", charts.FREE)
-_LAST = {SCRATCH_AT, OWN_AT}
-_ACROSS = ("seed", "id", "task")
+_PREFIX = "features."  # of the layers' names
 # Points of a curve, at most.
 _POINTS = 100
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in their seed alone.
-
-    Attributes:
-        name: their common name.
-        slug: begins the ids of the figures.
-        tasks: the tasks to show, in the order of the table.
-    """
-
-    name: str
-    slug: str
-    runs: Sequence[FleetRun]
-    tasks: Sequence[Task]
-
-    @cached_property
-    def labels(self) -> dict[str, str]:
-        """Task → its id and name."""
-        return {task.name: f"{task.id} {task.name}" for task in self.tasks}
-
-    @cached_property
-    def ids(self) -> dict[str, int]:
-        """Task → its id."""
-        return {task.name: task.id for task in self.tasks}
-
-    @property
-    def shown(self) -> list[str]:
-        """The labels of all tasks."""
-        return list(self.labels.values())
-
-    def means(self, values: Mapping[tuple[int, str], float]) -> dict[str, float]:
-        """Task → mean over seeds.
-
-        Args:
-            values: (index of the run, task) → value.
-        """
-        found = mean_by(values.items(), key=lambda item: item[0][1], value=lambda item: item[1])
-        return {task: mean.value for task, mean in found.items()}
 
 
 def fleet_section(group: Group, *, table: str) -> Section:
@@ -86,6 +34,9 @@ def fleet_section(group: Group, *, table: str) -> Section:
     built = (
         accuracies(group),
         gains(group),
+        by_samples([group], slug=group.slug),
+        crossings(group),
+        differences_across(group),
         pruning(group),
         scores(group),
         transfers(group),
@@ -103,7 +54,7 @@ def fleet_section(group: Group, *, table: str) -> Section:
         id=group.slug,
         title=group.name,
         text=f"Task table {table}, {len(group.tasks)} tasks"
-        + (f", seeds {seeds}." if seeds else ".")
+        + (f", seed{'s' * (len(group.runs) > 1)} {seeds}." if seeds else ".")
         + " Accuracies are on the test set. Intervals are 95 % (Student t) over seeds, if there are several; "
         "the charts cut long ones.",
         facts=facts(group),
@@ -112,11 +63,6 @@ def fleet_section(group: Group, *, table: str) -> Section:
 
 
 # Accuracy
-
-
-def label_of(item: Reached) -> str:
-    """The name of a network in legends."""
-    return LABELS.get(item.network) or f"on its backbone, width {item.width:g}"
 
 
 def accuracies(group: Group) -> Figure | None:
@@ -143,7 +89,7 @@ def accuracies(group: Group) -> Figure | None:
         text="Test accuracy of every network trained for a task: alone, pruned, on its backbone at each "
         "width, and the controls.",
         chart=charts.dots(drawn, x="test accuracy", series=order, tasks=group.shown),
-        table=_wide(group, means, order),
+        table=wide_table(group, means, order),
         data=Numbers(("seed", "id", "task", "network", "backbone", "accuracy"), rows),
     )
 
@@ -158,40 +104,13 @@ def _network_order(items: Iterable[Reached]) -> list[str]:
     return [known[key] for key in sorted(known)]
 
 
-def _wide(
-    group: Group, means: Mapping[tuple[str, str], Mean], columns: Sequence[str], *, sign: str = ""
-) -> Numbers:
-    """One row per task, one column per network, and a row of means over tasks."""
-    rows = []
-    for task in group.tasks:
-        cells = {name: means[task.name, name] for name in columns if (task.name, name) in means}
-        rows.append(
-            {"id": task.id, "task": task.name}
-            | {name: _interval(mean, sign=sign) for name, mean in cells.items()}
-        )
-    by_network = {
-        name: [means[task.name, name].value for task in group.tasks if (task.name, name) in means]
-        for name in columns
-    }
-    over_tasks = {name: Mean.of(values) for name, values in by_network.items() if values}
-    last = {name: _interval(mean, sign=sign) for name, mean in over_tasks.items()}
-    return Numbers(("id", "task", *columns), [*rows, {"id": "all", "task": "mean over tasks"} | last])
-
-
-def _interval(mean: Mean, *, sign: str = "") -> str:
-    shown = f"{mean.value:{sign}.3f}"
-    if mean.low is None:
-        return shown
-    return f"{shown} [{mean.low:{sign}.3f}, {mean.high:{sign}.3f}]"
-
-
 def gains(group: Group) -> Figure | None:
     """What a backbone adds to the same network alone, at the same width."""
     rows = list(gain_rows(group))
     if not rows:
         return None
     means = mean_by(rows, key=lambda row: (row["task"], row["network"]), value=lambda row: row["gain"])
-    order = sorted({row["network"] for row in rows}, key=lambda name: (not name.startswith("on "), name))
+    order = network_names(rows)
     drawn = [
         {"task": group.labels[task], "series": network} | spread(mean)
         for (task, network), mean in means.items()
@@ -204,35 +123,16 @@ def gains(group: Group) -> Figure | None:
         chart=charts.dots(
             drawn, x="gain in test accuracy", series=order, tasks=group.shown, zero_line=True, format="+.3f"
         ),
-        table=_wide(group, means, order, sign="+"),
-        data=Numbers((*_ACROSS, "network", "backbone", "accuracy", "alone", "gain"), rows),
+        table=wide_table(group, means, order, sign="+"),
+        data=Numbers((*ACROSS, "network", "backbone", "accuracy", "alone", "gain"), rows),
     )
-
-
-def gain_rows(group: Group) -> Iterator[dict]:
-    """The gain of every network that reuses a backbone and has a network alone at its width."""
-    for run in group.runs:
-        for item in run.reached:
-            if item.network not in REUSES:
-                continue
-            alone = run.accuracy(item.task, OWN if item.width == 1.0 else OWN_AT)
-            last = max(found.width for found in run.reached if found.task == item.task)
-            if alone is None or item.width not in (1.0, last):
-                continue
-            yield {
-                **{"seed": run.run.seed, "id": group.ids[item.task], "task": item.task},
-                **{"network": label_of(item), "backbone": item.backbone},
-                **{"accuracy": item.accuracy, "alone": alone, "gain": item.accuracy - alone},
-            }
 
 
 def facts(group: Group) -> list[Fact]:
     """The mean gains over all tasks, and how much is finished."""
     found = []
     rows = list(gain_rows(group))
-    for network in sorted(
-        {row["network"] for row in rows}, key=lambda name: (not name.startswith("on "), name)
-    ):
+    for network in network_names(rows):
         chosen = [row for row in rows if row["network"] == network]
         by_task = mean_by(chosen, key=lambda row: row["task"], value=lambda row: row["gain"])
         mean = Mean.of([mean.value for mean in by_task.values()])
@@ -241,7 +141,7 @@ def facts(group: Group) -> list[Fact]:
             note = f"95 % over {len(by_task)} tasks: {mean.low:+.3f} to {mean.high:+.3f}"
         found.append(Fact(f"Gain over training alone: {network}", f"{mean.value:+.3f}", note))
     trained = {item.task for run in group.runs for item in run.reached if item.network == TARGET}
-    if trained or not any(run.in_sequence for run in group.runs):
+    if trained or not (group.serves or any(run.in_sequence for run in group.runs)):
         found.append(Fact("Targets trained", f"{len(trained)} of {len(group.tasks)}"))
     return found
 
@@ -260,8 +160,8 @@ def pruning(group: Group) -> Figure | None:
         for item in run.pruning
         for sparsity, accuracy in item.accuracies.items()
     ]
-    if not rows:
-        return None
+    if len({row["sparsity"] for row in rows}) < 2:
+        return None  # pruned nowhere: no curve
     means = mean_by(rows, key=lambda row: (row["task"], row["sparsity"]), value=lambda row: row["accuracy"])
     baselines = mean_by(rows, key=lambda row: row["task"], value=lambda row: row["baseline"])
     series = "accuracy"
@@ -304,8 +204,8 @@ def pruning(group: Group) -> Figure | None:
             marked=True,
             x_format=".1f",
         ),
-        table=Numbers((*_ACROSS, "baseline", "chosen ratio", "accuracy there"), summary),
-        data=Numbers((*_ACROSS, "sparsity", "accuracy", "baseline", "chosen"), rows),
+        table=Numbers((*ACROSS, "baseline", "chosen ratio", "accuracy there"), summary),
+        data=Numbers((*ACROSS, "sparsity", "accuracy", "baseline", "chosen"), rows),
     )
 
 
@@ -339,7 +239,7 @@ def scores(group: Group) -> Figure | None:
         drawn.append(
             {
                 **{"choice": rule, "row": group.labels[target], "column": _short(group, candidate)},
-                **{"name": candidate, "value": relative, "shown": mean.value, "bright": relative > 0.5},
+                **{"name": candidate, "value": relative, "shown": mean.value, "bright": relative >= 0.5},
                 "picks": _picks(group, rule, target, candidate),
             }
         )
@@ -586,18 +486,18 @@ def ownership(group: Group) -> Figure | None:
     means = mean_by(
         rows, key=lambda row: (row["task"], row["layer"], row["owner"]), value=lambda row: row["share"]
     )
+    names = _layer_labels(row["layer"] for row in rows)
     drawn = [
-        {"facet": group.labels[task], "layer": layer, "series": owner, "value": mean.value}
+        {"facet": group.labels[task], "layer": names[layer], "series": owner, "value": mean.value}
         | {"order": _OWNERS.index(owner)}
         for (task, layer, owner), mean in means.items()
     ]
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
     facets = [label for task, label in group.labels.items() if any(row["task"] == task for row in rows)]
     table = [
         {"task": group.labels[task], "layer": layer}
         | {owner: f"{means[task, layer, owner].value:.1%}" for owner in _OWNERS}
         for task in group.labels
-        for layer in layers
+        for layer in names
         if (task, layer, _OWNERS[0]) in means
     ]
     return Figure(
@@ -605,9 +505,11 @@ def ownership(group: Group) -> Figure | None:
         title="Who owns which share of each layer",
         text="The weights of each target's network at its last width. A target sees the backbone's weights "
         "that it picks and its own.",
-        chart=charts.stacked(drawn, series=_OWNERS, facets=facets, x="share of weights", layers=layers),
+        chart=charts.stacked(
+            drawn, series=_OWNERS, facets=facets, x="share of weights", layers=list(names.values())
+        ),
         table=Numbers(("task", "layer", *_OWNERS), table),
-        data=Numbers((*_ACROSS, "layer", "weights", "owner", "share"), rows),
+        data=Numbers((*ACROSS, "layer", "weights", "owner", "share"), rows),
     )
 
 
@@ -630,19 +532,19 @@ def picked(group: Group) -> Figure | None:
     means = mean_by(rows, key=lambda row: (row["task"], row["layer"]), value=lambda row: row["picked"])
     values = [mean.value for mean in means.values()]
     middle = (min(values) + max(values)) / 2
+    names = _layer_labels(row["layer"] for row in rows)
     drawn = [
         {
-            **{"row": group.labels[task], "column": layer, "name": layer},
-            **{"value": mean.value, "shown": mean.value, "bright": mean.value > middle},
+            **{"row": names[layer], "column": _short(group, task), "name": task},
+            **{"value": mean.value, "shown": mean.value, "bright": mean.value >= middle},
         }
         for (task, layer), mean in means.items()
     ]
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    tasks = [task.name for task in group.tasks if any(key[0] == task.name for key in means)]
     table = [
         {"task": group.labels[task]}
-        | {layer: means[task, layer].value for layer in layers if (task, layer) in means}
-        for task in group.labels
-        if any(key[0] == task for key in means)
+        | {layer: means[task, layer].value for layer in names if (task, layer) in means}
+        for task in tasks
     ]
     return Figure(
         id=f"{group.slug}-picked",
@@ -650,16 +552,23 @@ def picked(group: Group) -> Figure | None:
         text="Share of the backbone's weights that the target's piggymasks pick, by layer.",
         chart=charts.heat_map(
             drawn,
-            columns=layers,
-            tasks=group.shown,
-            x="layer",
-            y="target",
+            columns=[_short(group, task) for task in tasks],
+            tasks=list(names.values()),
+            x="target",
+            y="layer",
             value="share picked",
             format=".1%",
         ),
-        table=Numbers(("task", *layers), table),
-        data=Numbers((*_ACROSS, "layer", "picked", "of"), rows),
+        table=Numbers(("task", *names), table),
+        data=Numbers((*ACROSS, "layer", "picked", "of"), rows),
     )
+
+
+def _layer_labels(layers: Iterable[str]) -> dict[str, str]:
+    """Layer → its name in charts; long ones lose the prefix that all of them have."""
+    names = list(dict.fromkeys(layers))
+    cut = len(_PREFIX) if max(map(len, names)) > 20 and all(name.startswith(_PREFIX) for name in names) else 0
+    return {name: name[cut:] for name in names}
 
 
 # All tasks in one network
@@ -691,7 +600,7 @@ def sequence(group: Group) -> Figure | None:
         title="All tasks in one network",
         text="Test accuracy of each task in the network that learned all of them in turn.",
         chart=charts.dots(drawn, x="test accuracy", series=order, tasks=group.shown),
-        table=_wide(group, means, order),
+        table=wide_table(group, means, order),
         data=Numbers(("seed", "task", "network", "accuracy"), rows),
     )
 
@@ -715,11 +624,12 @@ def sequence_owners(group: Group) -> Figure | None:
         rows, key=lambda row: (row["after"], row["layer"], row["owner"]), value=lambda row: row["share"]
     )
     owners = [*dict.fromkeys(row["owner"] for row in rows if row["owner"] != charts.FREE), charts.FREE]
+    names = _layer_labels(row["layer"] for row in rows)
     drawn = [
-        {"facet": after, "layer": layer, "series": owner, "value": mean.value, "order": owners.index(owner)}
+        {"facet": after, "layer": names[layer], "series": owner, "value": mean.value}
+        | {"order": owners.index(owner)}
         for (after, layer, owner), mean in means.items()
     ]
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
     facets = list(dict.fromkeys(row["after"] for row in rows))
     table = [
         {"after": after, "layer": layer, "owner": owner, "share": f"{mean.value:.1%}"}
@@ -730,7 +640,9 @@ def sequence_owners(group: Group) -> Figure | None:
         id=f"{group.slug}-sequence-owners",
         title="Who owns the one network",
         text="Share of each layer that each task owns, after every task learned. The table shows the end.",
-        chart=charts.stacked(drawn, series=owners, facets=facets, x="share of weights", layers=layers),
+        chart=charts.stacked(
+            drawn, series=owners, facets=facets, x="share of weights", layers=list(names.values())
+        ),
         table=Numbers(("after", "layer", "owner", "share"), table),
         data=Numbers(("seed", "after", "layer", "owner", "share"), rows),
     )
@@ -771,6 +683,7 @@ def curves(group: Group) -> Figure | None:
         {
             **{"facet": group.labels[task], "series": network, "x": epoch, "mean": round(mean.value, 4)},
             **({} if mean.low is None else {"low": round(mean.low, 4), "high": round(mean.high, 4)}),
+            "seeds": mean.count,
         }
         for (task, network, epoch), mean in means.items()
     ]
@@ -806,13 +719,14 @@ def seconds(group: Group) -> Figure | None:
     if not rows:
         return None
     means = mean_by(rows, key=lambda row: row["stage"], value=lambda row: row["seconds"])
-    drawn = [{"name": stage, "series": "seconds", "value": mean.value} for stage, mean in means.items()]
+    unit, scale = charts.time_unit(mean.value for mean in means.values())
+    drawn = [{"name": stage, "series": unit, "value": mean.value / scale} for stage, mean in means.items()]
     return Figure(
         id=f"{group.slug}-seconds",
         title="Time of each stage",
-        text="Seconds from the first to the last line of every process's log, summed over processes; tasks "
-        "may have run side by side.",
-        chart=charts.bars(drawn, x="seconds", names=list(means), series=("seconds",), format="~s"),
+        text="From the first to the last line of every process's log, summed over processes; tasks may have "
+        "run side by side.",
+        chart=charts.bars(drawn, x=unit, names=list(means), series=(unit,), format=".3~g"),
         table=Numbers(("seed", "stage", "seconds"), rows),
     )
 
@@ -837,7 +751,8 @@ def stored(group: Group) -> Figure | None:
         return None
     means = mean_by(rows, key=lambda row: row["network"], value=lambda row: row["bytes"])
     names = [label for label in labels.values() if label in means]
-    drawn = [{"name": name, "series": "bytes", "value": means[name].value} for name in names]
+    unit, scale = charts.byte_unit(mean.value for mean in means.values())
+    drawn = [{"name": name, "series": unit, "value": means[name].value / scale} for name in names]
     table = [
         {"network": name, "mean bytes": round(means[name].value), "networks": means[name].count}
         for name in names
@@ -847,7 +762,7 @@ def stored(group: Group) -> Figure | None:
         title="Bytes",
         text="Mean over tasks. Ownership and piggymasks count as packed bits. Packed: what is sent to a "
         "device that uses the network as a backbone, without the free weights, which are zero.",
-        chart=charts.bars(drawn, x="bytes", names=names, series=("bytes",), format="~s"),
+        chart=charts.bars(drawn, x=unit, names=names, series=(unit,), format=".3~g"),
         table=Numbers(("network", "mean bytes", "networks"), table),
         data=Numbers(("seed", "task", "network", "bytes"), rows),
     )

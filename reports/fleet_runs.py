@@ -1,12 +1,16 @@
 """What the stages of Pick-a-back left in one run: accuracies, choices, pairs, ownership, curves and cost."""
 
+import os
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from data.tables import Table, Task
 from pipeline.fleet import accuracy as checked_accuracy
-from pipeline.fleet import read_arguments, read_baseline, read_widths
+from pipeline.fleet import read_arguments, read_baseline, read_control, read_widths
 from reports.reading import (
     LayerShares,
     Problem,
@@ -19,13 +23,16 @@ from reports.reading import (
 from reports.runs import Run
 from utils.errors import UserError
 from utils.files import read_json
-from utils.paths import TRAIN_CSV, Paths, arguments_file, control_file, record_file, widths_file
+from utils.paths import CONFIG_JSON, TRAIN_CSV, Paths, arguments_file, control_file, record_file, widths_file
 
 # Which network an accuracy belongs to.
 SCRATCH, OWN, PRUNED = "scratch", "own", "pruned"
 TARGET, SCRATCH_AT, OWN_AT = "target", "scratch at its width", "own at its width"
 COPY, PROBE = "copy", "probe"
 REUSES = {TARGET: "on the backbone", COPY: "a copy, fine-tuned", PROBE: "linear probe"}
+
+# Which candidates a target of a table with several modalities chose among.
+SAME, OTHER, UNTRANSFERRED = "same modality", "other modality", "other, no K/V transfer"
 
 _AMONG = ("all", "same", "other")
 # Recorded arguments that differ between the tasks of a run, or name networks.
@@ -137,6 +144,20 @@ class Bytes:
 
 
 @dataclass(frozen=True)
+class Crossing:
+    """The test accuracy of a target, at its last width, on the best backbone among some candidates.
+
+    Attributes:
+        among: SAME, OTHER or UNTRANSFERRED.
+    """
+
+    target: str
+    among: str
+    backbone: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class InSequence:
     """A task of the sequence that one network learned: its accuracy when learned and at the end."""
 
@@ -152,9 +173,14 @@ class FleetRun:
 
     Attributes:
         choice: target → the backbone that stage 3-1 chose last.
+        crossings: of tasks with several modalities, the best backbones within a modality and across.
+        fleet: the run that provides the backbones, if it is another one.
+        per_class: task → training samples per class; None: all.
         arguments: recorded argument → its values in any network of the run.
-        commands: stage → the resolved arguments of its last process.
+        stamps: (kind of network, task, its training stage) → the recorded arguments of that network.
+        commands: stage → its last command, or the arguments that its log has.
         fingerprints: task → the fingerprint of its data.
+        versions: of Python and torch, of the processes that trained.
         missing: stage → names of the tasks that lack it.
         seconds: stage → seconds of its processes, summed.
     """
@@ -165,15 +191,20 @@ class FleetRun:
     scores: list[Score] = field(default_factory=list)
     picks: list[Pick] = field(default_factory=list)
     choice: dict[str, str] = field(default_factory=dict)
+    crossings: list[Crossing] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
     ownership: list[Ownership] = field(default_factory=list)
     bytes: list[Bytes] = field(default_factory=list)
     in_sequence: list[InSequence] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    fleet: str = ""
+    per_class: dict[str, int | None] = field(default_factory=dict)
     arguments: dict[str, set[str]] = field(default_factory=dict)
+    stamps: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
     commands: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    versions: set[str] = field(default_factory=set)
     missing: dict[str, list[str]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -181,13 +212,6 @@ class FleetRun:
         """Test accuracy of one network; None if it was not trained."""
         found = [item.accuracy for item in self.reached if (item.task, item.network) == (task, network)]
         return found[-1] if found else None
-
-    @property
-    def samples_per_class(self) -> int | None:
-        """Training samples drawn per class; None if all are used or the networks disagree."""
-        found = self.arguments.get("train_per_class", set())
-        drawn = {int(value) for value in found if value.isdigit()}
-        return drawn.pop() if len(found) == len(drawn) == 1 else None
 
 
 def has_fleet(run: Run, *, paths: Paths, table: Table) -> bool:
@@ -238,6 +262,7 @@ class _FleetReader:
             self.read_own_networks(task)
             self.read_pairs(task)
             self.read_target(task)
+            self.read_crossings(task)
         self.read_sequence()
         self.read_cost()
         return self.found
@@ -265,7 +290,9 @@ class _FleetReader:
                 found.missing.setdefault(network, []).append(name)
                 continue
             found.reached.append(Reached(name, network, trained.metrics["test_accuracy"]))
-            self.record(trained.arguments, task=name)
+            self.record(trained.arguments, task=name, network=network)
+        if scratch is not None or own is not None:
+            found.per_class[name] = (scratch or own).arguments.get("train_per_class")
         if chosen is not None and chosen.layers:
             found.bytes.append(Bytes(name, PRUNED, "stored", chosen.stored))
             found.bytes.append(Bytes(name, PRUNED, "sent", chosen.packed))
@@ -279,8 +306,11 @@ class _FleetReader:
             ratio = None if chosen is None else chosen.selection.get("ratio")
             found.pruning.append(Pruning(name, record, baseline, ratio))
 
-    def record(self, arguments: dict, *, task: str) -> None:
+    def record(self, arguments: dict, *, task: str, network: str) -> None:
         """Collect the recorded arguments of a network."""
+        self.found.stamps[network, task, str(arguments.get("stage"))] = {
+            name: value for name, value in arguments.items() if name not in PER_TASK
+        }
         for name, value in arguments.items():
             if name not in PER_TASK:
                 self.found.arguments.setdefault(name, set()).add(str(value))
@@ -357,8 +387,8 @@ class _FleetReader:
                         )
                     )
             for how in (COPY, PROBE):
-                path = control_file(self.paths.reused(self.config, backbone.name, target.name, how=how))
-                metrics = self.reader.existing(path, _read_control)
+                folder = self.paths.reused(self.config, backbone.name, target.name, how=how)
+                metrics = self.reader.attempt(lambda folder=folder: _read_control(folder))
                 if metrics:
                     accuracies = {"accuracy": metrics["test_accuracy"]}
                     self.found.pairs.append(
@@ -380,11 +410,11 @@ class _FleetReader:
         self.read_curve(folder, task=name, network=TARGET)
         trained = self.reader.trained(folder, table=self.table)
         if trained is not None:
-            self.record(trained.arguments, task=name)
+            self.record(trained.arguments, task=name, network=TARGET)
             found.ownership.append(Ownership(name, TARGET, trained.layers))
             found.bytes.append(Bytes(name, TARGET, "stored", trained.stored))
-        copied = control_file(self.paths.reused(self.config, backbone, name, how=COPY))
-        metrics = self.reader.existing(copied, _read_control)
+        copied = self.paths.reused(self.config, backbone, name, how=COPY)
+        metrics = self.reader.attempt(lambda: _read_control(copied))
         if metrics and isinstance(metrics.get("bytes"), int):
             found.bytes.append(Bytes(name, COPY, "stored", metrics["bytes"]))
         if widest in (None, 1.0):
@@ -395,6 +425,21 @@ class _FleetReader:
             trained = self.reader.trained(folder)
             if trained is not None:
                 found.reached.append(Reached(name, network, trained.metrics["test_accuracy"], widest))
+
+    def read_crossings(self, task: Task) -> None:
+        """The target on the best backbone of its own modality, and of another with and without transfer."""
+        for among, kv_transfer in ((SAME, True), (OTHER, True), (UNTRANSFERRED, False)):
+            pairs = self.paths.result_csv(self.config, among="same" if among == SAME else "other")
+            picks = self.reader.existing(pairs, lambda file: list(self.picks_in(file))) or []
+            backbone = next((pick.backbone for pick in picks if pick.target == task.name), None)
+            if backbone is None:
+                continue
+            folder = self.paths.target(self.config, backbone, task.name, kv_transfer=kv_transfer)
+            if widths_file(folder).exists():
+                widths = self.reader.attempt(lambda folder=folder: read_widths(folder)) or {}
+                if widths:
+                    accuracy = widths[max(widths)]["test_accuracy"]
+                    self.found.crossings.append(Crossing(task.name, among, backbone, accuracy))
 
     def backbone_of(self, task: Task) -> str | None:
         """The backbone to show: the last choice if it was trained, else the best by validation."""
@@ -426,22 +471,43 @@ class _FleetReader:
 
     def read_cost(self) -> None:
         for stage, folder in _stages(self.paths, self.table).items():
-            logs = sorted(folder.rglob("*.log"))
-            times = [self.reader.attempt(lambda log=log: seconds_of(log)) or 0.0 for log in logs]
+            files = list(_files(folder))
+            logs = [path for path in files if path.suffix == ".log"]
             if logs:
-                self.found.seconds[stage] = sum(times)
-                newest = max(logs, key=lambda log: log.stat().st_mtime)
-                self.found.commands[stage] = (
-                    self.reader.attempt(lambda log=newest: configuration_of(log)) or ""
-                )
+                self.read_logs(stage, logs)
+            self.read_calls(stage, [path for path in files if path.name == CONFIG_JSON])
         search = self.paths.stage_log(self.config, "find_backbone")
         if search.exists():
-            self.found.seconds["3-1 choice of backbones"] = (
-                self.reader.attempt(lambda: seconds_of(search)) or 0.0
-            )
-            self.found.commands["3-1 choice of backbones"] = (
-                self.reader.attempt(lambda: configuration_of(search)) or ""
-            )
+            self.read_logs("3-1 choice of backbones", [search])
+
+    def read_logs(self, stage: str, logs: Sequence[Path]) -> None:
+        """The seconds of a stage, and its last process's arguments."""
+        attempt = self.reader.attempt
+        self.found.seconds[stage] = sum(attempt(lambda log=log: seconds_of(log)) or 0.0 for log in logs)
+        newest = max(logs, key=lambda log: log.stat().st_mtime)
+        arguments = attempt(lambda: configuration_of(newest)) or ""
+        self.found.commands[stage] = arguments
+        fleet = re.search(r"(?:^| )fleet=(\S+)", arguments)
+        if fleet and fleet[1] not in ("None", self.run.name):
+            self.found.fleet = fleet[1]
+
+    def read_calls(self, stage: str, files: Sequence[Path]) -> None:
+        """The last command of a stage, and the versions that trained. Earlier versions recorded neither."""
+        calls = []
+        for path in files:
+            call = self.reader.attempt(lambda path=path: read_json(path, remedy="redo its stage")) or {}
+            self.found.versions |= {f"{name} {call[name]}" for name in ("python", "torch") if name in call}
+            if isinstance(call.get("command"), list):
+                calls.append((path.stat().st_mtime, list(map(str, call["command"]))))
+        if calls:
+            self.found.commands[stage] = shlex.join(["python", *max(calls)[1]])
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder."""
+    for where, below, names in os.walk(folder):
+        below.sort()
+        yield from (Path(where, name) for name in sorted(names))
 
 
 def _read_record(path: Path) -> dict[float, float]:
@@ -460,16 +526,14 @@ def _read_record(path: Path) -> dict[float, float]:
     return dict(sorted(record.items()))
 
 
-def _read_control(path: Path) -> dict:
-    """The metrics of a control.
+def _read_control(folder: Path) -> dict:
+    """The metrics of a control; {} if it was not run.
 
     Raises:
         UserError: if the file is damaged.
     """
-    remedy = "delete it, and redo the control"
-    metrics = read_json(path, remedy=remedy).get("metrics")
-    if not isinstance(metrics, dict):
-        raise UserError(f"{path} does not record its accuracy: {remedy}")
-    for name in ("validation_accuracy", "test_accuracy"):
-        checked_accuracy(metrics.get(name), entry=f"{path}: {name}", remedy=remedy)
+    metrics = read_control(folder)
+    for name in ("validation_accuracy", "test_accuracy") if metrics else ():
+        remedy = "delete it, and run its stage again"
+        checked_accuracy(metrics.get(name), entry=f"{control_file(folder)}: {name}", remedy=remedy)
     return metrics

@@ -6,6 +6,7 @@
   const config = parse("config");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const SPACING = 24;
+  const ROW_SPACING = 40; // room for a heading
 
   // Rows come as lists, which are shorter than objects.
   function expanded({ columns_of_rows: columns, rows, ...spec }) {
@@ -18,20 +19,30 @@
   // Small charts take as many columns as fit. Their axis labels have no known width: the first guess is
   // corrected once the chart is drawn.
   function fitted(spec, width, taken) {
-    if (!spec.facet) return spec;
+    if (!spec.facet) return { spec: readable(spec, width), header: width };
     const facets = new Set(spec.datasets.rows.map((row) => row.facet)).size;
     const room = width - taken;
-    const smallest = width < 500 ? 110 : 170;
-    const columns = Math.max(1, Math.min(facets, Math.floor((room + SPACING) / (smallest + SPACING))));
+    const smallest = width < 500 ? 90 : 170;
+    const fitting = Math.max(1, Math.min(facets, Math.floor((room + SPACING) / (smallest + SPACING))));
+    const columns = Math.ceil(facets / Math.ceil(facets / fitting)); // rows of equal length, where possible
     const each = Math.floor((room + SPACING) / columns) - SPACING;
-    return { ...spec, columns, spacing: SPACING, spec: { ...spec.spec, width: Math.max(each, 60) } };
+    const small = { ...spec.spec, width: Math.max(each, 60) };
+    // A heading wider than its chart would move the charts beside it.
+    return { spec: { ...spec, columns, spacing: { column: SPACING, row: ROW_SPACING }, spec: small }, header: small.width + SPACING - 8 };
+  }
+
+  // Numbers in the cells of a matrix, as long as they fit.
+  function readable(spec, width) {
+    const columns = spec.usermeta.numbers_in;
+    if (!columns || (width * 0.6) / columns > 36) return spec;
+    return { ...spec, layer: spec.layer.filter((layer) => layer.mark.type !== "text") };
   }
 
   async function draw(element) {
     const id = element.dataset.chart;
     const width = element.clientWidth;
-    const { longest, names } = charts[id].usermeta;
-    const share = names === "long" ? 0.55 : 0.36; // of the width, for the labels of the y axis
+    const { longest, long_names: long } = charts[id].usermeta;
+    const share = long ? 0.55 : 0.36; // of the width, for the labels of the y axis
     const options = {
       actions: false,
       mode: "vega-lite",
@@ -42,15 +53,21 @@
       config: {
         ...config,
         axisY: { ...config.axisY, labelLimit: Math.min(300, width * share) },
-        header: { ...config.header, labelLimit: width < 500 ? 130 : 200 },
-        legend: { ...config.legend, columns: Math.max(1, Math.floor(width / (longest * 6.5 + 50))), labelLimit: width - 60 },
+        legend: {
+          ...config.legend,
+          columns: Math.max(1, Math.floor(width / (longest * 6.5 + 50))),
+          gradientLength: Math.min(config.legend.gradientLength, width * (1 - share) - 40),
+          labelLimit: width * (1 - share) - 30,
+        },
       },
     };
     let taken = 60;
     for (let attempt = 0; attempt < 3; attempt += 1) {
       element.view?.finalize();
       options.bind.replaceChildren();
-      element.view = (await vegaEmbed(element, fitted(charts[id], width, taken), options)).view;
+      const { spec, header } = fitted(charts[id], width, taken);
+      options.config.header = { ...config.header, labelLimit: header };
+      element.view = (await vegaEmbed(element, spec, options)).view;
       const over = element.querySelector("svg").width.baseVal.value - width;
       if (!charts[id].facet || (over <= 0 && over > -60)) break;
       taken += over + 2;

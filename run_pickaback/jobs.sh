@@ -76,6 +76,15 @@ run_light() { # NAME COMMAND…: run what takes seconds: here, unless the stages
     run_in_slurm nothing "${@:2}"
 }
 
+write_report() { # FLAGS…: the report as an HTML file, unless REPORT=0 or another stage called this one
+    [[ $REPORT == 1 && -z ${CALLED_BY_A_STAGE:-} ]] || return 0
+    if ! "$PYTHON_BIN" -c 'import altair, jinja2, vl_convert' 2>/dev/null; then
+        echo "-- no HTML report: \`$PYTHON_BIN -m pip install '.[report]'\` adds it, REPORT=0 leaves it out"
+        return
+    fi
+    run_light "the report" "$PYTHON_BIN" -m tools.report_html "$@" || echo "-- no HTML report: see the line above"
+}
+
 # fan_out COMMAND…: run COMMAND for every unfinished task of TASK_NAMES, JOBS at a time, each with --dataset,
 # --device and --threads appended. If one fails, the others continue. With LAUNCHER=slurm, the tasks are the
 # elements of a job array.

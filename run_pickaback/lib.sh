@@ -385,15 +385,6 @@ report() { # FLAGS…: print the table of the tasks of this stage
         --dataset "$(joined_tasks)" --backbone "${PAIR_BACKBONE:-from_csv}" "$@"
 }
 
-write_report() { # FLAGS…: the report as an HTML file, unless REPORT=0 or another stage called this one
-    [[ $REPORT == 1 && -z $CALLED_BY_A_STAGE ]] || return 0
-    if ! "$PYTHON_BIN" -c 'import altair, jinja2, vl_convert' 2>/dev/null; then
-        echo "-- no HTML report: \`$PYTHON_BIN -m pip install '.[report]'\` adds it, REPORT=0 leaves it out"
-        return
-    fi
-    run_light "the report" "$PYTHON_BIN" -m tools.report_html "$@" || echo "-- no HTML report: see the line above"
-}
-
 report_alone() { # print the table, unless another stage called this one: it prints its own
     # Controls, and targets on every backbone, are not in it.
     [[ $REUSE == cpg && ${PAIR_BACKBONE:-} != all ]] || return 0

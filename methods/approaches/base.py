@@ -226,6 +226,10 @@ class Approach:
         """What the approach stores from task to task besides the network."""
         return ()
 
+    def layer_importance(self) -> dict[str, float]:
+        """Layer → mean importance of its weights; {} for an approach that computes none."""
+        return {}
+
     def stored_bytes(self) -> int:
         """Bytes stored after a task: the network with its statistics, and what the approach keeps."""
         statistics = [value for values in self.statistics.values() for value in values.values()]

@@ -209,6 +209,13 @@ class SPG(Approach):
     def kept(self) -> Iterable[Tensor]:
         return self.importance.values()
 
+    def layer_importance(self) -> dict[str, float]:
+        return {
+            name.removesuffix(".weight"): round(value.mean().item(), 6)
+            for name, value in self.importance.items()
+            if name.endswith(".weight")
+        }
+
     def payload(self) -> dict:
         return super().payload() | {"importance": dict(self.importance)}
 

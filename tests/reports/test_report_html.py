@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -24,7 +23,6 @@ pytest.importorskip("jinja2")
 vl_convert = pytest.importorskip("vl_convert")
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Page(HTMLParser):
@@ -73,10 +71,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(autouse=True)
-def small_library(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Leave out Vega, which takes seconds to bundle, except where a browser draws the charts."""
-    if "browser" not in request.node.name:
-        monkeypatch.setattr(vl_convert, "javascript_bundle", lambda: "window.vegaEmbed = () => {};")
+def small_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out Vega, which takes seconds to bundle."""
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda: "window.vegaEmbed = () => {};")
 
 
 def write(fleet: Fleet, to: Path, *more: str) -> tuple[Page, str]:
@@ -225,18 +222,86 @@ def test_figures_are_written_as_svg_and_pdf(
     assert names == {f"{chart}.{kind}" for chart in page.charts() for kind in ("svg", "pdf")}
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_a_browser_draws_all_charts_without_messages_or_requests(
-    trained_fleet: Fleet, tmp_path: Path
+def test_a_fleets_targets_lack_no_pruned_networks(fleet: Fleet, tmp_path: Path) -> None:
+    for folder in (fleet.checkpoints, fleet.paths.logs):
+        shutil.copytree(folder / fleet.run, folder / "poor")
+    poor = replace(fleet, run="poor")
+    for task in ("zero_one", "two_three", "four_five"):
+        shutil.rmtree(poor.paths.pruned("digits", task))
+    shutil.rmtree(fleet.target_folder().parents[2])
+    search = poor.paths.stage_log("digits", "find_backbone")
+    text = search.read_text()
+    search.write_text(text.replace("Configuration: ", f"Configuration: fleet={fleet.run} "))
+    page, _ = write(fleet, tmp_path / "report.html", "--run", fleet.run, "--run", "poor")
+    problems = "".join(page.text).split("Missing or damaged")[-1].split("Comparison")[0]
+    assert "poor: no chosen pruned network" not in problems
+    assert "poor: no scratch network of six_seven, eight_nine" in problems
+    assert f"{fleet.run}: no target" not in problems, (
+        "its networks are the backbones of the other run's targets"
+    )
+
+
+def test_targets_across_modalities_are_compared(fleet: Fleet, tmp_path: Path) -> None:
+    for among, backbone, reached in (
+        ("same", "zero_one", {True: 0.75}),
+        ("other", "two_three", {True: 0.5, False: 0.25}),
+    ):
+        fleet.paths.result_csv("digits", among=among).write_text(
+            f"target_id,task_id\n3,{1 if among == 'same' else 2}\n"
+        )
+        for kv_transfer, accuracy in reached.items():
+            folder = fleet.paths.target("digits", backbone, "four_five", kv_transfer=kv_transfer)
+            folder.mkdir(parents=True, exist_ok=True)
+            metrics = dict.fromkeys(("train_accuracy", "validation_accuracy", "test_accuracy"), accuracy)
+            widths_file(folder).write_text(
+                json.dumps({"1.0": metrics | {"test_accuracy": 0.0}, "2.0": metrics})
+            )
+    page, _ = write(fleet, tmp_path / "report.html", "--run", fleet.run)
+    reached = {row["candidates"]: float(row["accuracy"]) for row in page.csv("run-1-modalities")}
+    assert reached == {"same modality": 0.75, "other modality": 0.5, "other, no K/V transfer": 0.25}
+    changes = {
+        row["difference of"]: float(row["difference"]) for row in page.csv("run-1-modality-differences")
+    }
+    assert changes == {"other modality − same": -0.25, "K/V transfer − none": 0.25}
+
+
+def write_sequence(
+    fleet: Fleet, approach: str, *, seed: int, matrix: list[list[float]], **arguments: object
 ) -> None:
-    page, _ = write(trained_fleet, tmp_path / "report.html", "--run", trained_fleet.run)
-    command = [
-        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"),
-        *("--disable-background-networking", "--no-first-run", "--enable-logging=stderr"),
-        *("--virtual-time-budget=30000", "--window-size=800,1200", "--dump-dom"),
-        (tmp_path / "report.html").as_uri(),
+    """The files of a run on a sequence of two tasks."""
+    paths = replace(fleet.paths, run=f"spg/mine/{approach}/seed{seed}")
+    paths.accuracy_matrix().parent.mkdir(parents=True)
+    rows = [",".join([f"task_{number}", *map(str, row)]) for number, row in enumerate(matrix, 1)]
+    paths.accuracy_matrix().write_text("\n".join(["after,task_1,task_2", *rows]) + "\n")
+    costs = [
+        {"task": f"task_{number}", "epochs": 2, "seconds": 1.0, "importance": {"fc1": number / 4}}
+        for number in (1, 2)
     ]
-    drawn = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    # The page's policy forbids every request, and a browser logs what it blocks.
-    assert not [line for line in drawn.stderr.splitlines() if ":CONSOLE" in line]
-    assert len(re.findall(r'<svg[^>]* class="marks"', drawn.stdout)) == len(page.charts())
+    content = {"sequence": "mine", "approach": approach, "bytes": 100, "tasks": costs, "arguments": arguments}
+    paths.metrics_file().write_text(json.dumps(content | {"average_accuracy": matrix[-1][0]}))
+
+
+def test_approaches_are_compared_task_by_task(fresh: Fleet, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        lr = 0.25 * seed  # a repetition has the same
+        write_sequence(fresh, "spg", seed=seed, matrix=[[0.75], [0.5, 1.0]], lr=lr)
+        write_sequence(fresh, "one", seed=seed, matrix=[[0.5], [0.5, 0.5]], lr=0.25)
+    page, _ = write(fresh, tmp_path / "report.html", "--run", "spg/mine")
+    change = {row["task"]: float(row["difference"]) for row in page.csv("sequence-1-differences")}
+    assert change == {"1 task_1": 0.0, "2 task_2": -0.5}, "one minus spg, at the end"
+    forward = [
+        (row["task"], row["forward transfer"])
+        for row in page.csv("sequence-1-forward-transfer")
+        if row["approach"] == "spg"
+    ]
+    assert sorted(set(forward)) == [("1 task_1", "0.25"), ("2 task_2", "0.5")]
+    lost = {
+        row["task"]: float(row["forgetting"])
+        for row in page.csv("sequence-1-forgetting")
+        if row["approach"] == "spg"
+    }
+    assert lost == {"1 task_1": 0.25, "2 task_2": 0.0}
+    importance = {row["after"]: float(row["importance"]) for row in page.csv("sequence-1-importance")}
+    assert importance == {"1 task_1": 0.25, "2 task_2": 0.5}
+    assert "counts as a repetition of spg/mine/spg/seed1, but" in "".join(page.text)
+    assert "lr 0.5 instead of 0.25" in "".join(page.text)

@@ -1053,3 +1053,14 @@ def test_runs_end_with_their_report_as_a_file(bash: Bash) -> None:
     succeeded(bash.run("run_all.sh", "digits", SEEDS="1 2", REPORT="1"))
     assert " --seeds 1 2 " in bash.commands()[-1] + " "
     assert bash.run("run_all.sh", REPORT="2").stderr.startswith("error: REPORT=2 must be 0 or 1")
+
+
+def test_the_study_ends_with_its_tables_and_its_report(bash: Bash) -> None:
+    script = REPOSITORY / "benchmarks" / "study.sh"
+    succeeded(bash.run(script, "digits", "--per_class", "5", FAKE_TASKS="red", REPORT="1", LOGS_ROOT="mine"))
+    *stages, table, report = bash.commands()
+    assert sum("CPG_" in command for command in stages) == 5, "own networks twice, and three ways to reuse"
+    assert value(stages[-1], "--fleet") == "study/lenet5/seed1"
+    assert table.startswith("-m tools.study ") and value(table, "--per_class") == "5"
+    assert report.startswith("-m tools.report_html ") and value(report, "--run") == "study/lenet5"
+    assert value(report, "--logs_root") == value(stages[-1], "--logs_root") == str(bash.folder / "mine")
