@@ -35,6 +35,8 @@ OF_SLURM = {
     "--signal",
     "--time",
 }
+OF_TORCHRUN = {"--nproc_per_node"}
+OTHERS = REJECTED | STAGE_FLAGS | OF_TRACKERS | OF_SLURM | OF_TORCHRUN
 # Scripts in a synopsis.
 PLACEHOLDERS = {"run_pickaback/X.sh", "tools/X.py"}
 
@@ -114,7 +116,7 @@ def test_code_paths_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page: str) -> None:
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z_]*", code_of(page)))
-    unknown = [flag for flag in flags - REJECTED - STAGE_FLAGS - OF_TRACKERS - OF_SLURM if not accepts(flag)]
+    unknown = [flag for flag in flags - OTHERS if not accepts(flag)]
     assert not unknown
 
 
