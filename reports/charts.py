@@ -31,6 +31,7 @@ DIVERGING = ("#B35806", "#F7F7F7", "#0072B2")
 # Width of one of several small charts; the page changes it with the number of columns that fit.
 SMALL = {"width": 200, "height": 120}
 _COLUMNS = 4
+_SPACING = {"row": 40, "column": 24}  # rows have room for a heading
 _LONG = 24  # characters of a name that needs more room on a phone
 _MANY = 10  # cells per side of a heat map that leave room for numbers
 
@@ -401,7 +402,7 @@ def _small(chart: alt.LayerChart, facets: Sequence[str], **properties: float) ->
     small = chart.properties(**(SMALL | properties))
     columns = min(_COLUMNS, max(len(facets), 1))
     # Marks at the edge of a chart must not move its heading.
-    return small.facet(facet, columns=columns, data=_data(), bounds="flush")
+    return small.facet(facet, columns=columns, data=_data(), bounds="flush", spacing=_SPACING)
 
 
 def _colour(series: Sequence[str]) -> alt.Color:

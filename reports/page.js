@@ -5,8 +5,6 @@
   const charts = Object.fromEntries(Object.entries(parse("charts")).map(([id, spec]) => [id, expanded(spec)]));
   const config = parse("config");
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const SPACING = 24;
-  const ROW_SPACING = 40; // room for a heading
 
   // Rows come as lists, which are shorter than objects.
   function expanded({ columns_of_rows: columns, rows, ...spec }) {
@@ -21,14 +19,15 @@
   function fitted(spec, width, taken) {
     if (!spec.facet) return { spec: readable(spec, width), header: width };
     const facets = new Set(spec.datasets.rows.map((row) => row.facet)).size;
+    const spacing = spec.spacing.column;
     const room = width - taken;
     const smallest = width < 500 ? 90 : 170;
-    const fitting = Math.max(1, Math.min(facets, Math.floor((room + SPACING) / (smallest + SPACING))));
+    const fitting = Math.max(1, Math.min(facets, Math.floor((room + spacing) / (smallest + spacing))));
     const columns = Math.ceil(facets / Math.ceil(facets / fitting)); // rows of equal length, where possible
-    const each = Math.floor((room + SPACING) / columns) - SPACING;
+    const each = Math.floor((room + spacing) / columns) - spacing;
     const small = { ...spec.spec, width: Math.max(each, 60) };
     // A heading wider than its chart would move the charts beside it.
-    return { spec: { ...spec, columns, spacing: { column: SPACING, row: ROW_SPACING }, spec: small }, header: small.width + SPACING - 8 };
+    return { spec: { ...spec, columns, spec: small }, header: small.width + spacing - 8 };
   }
 
   // Numbers in the cells of a matrix, as long as they fit.

@@ -21,6 +21,8 @@ from utils.files import csv_text, write_atomically
 _FOLDER = Path(__file__).parent
 # Longer tables are cut in the page; the file to download has all rows.
 _ROWS = 400
+# Widths of charts in files, and of their legends, in pixels.
+_WIDTH, _LEGEND = 560, 700
 # Bytes of a CSV file above which it is compressed.
 _LONG = 50_000
 
@@ -81,9 +83,13 @@ def write_figures(report: Report, folder: Path) -> int:
     """Write every chart as SVG and PDF; returns the number of charts."""
     charts = [figure for figure in report.figures if figure.chart]
     for figure in charts:
-        spec = dict(figure.chart) | {"config": config() | {"background": "white"}, "padding": 8}
+        settings = config() | {"background": "white"}
+        # As many entries of the legend side by side as the page would place there.
+        columns = max(_LEGEND // (figure.chart["usermeta"]["longest"] * 6.5 + 50), 1)
+        settings["legend"] |= {"columns": int(columns)}
+        spec = dict(figure.chart) | {"config": settings, "padding": 8}
         if spec.get("width") == "container":
-            spec["width"] = 560
+            spec["width"] = _WIDTH
         svg = vl_convert.vegalite_to_svg(spec)
         write_atomically(folder / f"{figure.id}.svg", svg)
         write_atomically(folder / f"{figure.id}.pdf", vl_convert.svg_to_pdf(svg))
