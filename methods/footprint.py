@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from methods.ownership import SharedNetwork
 from models.network import Network
+from training.packing import bytes_of
 
 
 def footprint(shared: SharedNetwork, task: str, *, inputs: Tensor) -> dict:
@@ -47,13 +48,11 @@ def footprint(shared: SharedNetwork, task: str, *, inputs: Tensor) -> dict:
 
 
 def packed_bytes(shared: SharedNetwork) -> int:
-    """Bytes that send a network to another device: owners packed into bits, and the weights that are owned.
+    """Bytes that send a network to another device, as `training.packing` writes its tensors.
 
-    Free weights are 0 and are not sent. Private tensors, heads and packed piggymasks are.
+    Free weights are 0 and are not sent. The metadata, about 1 kB, are not counted.
     """
-    shared.snapshot()
-    free = sum(int((layer.owner == 0).sum()) for layer in shared.layers().values())
-    return stored_bytes(shared)["total"] - free * next(shared.network.parameters()).element_size()
+    return bytes_of(shared.payload())
 
 
 def as_text(metrics: dict) -> str:

@@ -46,18 +46,35 @@ def load_checkpoint(
         Damaged: if it is truncated, changed, or not a checkpoint.
     """
     payload = read_checkpoint(path)
+    check_architecture(payload, architecture=architecture, layers=layers, sizes=sizes, where=path)
+    return payload
+
+
+def check_architecture(
+    payload: dict,
+    *,
+    architecture: str,
+    layers: str,
+    sizes: Mapping[str, float] | None = None,
+    where: Path | str,
+) -> None:
+    """Refuse the payload of a checkpoint that holds another architecture. See `load_checkpoint`.
+
+    Args:
+        where: where the payload is from, which begins the message.
+    """
     found = payload.get("architecture")
     if found is None:
-        return payload
+        return
     if (found["name"], found["layers"]) != (architecture, layers):
         raise UserError(
-            f"{path} is a {found['name']} with {found['layers']} layers, "
+            f"{where} is a {found['name']} with {found['layers']} layers, "
             f"not a {architecture} with {layers} layers: correct --arch or the folder"
         )
     digest = digest_of(architecture)
     if digest is not None and found.get("file") != digest:
         raise UserError(
-            f"{path} was made with another version of {architecture.file} ({found.get('file')} recorded, "
+            f"{where} was made with another version of {architecture.file} ({found.get('file')} recorded, "
             f"{digest} now): restore the file, or give the function another name"
         )
     recorded = found.get("sizes", {})
@@ -66,8 +83,7 @@ def load_checkpoint(
         named = ", ".join(
             f"{name} ({recorded.get(name)} recorded, {sizes[name]} requested)" for name in differing
         )
-        raise UserError(f"{path} holds a network with other sizes: {named}: pass the same sizes")
-    return payload
+        raise UserError(f"{where} holds a network with other sizes: {named}: pass the same sizes")
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -80,7 +96,22 @@ def read_checkpoint(path: Path) -> dict:
     path = Path(path)
     remedy = f"{redo_command(path)}, or correct the path"
     payload = read_tensors(path, what="a checkpoint", remedy=remedy)
-    foreign = f"{path} is not a checkpoint of this project"
+    check_content(payload, where=path, remedy=remedy)
+    return payload
+
+
+def check_content(payload: object, *, where: Path | str, remedy: str) -> None:
+    """Check that `payload` is the content of a checkpoint, ours or a published one.
+
+    Args:
+        where: where it is from, which begins the message.
+        remedy: what the user should do if it is damaged; it ends the message.
+
+    Raises:
+        UserError: if it is in a newer format.
+        Damaged: if it is not the content of a checkpoint.
+    """
+    foreign = f"{where} is not a checkpoint of this project"
     missing = [key for key in _PUBLISHED_KEYS if not isinstance(payload, dict) or key not in payload]
     if missing:
         raise Damaged(f"{foreign}: it lacks {', '.join(missing)}", remedy=remedy)
@@ -89,12 +120,11 @@ def read_checkpoint(path: Path) -> dict:
         raise Damaged(f"{foreign}: wrong types: {', '.join(odd)}", remedy=remedy)
     version = payload.get("format_version", 0)
     if isinstance(version, int) and FORMAT_VERSION < version <= MAX_COUNT:  # not a damaged one
-        raise UserError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}: update")
+        raise UserError(f"{where} has format {version}; this version reads up to {FORMAT_VERSION}: update")
     try:
         check_payload(payload)
     except Invalid as error:
-        raise Damaged(f"{path} is damaged: {error}", remedy=remedy) from error
-    return payload
+        raise Damaged(f"{where} is damaged: {error}", remedy=remedy) from error
 
 
 def set_aside(path: Path, *, reason: Damaged, consequence: str) -> None:
