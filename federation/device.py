@@ -215,7 +215,9 @@ class Device:
         Returns:
             `row`: the target's row of the table; or `declined` with the reason, if the network is refused.
         """
-        asked = values_in(request, "backbone", kinds={"id": int, "pruned": str, "stamp": dict, "refused": list})
+        asked = values_in(
+            request, "backbone", kinds={"id": int, "pruned": str, "stamp": dict, "refused": list}
+        )
         backbone = self._other(str(asked["id"]))
         try:
             self._receive(bytes_in(request, "network"), backbone, stamp=asked["pruned"])
@@ -226,7 +228,7 @@ class Device:
         passed_over = {"passed_over": asked["refused"]} if asked["refused"] else {}
         self.search.choices.write(self.task.id, str(backbone.id), asked["stamp"] | passed_over)
         argv = read_flags(self.settings.folder / TRAINING_FLAGS)
-        cpg_script.main([*argv, "--mode", "finetune", "--backbone", backbone.name])
+        cpg_script.main([*argv, "--backbone", backbone.name])
         return self.row()
 
     def row(self) -> Parts:
@@ -254,7 +256,9 @@ class Device:
         return task
 
     def _name(self, number: str) -> str:
-        return self.table.task(number).name if number in {str(t.id) for t in self.table.tasks} else number[:80]
+        return (
+            self.table.task(number).name if number in {str(t.id) for t in self.table.tasks} else number[:80]
+        )
 
     def _check_compatible(self, announced: Mapping[str, Any]) -> None:
         own = self.announcement()["announcement"]
@@ -321,15 +325,3 @@ def _check_finite(tensors: Mapping[str, Tensor], *, where: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{where}: {name} has values that are not finite")
-
-
-def flags_folder(root: Path, task: str) -> Path:
-    """Folder of a device's flags."""
-    return root / task
-
-
-def write_flags(folder: Path, *, search: Sequence[str], training: Sequence[str]) -> None:
-    """Write the files that a device reads its flags from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, lines in ((SEARCH_FLAGS, search), (TRAINING_FLAGS, training)):
-        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

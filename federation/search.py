@@ -12,6 +12,7 @@ from federation.evidence import distance, evidence_of, similarities
 from methods.modeldiff import Model
 from methods.rules import BY_LABELS, BY_RECORD, BY_SIMILARITY, RACE, ranking
 from pipeline.choices import GIVEN
+from pipeline.flags import Candidates
 from pipeline.recipe import SamplesRecipe, SearchRecipe
 from pipeline.scores import (
     CandidateNetworks,
@@ -75,7 +76,7 @@ class FederatedSearch(Search):
         candidates = ",".join(map(str, sorted(answers)))
         changes = {
             "overwrite": True,  # scores take seconds, and a choice among fewer candidates is another one
-            "candidates": type(args.candidates)(tasks=candidates, among=args.candidates.among),
+            "candidates": Candidates(tasks=candidates, among=args.candidates.among),
             "scores": "chosen",
         }
         super().__init__(argparse.Namespace(**vars(args) | changes), table=table)
@@ -130,9 +131,7 @@ class FederatedSearch(Search):
         groups = [record_scores(pruned, costs=costs)] if wanted & {*BY_RECORD} else []
         if wanted & {*BY_LABELS}:
             names = self.by_labels(target)
-            groups.append(
-                label_scores(pruned, own.sample, names=names, compute=self.compute, costs=costs)
-            )
+            groups.append(label_scores(pruned, own.sample, names=names, compute=self.compute, costs=costs))
         for group in groups:
             for candidate, values in group.items():
                 scores[candidate] |= values
