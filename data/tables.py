@@ -121,6 +121,19 @@ class Table:
             raise UserError(f"table {self.name} has no task {_cut(which)!r}: choose from {known}")
         return found[0]
 
+    def public_pool(self, name: str) -> "Task | Path":
+        """The pool of public samples that `name` means: a task, or else a folder.
+
+        Raises:
+            UserError: if it is neither.
+        """
+        try:
+            return self.task(name)
+        except UserError as error:
+            if Path(name).is_dir():
+                return Path(name)
+            raise UserError(f"--public_probes {_cut(name)} is no folder, and {error}") from error
+
     def select(self, spec: str) -> tuple[Task, ...]:
         """The tasks that `spec` names: comma-separated names, ids and ranges, or `all`.
 

@@ -24,13 +24,14 @@ from federation.search import (
     Answer,
     FederatedSearch,
     check_searchable,
-    half_of_probes,
+    halves_for,
     names_of_evidence,
     needs_networks,
 )
 from methods.ownership import SharedNetwork
 from methods.rules import RULES, SCORES
 from pipeline.choices import GIVEN
+from pipeline.flags import OWN
 from pipeline.scores import PRUNE_REMEDY
 from pipeline.search import Search
 from tools.report import task_row
@@ -51,6 +52,7 @@ _ANNOUNCEMENT = {
     "rule": str,
     "seed": int,
     "probes": str,
+    "pool": str,
     "count": int,
 }
 _ANSWER = {"scratch": str, "pruned": str, "recorded": dict, "packed": int, "dense": int}
@@ -116,7 +118,7 @@ class Device:
     # As a target and as a candidate
 
     def announcement(self) -> Parts:
-        """What the device says of itself: `announcement`."""
+        """What the device says of itself: `announcement`, and `probes` if those are its own images."""
         search = self.search
         rule, scored_by = search.rule, search.scored_by
         given = search.given(self.task).id if rule == GIVEN else None
@@ -127,18 +129,20 @@ class Device:
             "architecture": search.sharable.entry,
             "rule": scored_by or rule,
             "seed": self.args.seed,
-            "probes": "noise",
+            "probes": self.args.probes,
+            "pool": self._pool(),
             "count": self.args.val_batch_size,
             "needs_networks": needs_networks(rule, scored_by=scored_by),
             "given": given,
         }
-        return {"announcement": values}
+        return {"announcement": values, **self._own_probes()}
 
     def answer(self, request: Parts) -> Parts:
-        """Answer the targets that `request` announces as `target.<id>`.
+        """Answer the targets that `request` announces as `target.<id>`, with their `probes.<id>` if they send any.
 
         Returns:
-            `answer` for all of them, and for each `evidence.<id>`, or `declined.<id>` with the reason.
+            `answer` for all of them, its own `probes` if it sends any, and for each target `evidence.<id>`, or
+            `declined.<id>` with the reason.
         """
         search = self.search
         own = search.scratch(self.task, search.own)
@@ -151,7 +155,7 @@ class Device:
             "packed": len(self._packed(path)),
             "dense": path.stat().st_size,
         }
-        reply: Parts = {"answer": values}
+        reply: Parts = {"answer": values, **self._own_probes()}
         for name in request:
             kind, _, number = name.partition(".")
             if kind != "target":
@@ -160,10 +164,10 @@ class Device:
                 announced = values_in(request, name, kinds=_ANNOUNCEMENT)
                 target = self._other(number)
                 self._check_compatible(announced)
-                halves = half_of_probes(search, self.task), half_of_probes(search, target)
+                targets = self._received_probes(request, f"probes.{number}")
                 reply[f"evidence.{target.id}"] = evidence_of(
                     own.model.network,
-                    halves,
+                    halves_for(search, target, targets=targets),
                     names=names_of_evidence(announced["rule"]),
                     compute=search.compute,
                 )
@@ -262,9 +266,9 @@ class Device:
 
     def _check_compatible(self, announced: Mapping[str, Any]) -> None:
         own = self.announcement()["announcement"]
-        for entry in ("config", "architecture", "seed", "probes", "count"):
+        for entry in ("config", "architecture", "seed", "probes", "pool", "count"):
             if announced[entry] != own[entry]:
-                raise UserError(f"its {entry} is {announced[entry]}, here it is {own[entry]}")
+                raise UserError(f"its {entry} is {str(announced[entry])[:200]}, here it is {own[entry]}")
 
     def _received_answer(self, request: Parts, task: Task) -> Answer:
         number = str(task.id)
@@ -275,9 +279,9 @@ class Device:
             if name in SCORES
         }
         own = self.search.scratch(self.task, self.search.own).model
-        probes = half_of_probes(self.search, task)
+        probes = self._received_probes(request, f"probes.{number}")
         names = names_of_evidence(self.search.scored_by)
-        halves = probes, half_of_probes(self.search, self.task)
+        halves = halves_for(self.search, self.task, candidates=probes)
         like = evidence_of(own.network, halves, names=names, compute=self.search.compute)
         evidence = tensors_in(request, f"evidence.{number}", like=like)
         if needs_networks(self.search.rule, scored_by=self.search.scored_by):
@@ -291,6 +295,40 @@ class Device:
             size=sum(tensor.numel() * tensor.element_size() for tensor in evidence.values()),
             probes=probes,
         )
+
+    def _pool(self) -> str:
+        """Fingerprint of the probes that all devices share; empty for own ones."""
+        return "" if self.args.probes == OWN else self.search.shared.drawn(self.task).fingerprint
+
+    def _own_probes(self) -> Parts:
+        """The device's images, if they are the probes.
+
+        Raises:
+            UserError: if its owner has not allowed that.
+        """
+        if self.args.probes != OWN:
+            return {}
+        if not self.settings.shares_images:
+            raise UserError(
+                f"--probes own sends images of {self.task.name} to the other devices: allow it with "
+                "shares-images=true in --node-config, or use --probes noise"
+            )
+        probes = self.search.scratch(self.task, self.search.own).model.probes
+        logging.warning("%d images of %s leave this device as probes", len(probes), self.task.name)
+        return {"probes": {"images": probes}}
+
+    def _received_probes(self, request: Parts, name: str) -> Tensor | None:
+        """Another device's images, which may be fewer than this device's; None if probes are shared."""
+        if self.args.probes != OWN:
+            return None
+        like = self.search.scratch(self.task, self.search.own).model.probes
+        part = request.get(name)
+        sent = part.get("images") if isinstance(part, Mapping) else None
+        count = len(sent) if isinstance(sent, Tensor) and sent.dim() else 0
+        if not 2 <= count <= self.args.val_batch_size:
+            raise UserError(f"its message has {count} images as {name}")
+        expected = like.new_empty((count, *like.shape[1:]))
+        return tensors_in(request, name, like={"images": expected})["images"]
 
     def _packed(self, path: Path) -> bytes:
         build = self.search.sharable

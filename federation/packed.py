@@ -40,7 +40,8 @@ _MAGIC = b"\x89PICKABK"
 _BEGINNING = struct.Struct("<8sHIQ")
 _DIGEST_SIZE = hashlib.sha256().digest_size
 # JSON takes up to about 30 times its size once it is parsed.
-_MAX_HEADER, _HEADER_SHARE = 1 << 24, 32
+_HEADER_SHARE = 32
+_HEADER_LIMITS = 1 << 16, 1 << 24
 _MAX_DIMENSIONS = 8
 # Bytes of a tensor besides its values.
 _OVERHEAD = 512
@@ -144,7 +145,8 @@ def _open(packed: memoryview, *, max_bytes: int) -> tuple[dict, memoryview]:
     if hashlib.sha256(content).digest() != digest:
         _refuse("is damaged: its content does not match its checksum")
     compressed = content[_BEGINNING.size : _BEGINNING.size + header_size]
-    header = _header(compressed, limit=min(_MAX_HEADER, max_bytes // _HEADER_SHARE))
+    least, most = _HEADER_LIMITS
+    header = _header(compressed, limit=min(most, max(least, max_bytes // _HEADER_SHARE)))
     return header, content[_BEGINNING.size + header_size :]
 
 

@@ -37,7 +37,7 @@ class Answer:
         packed: bytes of its pruned network, packed.
         evidence: what its scratch network says about the probes of the two.
         size: bytes of the answer, as it travelled.
-        probes: its half of the probes, (n/2, …).
+        probes: its half of the probes, (n/2, …), if they are the tasks' own samples.
     """
 
     scratch: str
@@ -46,7 +46,7 @@ class Answer:
     packed: int
     evidence: Mapping[str, Tensor]
     size: int
-    probes: Tensor
+    probes: Tensor | None
 
 
 def names_of_evidence(rule: str | None) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class FederatedSearch(Search):
             return super().scratch(task, networks)
         answer = self.answers[task.id]
         return ScratchNetwork(
-            model=Model(id=task.id, network=nn.Identity(), probes=answer.probes),
+            model=Model(id=task.id, network=nn.Identity(), probes=torch.empty(0)),
             stamp=answer.scratch,
             samples=SamplesRecipe(config=self.table.name, task=task.name, data=answer.scratch),
             smallest_class=0,
@@ -121,7 +121,7 @@ class FederatedSearch(Search):
         for task in candidates:
             answer = self.answers[task.id]
             with costs.timed("ddv"):
-                halves = answer.probes.to(self.compute.device), own.model.probes
+                halves = halves_for(self, target, candidates=answer.probes)
                 mine = evidence_of(own.model.network, halves, names=names, compute=self.compute)
                 found = distance(answer.evidence, mine, task=task.id)
                 scores[task.id] = {"ddv_cos": found.cos, "ddv_euc": found.euc}
@@ -160,12 +160,23 @@ def check_searchable(search: Search) -> None:
         raise UserError(
             f"--max_iterations {search.mutations}: mutations need both networks on one device: give 0"
         )
-    if search.args.fleet is not None:
-        raise UserError("--fleet: a device knows only its own networks: leave it out")
+    if search.args.baseline_folder is not None or search.args.fleet is not None:
+        raise UserError("--fleet, --baseline_folder: a device knows only its own networks: leave them out")
 
 
-def half_of_probes(search: Search, task: Task) -> Tensor:
-    """The half of the probes that `task` contributes, where they are no task's images."""
-    shape = search.args.val_batch_size, search.table.channels, search.table.size, search.table.size
-    generator = torch.Generator().manual_seed(search.args.seed + task.id)
-    return torch.randn(shape, generator=generator)
+def halves_for(
+    search: Search, target: Task, *, candidates: Tensor | None = None, targets: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The candidate's and the target's half of the probes, on the device.
+
+    Args:
+        candidates, targets: the other device's half, where the probes are the tasks' own samples; None where
+            devices share them, and for the half of this device.
+    """
+    if search.probes.probes is not None:
+        return search.shared.drawn(target).halves
+    (own,) = search.targets
+    mine = search.scratch(own, search.own).model.probes
+    halves = [mine if half is None else half.to(mine.device) for half in (candidates, targets)]
+    count = min(map(len, halves))
+    return halves[0][:count], halves[1][:count]

@@ -20,7 +20,7 @@ from data.tables import Table, Task, load_table
 from federation.device import read_flags
 from federation.flags import parse_server
 from federation.messages import ALONE, ANSWER, HELLO, LEARN, NETWORK, RANK, from_content, size_of, to_content
-from federation.parts import Parts, bytes_in, values_in
+from federation.parts import Part, Parts, bytes_in, values_in
 from federation.state import State
 from pipeline.fleet import paths_of
 from utils import logs
@@ -130,11 +130,13 @@ class Connected:
 
     Attributes:
         announcement: what it says of itself, as sent on to candidates.
+        probes: its half of the probes, if it sends any.
     """
 
     node: int
     task: Task
     announcement: Mapping
+    probes: Part | None
 
 
 class Server:
@@ -211,17 +213,21 @@ class Server:
         except UserError as error:
             logging.warning("Node %d is refused: %s", node, error)
             return
-        self.devices[task.id] = Connected(node, task, dict(reply["announcement"]))
+        self.devices[task.id] = Connected(node, task, dict(reply["announcement"]), reply.get("probes"))
         logging.info("Device %s is there", task.name)
 
     def answers(self, targets: Sequence[Connected]) -> dict[int, Parts]:
         """What each device answers to all of `targets`: by task's id, without those that gave no answer."""
-        announced: Parts = {f"target.{target.task.id}": target.announcement for target in targets}
-        requests = {}
+        requests: dict[int, Parts] = {}
         for device in self.devices.values():
-            others = {name: part for name, part in announced.items() if name != f"target.{device.task.id}"}
-            if others:
-                requests[device.node] = others
+            request: Parts = {}
+            for target in targets:
+                if target.task != device.task:
+                    request[f"target.{target.task.id}"] = target.announcement
+                    if target.probes is not None:
+                        request[f"probes.{target.task.id}"] = target.probes
+            if request:
+                requests[device.node] = request
         replies = self.post.ask(requests, ANSWER, deadline=self.args.deadline)
         return self.accepted(replies)
 
@@ -292,6 +298,8 @@ class Server:
                 continue
             request[f"answer.{candidate}"] = reply["answer"]
             request[f"evidence.{candidate}"] = reply[f"evidence.{task.id}"]
+            if "probes" in reply:
+                request[f"probes.{candidate}"] = reply["probes"]
             if target.announcement["needs_networks"]:
                 network = self.network(self.devices[candidate].task)
                 if isinstance(network, Failure):

@@ -12,7 +12,7 @@ from torch import Tensor
 from methods import transferability
 from methods.modeldiff import Model
 
-_FLOAT = 4  # bytes
+_FLOAT, _SEED = 4, 8  # bytes
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ SCORES = (*BY_SIMILARITY, *BY_LABELS, *BY_RECORD, RACE)
 # Scores that take longer than all others together.
 EXPENSIVE = ("logistic",)
 RULES = ("farthest", "nearest", "random", *SCORES)
+# Rules that compare networks on probes.
+BY_PROBES = ("farthest", "nearest", *BY_SIMILARITY)
 # The label of a rule in the log line of the choice, where it is not its name (as in the published code).
 LABELS = {"farthest": "euc", "nearest": "euc"}
 
@@ -101,35 +103,46 @@ def ranking(
 
 
 # What a rule sends over a network for one candidate, in bytes. Images are sent as uint8, texts as int32 token
-# ids, and everything computed as float32. Rules by labels and by race send the candidate's packed network
-# (`methods.footprint.packed_bytes`) and leave the target's samples where they are.
+# ids, and everything computed as float32. Of probes that are no task's own (a public pool's, or noise), both
+# devices have copies, and only the seed is sent. Rules by labels and by race send the candidate's packed
+# network (`methods.footprint.packed_bytes`) and leave the target's samples where they are.
 
 
-def distance_bytes(candidate: Model, target: Model, *, iterations: int, classes: int) -> int:
-    """Both tasks' probes and the candidate's DDV; per mutation its outputs for both signs.
+def distance_bytes(
+    candidate: Model, target: Model, *, iterations: int, classes: int, own_probes: bool = True
+) -> int:
+    """The probes and the candidate's DDV; per mutation its outputs for both signs.
 
     Args:
         iterations: number of mutations.
         classes: number of the candidate's outputs.
+        own_probes: whether the probes are both tasks' own samples.
     """
-    size = _projected_bytes if target.reads_keys_and_values else _probe_bytes
+    if target.reads_keys_and_values:  # each network projects its half
+        probes = _projected_bytes(candidate) + _projected_bytes(target)
+    else:
+        probes = _probes_bytes(candidate, target, own_probes=own_probes)
     ddv = min(len(candidate.probes), len(target.probes))
-    return size(candidate) + size(target) + _FLOAT * (ddv + 2 * iterations * classes)
+    return probes + _FLOAT * (ddv + 2 * iterations * classes)
 
 
-def similarity_bytes(name: str, candidate: Model, target: Model) -> int:
-    """Both tasks' probes, and the candidate's dissimilarities ("rsa") or its Gram matrix ("cka").
+def similarity_bytes(name: str, candidate: Model, target: Model, *, own_probes: bool = True) -> int:
+    """The probes, and the candidate's dissimilarities ("rsa") or its Gram matrix ("cka").
 
     Both matrices are symmetric: half of each is sent.
     """
     count = len(candidate.probes) + len(target.probes)
     values = count * (count - 1) // 2 if name == "rsa" else count * (count + 1) // 2
-    return _probe_bytes(candidate) + _probe_bytes(target) + _FLOAT * values
+    return _probes_bytes(candidate, target, own_probes=own_probes) + _FLOAT * values
 
 
 def record_bytes() -> int:
     """One number."""
     return _FLOAT
+
+
+def _probes_bytes(candidate: Model, target: Model, *, own_probes: bool) -> int:
+    return _probe_bytes(candidate) + _probe_bytes(target) if own_probes else _SEED
 
 
 def _probe_bytes(model: Model) -> int:

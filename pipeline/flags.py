@@ -23,6 +23,8 @@ LOG_NAME = "train.log"
 # What stands for the seed in the name of a run.
 SEED_PLACE = "{seed}"
 MUTATIONS = 100
+# What networks are compared on.
+OWN, PUBLIC, NOISE = "own", "public", "noise"
 # Defaults of the multimodal scripts.
 MULTIMODAL = {"arch": "perceiver_io", "dataset_config": "digits_docs"}
 
@@ -562,6 +564,28 @@ def add_mutations(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_probes(group: argparse._ActionsContainer) -> None:
+    """The flags of what networks are compared on."""
+    group.add_argument(
+        "--probes",
+        choices=(OWN, PUBLIC, NOISE),
+        default=OWN,
+        help="What networks are compared on: validation samples of both tasks, which leave their devices "
+        "(own, as published), samples of --public_probes (public), or images of noise (noise).",
+    )
+    group.add_argument(
+        "--public_probes",
+        help="Pool of --probes public: a task of the table, or a folder with PNG and JPEG images, which are "
+        "resized (default: none).",
+    )
+
+
+def check_probes(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reject a public pool without a use for it, and the other way round."""
+    if (args.probes == PUBLIC) != (args.public_probes is not None):
+        parser.error("--public_probes names the pool of --probes public: give both or neither")
+
+
 def add_fleet(group: argparse._ActionsContainer) -> None:
     """The flag for the run that candidates and backbones come from."""
     group.add_argument(
@@ -837,6 +861,7 @@ def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None
     add_mutations(group)
     group.add_argument("--epsilon", type=positive_float, default=0.1, help="Size of a mutation.")
     group.add_argument("--val_batch_size", type=positive_int, default=50, help="Probes from each task.")
+    add_probes(group)
     group.add_argument(
         "--select",
         choices=rules,
@@ -912,6 +937,7 @@ def check_search(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     unused = [f"--{name}" for name in _OF_RACE if name in changed(args)]
     if unused and (args.backbone or args.select != _RACE):
         parser.error(f"{', '.join(unused)} requires --select {_RACE}, without --backbone")
+    check_probes(parser, args)
     if (args.race_among is None) != (args.race_rule is None):
         parser.error("--race_among and --race_rule go together")
 

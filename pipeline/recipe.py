@@ -28,6 +28,7 @@ from methods.gradual_pruning import GradualPruning
 from methods.ownership import OwnedTraining, SharedNetwork
 from methods.packnet import PackNetPruning
 from pipeline.architectures import Builder, resolved_clip_grad_norm
+from pipeline.flags import OWN
 from training.loop import Compute, Learner
 from training.method import Method
 from training.schedules import Schedule, StepSchedule
@@ -183,6 +184,11 @@ class StageRecipe(Recipe, ABC):
             epochs=self.epochs,
             clip_grad_norm=self.run.clip_grad_norm,
         )
+
+
+def recorded_probes(asked: str) -> str | None:
+    """The kind of probes that a recipe records for `--probes`."""
+    return None if asked == OWN else asked
 
 
 def recorded_freed(freed: str) -> str | None:
@@ -488,15 +494,19 @@ class SequenceTaskRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbesRecipe(Recipe):
-    """The probes that a task contributes.
+    """The probes on which networks are compared.
 
     Attributes:
-        val_batch_size: their number.
+        val_batch_size: number of probes for either network.
+        probes: "public" or "noise"; None: each task contributes its own samples.
+        pool: fingerprint of the probes that all devices share; None for tasks' own.
     """
 
     val_batch_size: int
     seed: int
     protocol: str
+    probes: str | None = field(default=None, metadata={"omit_if_off": True})
+    pool: str | None = field(default=None, metadata={"omit_if_off": True})
 
 
 @dataclass(frozen=True, kw_only=True)

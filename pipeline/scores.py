@@ -155,9 +155,19 @@ class Costs:
 
 @torch.no_grad()
 def similarity_scores(
-    candidates: Sequence[Model], target: Model, *, names: Sequence[str], compute: Compute, costs: Costs
+    candidates: Sequence[Model],
+    target: Model,
+    *,
+    names: Sequence[str],
+    compute: Compute,
+    costs: Costs,
+    own_probes: bool = True,
 ) -> Scores:
-    """Scores of `names` in `BY_SIMILARITY`, for candidates that read the target's modality."""
+    """Scores of `names` in `BY_SIMILARITY`, for candidates that read the target's modality.
+
+    Args:
+        own_probes: whether the probes are both tasks' own samples, which is what they cost.
+    """
     scores: Scores = {}
     for candidate in candidates if names else ():
         count = min(len(candidate.probes), len(target.probes))
@@ -171,7 +181,7 @@ def similarity_scores(
         for name in names:
             with costs.timed(name):
                 scores.setdefault(candidate.id, {})[name] = BY_SIMILARITY[name](*features)
-            costs.send(name, similarity_bytes(name, candidate, target))
+            costs.send(name, similarity_bytes(name, candidate, target, own_probes=own_probes))
     return scores
 
 

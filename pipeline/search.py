@@ -18,6 +18,7 @@ from methods.modeldiff import Distance, Model, compare
 from methods.ownership import SharedNetwork
 from methods.rules import (
     BY_LABELS,
+    BY_PROBES,
     BY_RECORD,
     BY_SIMILARITY,
     EXPENSIVE,
@@ -43,6 +44,7 @@ from pipeline.fleet import (
     selected_tasks,
 )
 from pipeline.named_files import check_search_files
+from pipeline.probes import SharedProbes
 from pipeline.race import Finish, Runner
 from pipeline.recipe import (
     LabelledSampleRecipe,
@@ -52,6 +54,7 @@ from pipeline.recipe import (
     SamplesRecipe,
     SearchRecipe,
     recorded_freed,
+    recorded_probes,
 )
 from pipeline.scores import (
     PRUNE_REMEDY,
@@ -139,9 +142,22 @@ class Search:
             for layers in (PLAIN, SHARABLE)
         )
         self.mutations = resolved_mutations(args.max_iterations, build=self.build)
-        self.probes = ProbesRecipe(val_batch_size=args.val_batch_size, seed=args.seed, protocol=args.protocol)
+        self.probes = ProbesRecipe(
+            val_batch_size=args.val_batch_size,
+            seed=args.seed,
+            protocol=args.protocol,
+            probes=recorded_probes(args.probes),
+        )
         self.sample = LabelledSampleRecipe(rule_samples=args.rule_samples)
         self.compute = Compute(device=resolve_device(args.device), precision=args.precision)
+        self.shared = SharedProbes(
+            self.probes,
+            pool=args.public_probes,
+            table=table,
+            data_root=args.data_root,
+            text_encoder=args.text_encoder,
+            device=self.compute.device,
+        )
         self.rule: str = GIVEN if args.backbone else args.select
         # The rule whose scores are needed: of a race, the one that admits candidates to it, if any.
         self.scored_by: str | None = args.race_rule if self.rule == RACE else self.rule
@@ -200,7 +216,7 @@ class Search:
             candidates=tuple(task.id for task in candidates),
             networks=tuple(network.stamp for network in networks),
             max_iterations=self.mutations,
-            probes=self.probes,
+            probes=self.shared.recorded(target, candidates),
             epsilon=args.epsilon,
             precision=args.precision,
             nondeterministic=args.nondeterministic,
@@ -251,14 +267,25 @@ class Search:
     ) -> tuple[Scores, Costs]:
         """All requested scores of `candidates` for `target`, and what they cost."""
         costs = Costs()
-        model = self.scratch(target, self.own).model
+        model = self.compared(target, self.own, target=target)
+        own_probes = self.probes.probes is None
         wanted = self.wanted()
+        if not own_probes and self.scored_by not in BY_PROBES:
+            logging.info(
+                "The rule %s ignores probes: --probes %s only changes the scores of other rules",
+                *(self.rule, self.probes.probes),
+            )
         with costs.timed("ddv"):
             distances = self.distances(target, candidates, recipe=recipe)
         scores: Scores = {item.candidate: {"ddv_cos": item.cos, "ddv_euc": item.euc} for item in distances}
         for task in candidates:
-            found = self.scratch(task, self.fleet).model
-            size = distance_bytes(found, model, iterations=recipe.max_iterations, classes=task.num_classes)
+            size = distance_bytes(
+                self.compared(task, self.fleet, target=target),
+                model,
+                iterations=recipe.max_iterations,
+                classes=task.num_classes,
+                own_probes=own_probes,
+            )
             costs.send("ddv", size)
         readable = of_modality(candidates, target)
         if len(readable) < len(candidates) and wanted & {*BY_SIMILARITY, *BY_LABELS, RACE}:
@@ -270,11 +297,12 @@ class Search:
             )
         groups = [
             similarity_scores(
-                [self.scratch(task, self.fleet).model for task in readable],
+                [self.compared(task, self.fleet, target=target) for task in readable],
                 model,
                 names=[name for name in BY_SIMILARITY if name in wanted],
                 compute=self.compute,
                 costs=costs,
+                own_probes=own_probes,
             )
         ]
         if wanted & {*BY_LABELS, *BY_RECORD}:
@@ -410,10 +438,10 @@ class Search:
 
     def distances(self, target: Task, candidates: Sequence[Task], *, recipe: SearchRecipe) -> list[Distance]:
         """Distances of `candidates` from `target`, with as many probes from each as both have."""
-        model = self.scratch(target, self.own).model
+        model = self.compared(target, self.own, target=target)
         by_count: dict[int, list[Model]] = {}
         for task in candidates:
-            candidate = self.scratch(task, self.fleet).model
+            candidate = self.compared(task, self.fleet, target=target)
             count = min(len(candidate.probes), len(model.probes))
             by_count.setdefault(count, []).append(replace(candidate, probes=candidate.probes[:count]))
         names = {task.id: (self.probes.seed, self.table.name, target.name, task.name) for task in candidates}
@@ -499,6 +527,10 @@ class Search:
             logging.log(level, text, len(problems), problems[0])
         return found
 
+    def compared(self, task: Task, networks: CandidateNetworks, *, target: Task) -> Model:
+        """A task's scratch network with the probes that it contributes to the comparison with `target`."""
+        return self.shared.given_to(self.scratch(task, networks).model, target=target)
+
     def scratch(self, task: Task, networks: CandidateNetworks) -> ScratchNetwork:
         """A task's scratch network with its probes."""
         folder = networks.scratch(task)
@@ -520,7 +552,7 @@ class Search:
         )
         check_text_encoder(payload, task=task, identity=data.encoder_identity, where=path)
         count = self.probes.val_batch_size
-        if len(data.validation) < count:
+        if len(data.validation) < count and self.probes.probes is None:
             logging.info(
                 "Task %s has only %d samples to use as probes, not %d", task.name, len(data.validation), count
             )

@@ -12,7 +12,7 @@
 : "${SIZE:=}"                # Perceivers: tiny, base (if empty) and single sizes, e.g. "tiny --depth 3"
 : "${TEXT_ENCODER:=hash}"    # text tasks: hash, bert-base-uncased or a local folder in Hugging Face format
 : "${SEED:=1}"               # of initial weights, batch order, augmentation and mutations
-: "${PRESET:=}"              # published: PROTOCOL, BACKBONE and FREED as in the published code, whatever the defaults
+: "${PRESET:=}"              # published: PROTOCOL, BACKBONE, FREED and PROBES as in the published code, whatever the defaults
 : "${SEEDS:=}"              # several seeds, in turn: "1 2 3" (instead of SEED); RUN may then contain {seed}
 : "${PROTOCOL:=published}"   # published: decisions use the test set; heldout: a tenth of the training images
 : "${TRAIN_PER_CLASS:=}"     # training samples drawn from each class, or all; empty: as the table says, else all
@@ -38,6 +38,9 @@
                              # hscore parc knn logistic accuracy room race: docs/rules.md), or a task's name or id
 : "${CANDIDATES:=all}"       # 3-1: tasks that may become a backbone: ids, names, same or other (modality), e.g.
                              # other,1-20; in run_all*.sh with several tasks, all means the tasks of the run
+: "${PROBES:=own}"           # 3-1: what networks are compared on: validation samples of both tasks (own, published),
+                             # samples of PUBLIC_PROBES (public), or noise; with the latter two no sample is sent
+: "${PUBLIC_PROBES:=}"       # 3-1: pool of PROBES=public: a task of the table, or a folder of images, such as ./pool
 : "${MAX_ITERATIONS:=}"      # 3-1: mutations of the probes; empty: 100, and 0 for Perceivers
 : "${EXTRA_SEARCH_ARGS:=}"   # 3-1: more flags for the search: "--epsilon 0.05"
 : "${CONTROL:=0}"            # run_all*.sh: 1 adds the controls, as --control does

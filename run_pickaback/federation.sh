@@ -63,8 +63,9 @@ stop_on_signals() { # end what was started, however this script ends
     trap 'STATUS=$?; set +e; stop_flower; (exit $STATUS); end_stage' EXIT
 }
 
-default_for_federation() { # what the published code does needs both networks and all images in one place
+default_for_federation() { # what the published code does needs all images, and both networks, in one place
     [[ -n $MAX_ITERATIONS ]] || MAX_ITERATIONS=0
+    [[ -n ${FROM_ENVIRONMENT[PROBES]:-} ]] || PROBES=noise
 }
 
 # A device
@@ -105,7 +106,7 @@ start_device() { # TASK FOLDER SUPERLINK: connect a device that is prepared
     port=$(free_ports 1)
     FLWR_HOME=$2/flower start_flower "$2/supernode.log" flower-supernode "${security[@]}" --superlink "$3" \
         --host 127.0.0.1 --port "$port" \
-        --node-config "device=\"$2\" max-megabytes=$MAX_MEGABYTES shares-images=$([[ ${PROBES:-noise} == own ]] && echo true || echo false)"
+        --node-config "device=\"$2\" max-megabytes=$MAX_MEGABYTES shares-images=$([[ $PROBES == own ]] && echo true || echo false)"
 }
 
 # The server

@@ -19,6 +19,7 @@ source run_pickaback/jobs.sh
 absolute DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT
 [[ ${ARCH:-} != *.py* ]] || absolute ARCH
 [[ -z ${TEXT_ENCODER:-} || ! -d $CALLED_FROM/$TEXT_ENCODER ]] || absolute TEXT_ENCODER
+[[ ${PUBLIC_PROBES:-} != */* || ! -d $CALLED_FROM/$PUBLIC_PROBES ]] || absolute PUBLIC_PROBES
 
 requested_config() { # ARGUMENTS…: print the first that is neither an option nor an option's value, else CONFIG
     while (($#)); do
@@ -44,7 +45,7 @@ fi
 source run_pickaback/config.sh
 
 # What the published code does, for PRESET=published.
-PUBLISHED=(PROTOCOL=published BACKBONE=farthest FREED=zero)
+PUBLISHED=(PROTOCOL=published BACKBONE=farthest FREED=zero PROBES=own)
 
 apply_preset() {
     local setting name
@@ -165,8 +166,9 @@ ACCEPTED_BY=(
     "CONFIG TASKS SIZE PROTOCOL TRAIN_PER_CLASS JOBS: $_pickaback cpg_sequence $_federation"
     "TEXT_ENCODER GPUS: $_pickaback cpg_sequence"
     "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence $_federation"
-    "ALLOW_ACC_LOSS MAX_WIDTH FREED PRESET: $_pickaback cpg_sequence $_federation"
-    "BACKBONE MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback $_federation"
+    "ALLOW_ACC_LOSS MAX_WIDTH FREED: $_pickaback cpg_sequence $_federation"
+    "PRESET: $_pickaback cpg_sequence"
+    "BACKBONE PROBES PUBLIC_PROBES MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback $_federation"
     "CANDIDATES FLEET: $_pickaback"
     "REUSE: w_backbone"
     "CONTROL: run_all run_all_MM"
@@ -300,6 +302,8 @@ common_args() { # the flags that several commands share; fan_out adds the task, 
     FLEET_ARGS=()
     [[ -z $FLEET ]] || FLEET_ARGS+=(--fleet "$FLEET")
     SEARCH_ARGS=()
+    [[ $PROBES == own ]] || SEARCH_ARGS+=(--probes "$PROBES")
+    [[ -z $PUBLIC_PROBES ]] || SEARCH_ARGS+=(--public_probes "$PUBLIC_PROBES")
     [[ -z $MAX_ITERATIONS ]] || SEARCH_ARGS+=(--max_iterations "$MAX_ITERATIONS")
     WRITING_ARGS=("${FILE_ARGS[@]}")
     [[ $OVERWRITE == 0 ]] || WRITING_ARGS+=(--overwrite)

@@ -13,7 +13,7 @@ PAGES = sorted(
     for path in REPOSITORY.glob(pattern)
 )
 FOLDERS = (
-    *("benchmarks", "data", "methods", "models", "packnet_models", "pipeline"),
+    *("benchmarks", "data", "federation", "methods", "models", "packnet_models", "pipeline"),
     *("reports", "run_pickaback", "tests", "tools", "training", "utils"),
 )
 # Flags of the published code that the documentation names as rejected.

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="With --candidates: print these tasks, and their candidates (default: only the tasks).",
     )
     flags.add_mutations(parser)
+    flags.add_probes(parser)
     parser.add_argument(
         "--transfers",
         choices=("yes", "no"),
@@ -43,11 +44,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     flags.check_sparsities(parser, args)
+    flags.check_probes(parser, args)
     if args.with_candidates and args.candidates is None:
         parser.error("--with_candidates requires --candidates")
     require_trackers(args.log_to)
 
     table = load_table(args.dataset_config, data_root=args.data_root)
+    if args.public_probes is not None:
+        table.public_pool(args.public_probes)
     # The default architecture needs no check, which would load PyTorch and take seconds.
     usual = args.arch == parser.get_default("arch") and digest_of(args.arch) is None
     if not usual or flags.given_sizes(args) or args.transfers == "yes":

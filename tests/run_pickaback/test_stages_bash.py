@@ -517,6 +517,7 @@ def test_the_sequence_follows_the_baselines_in_one_process(bash: Bash) -> None:
         ("run_all_MM.sh", {"MAX_ITERATIONS": "5"}, "--max_iterations 5"),
         ("run_all.sh", {"ARCH": "perceiver_io", "MAX_ITERATIONS": "5"}, "--max_iterations 5"),
         ("find_backbone.sh", {"MAX_ITERATIONS": "5"}, "--max_iterations 5"),
+        ("run_all.sh", {"PROBES": "public", "PUBLIC_PROBES": "x"}, "--probes public --public_probes x"),
         ("baseline.sh", {"ARCH": "lenet6"}, "--arch lenet6"),
         ("baseline.sh", {"SIZE": "huge"}, "--size huge"),
     ],
