@@ -8,8 +8,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from federation.device import Device, Settings
-from federation.messages import ALONE, ANSWER, HELLO, LEARN, NETWORK, RANK, from_content, size_of, to_content
-from federation.parts import Parts
+from federation.messages import from_content, size_of, to_content
+from federation.parts import ALONE, ANSWER, HELLO, LEARN, NETWORK, RANK, Parts
 from utils.errors import UserError, as_shown
 
 MEGABYTE = 10**6

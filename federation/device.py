@@ -30,7 +30,6 @@ from federation.search import (
 )
 from methods.ownership import SharedNetwork
 from methods.rules import RULES, SCORES
-from pipeline.choices import GIVEN
 from pipeline.flags import OWN
 from pipeline.scores import PRUNE_REMEDY
 from pipeline.search import Search
@@ -121,7 +120,6 @@ class Device:
         """What the device says of itself: `announcement`, and `probes` if those are its own images."""
         search = self.search
         rule, scored_by = search.rule, search.scored_by
-        given = search.given(self.task).id if rule == GIVEN else None
         values = {
             "task": self.task.name,
             "id": self.task.id,
@@ -133,7 +131,6 @@ class Device:
             "pool": self._pool(),
             "count": self.args.val_batch_size,
             "needs_networks": needs_networks(rule, scored_by=scored_by),
-            "given": given,
         }
         return {"announcement": values, **self._own_probes()}
 

@@ -11,10 +11,6 @@ from torch import Tensor
 from federation.parts import Parts
 from utils.errors import UserError
 
-# Types of messages. All but `LEARN` and `ALONE` are answered within the deadline.
-HELLO, ANSWER, NETWORK, RANK = "query.hello", "query.answer", "query.network", "query.rank"
-LEARN, ALONE = "train.learn", "train.alone"
-
 _BYTES, _JSON = "bytes", "json"
 _MAX_JSON = 1 << 20
 

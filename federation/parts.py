@@ -17,6 +17,10 @@ from utils.errors import UserError
 Part = Mapping[str, Any] | bytes
 Parts = dict[str, Part]
 
+# Kinds of messages, as Flower names them.
+HELLO, ANSWER, NETWORK, RANK = "query.hello", "query.answer", "query.network", "query.rank"
+LEARN, ALONE = "train.learn", "train.alone"
+
 MAX_TEXT = 1000
 
 

@@ -128,10 +128,11 @@ class FederatedSearch(Search):
                 scores[task.id] |= similarities(answer.evidence, mine)
             costs.send("ddv", answer.size)
         pruned = {task.id: self.pruned(task) for task in candidates}
-        groups = [record_scores(pruned, costs=costs)] if wanted & {*BY_RECORD} else []
-        if wanted & {*BY_LABELS}:
+        groups = []
+        if wanted & {*BY_LABELS, *BY_RECORD}:
             names = self.by_labels(target)
-            groups.append(label_scores(pruned, own.sample, names=names, compute=self.compute, costs=costs))
+            labelled = label_scores(pruned, own.sample, names=names, compute=self.compute, costs=costs)
+            groups = [labelled, record_scores(pruned, costs=costs)]
         for group in groups:
             for candidate, values in group.items():
                 scores[candidate] |= values

@@ -1,32 +1,24 @@
-"""The Flower app of the server: it carries messages between devices, and keeps the table.
+"""The Flower app of the server: it carries the messages between devices, and counts their bytes."""
 
-The server knows who is there, what each device answers and how large it is. It trains nothing, scores nothing
-and unpacks no network.
-"""
-
-import argparse
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from data.tables import Table, Task, load_table
+from data.tables import load_table
 from federation.device import read_flags
 from federation.flags import parse_server
-from federation.messages import ALONE, ANSWER, HELLO, LEARN, NETWORK, RANK, from_content, size_of, to_content
-from federation.parts import Part, Parts, bytes_in, values_in
+from federation.messages import from_content, size_of, to_content
+from federation.parts import Parts, values_in
+from federation.rounds import POLL_SECONDS, Failure, Reply, Server
 from federation.state import State
 from pipeline.fleet import paths_of
 from utils import logs
-from utils.errors import UserError, as_shown
-
-POLL_SECONDS = 1.0
+from utils.errors import UserError
 
 app = ServerApp()
 
@@ -34,26 +26,19 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Find every target a backbone, and have it trained."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request otherwise
     args = parse_server(read_flags(Path(str(context.run_config["flags"]))))
     logs.to_terminal()
     table = load_table(args.dataset_config, data_root=args.data_root)
-    state = State.read(paths_of(args).federation_file(table.name), overwrite=args.overwrite)
-    with logs.to_file(paths_of(args).stage_log(table.name, "federated")):
-        Server(Post(grid, max_bytes=args.max_bytes, state=state), table=table, args=args, state=state).run()
+    paths = paths_of(args)
+    state = State.read(paths.federation_file(table.name), overwrite=args.overwrite)
+    with logs.to_file(paths.stage_log(table.name, "federated")):
+        post = FlowerPost(grid, max_bytes=args.max_bytes, state=state)
+        Server(post, table=table, args=args, state=state).run()
 
 
-@dataclass(frozen=True)
-class Failure:
-    """No answer that counts, and why."""
-
-    reason: str
-
-
-Reply = Parts | Failure
-
-
-class Post:
-    """Sends messages to devices, waits for answers, and counts bytes. Threads may share it.
+class FlowerPost:
+    """Carries messages through Flower, and counts their bytes.
 
     Args:
         max_bytes: an answer that is larger is refused.
@@ -71,14 +56,7 @@ class Post:
             return sorted(self.grid.get_node_ids())
 
     def ask(self, requests: Mapping[int, Parts], kind: str, *, deadline: float | None) -> dict[int, Reply]:
-        """Send one message to each node, and wait for the answers.
-
-        Args:
-            deadline: seconds; None: until each has answered, or is known to be gone.
-
-        Returns:
-            Node → its first answer, or why there is none.
-        """
+        """See `rounds.Post`."""
         ttl = {} if deadline is None else {"ttl": deadline}
         messages = [
             Message(to_content(parts), dst_node_id=node, message_type=kind, **ttl)
@@ -122,236 +100,3 @@ class Post:
         except UserError as error:
             return Failure(str(error))
         return parts
-
-
-@dataclass(frozen=True)
-class Connected:
-    """A device that said which task it is.
-
-    Attributes:
-        announcement: what it says of itself, as sent on to candidates.
-        probes: its half of the probes, if it sends any.
-    """
-
-    node: int
-    task: Task
-    announcement: Mapping
-    probes: Part | None
-
-
-class Server:
-    """Brings targets and candidates together."""
-
-    def __init__(self, post: Post, *, table: Table, args: argparse.Namespace, state: State) -> None:
-        self.post = post
-        self.table = table
-        self.args = args
-        self.state = state
-        self.devices: dict[int, Connected] = {}  # by task's id
-        self._networks: dict[int, Reply] = {}
-        self._asking: dict[int, threading.Lock] = {}
-
-    def run(self) -> None:
-        """Serve all targets."""
-        targets = self.table.select(self.args.dataset)
-        self.gather([task for task in self.table.select(self.args.devices)])
-        wanted = []
-        for task in targets:
-            if task.id not in self.devices:
-                self.give_up(task, "its device is not there")
-            elif self.state.is_finished(task.name, self.settings(task)):
-                logging.info("Target %s is finished: skipped (--overwrite redoes it)", task.name)
-            else:
-                wanted.append(self.devices[task.id])
-        if not wanted:
-            return
-        self._asking = {task: threading.Lock() for task in self.devices}
-        answers = self.answers(wanted)
-        with ThreadPoolExecutor(max_workers=len(wanted)) as pool:
-            rounds = [pool.submit(self.round, target, answers) for target in wanted]
-        for finished in rounds:
-            finished.result()
-
-    def settings(self, task: Task) -> dict:
-        """The settings that a target's result is kept for."""
-        return dict(self.devices[task.id].announcement)
-
-    def gather(self, expected: Sequence[Task]) -> None:
-        """Greet the devices that connect, until all of `expected` are there or waiting has lasted long enough."""
-        end = time.monotonic() + self.args.wait
-        greeted: set[int] = set()
-        while len(self.devices) < len(expected) and time.monotonic() < end:
-            new = [node for node in self.post.nodes() if node not in greeted]
-            if not new:
-                time.sleep(POLL_SECONDS)
-                continue
-            greeted |= {*new}
-            replies = self.post.ask({node: {} for node in new}, HELLO, deadline=self.args.deadline)
-            for node, reply in replies.items():
-                self.welcome(node, reply, expected=expected)
-        missing = [task.name for task in expected if task.id not in self.devices]
-        if missing:
-            logging.warning("Not there after %g s: %s", self.args.wait, ", ".join(missing))
-
-    def welcome(self, node: int, reply: Reply, *, expected: Sequence[Task]) -> None:
-        """Take in a device that says which task it is."""
-        try:
-            if isinstance(reply, Failure):
-                raise UserError(reply.reason)
-            said = values_in(
-                reply, "announcement", kinds={"task": str, "id": int, "config": str, "needs_networks": bool}
-            )
-            task = next(
-                (task for task in expected if (task.id, task.name) == (said["id"], said["task"])), None
-            )
-            if task is None or said["config"] != self.table.name:
-                raise UserError(
-                    f"it says that it is {said['task']} of {said['config']}, which is not expected"
-                )
-            if task.id in self.devices:
-                raise UserError(f"it says that it is {task.name}, as another device did before it")
-        except UserError as error:
-            logging.warning("Node %d is refused: %s", node, error)
-            return
-        self.devices[task.id] = Connected(node, task, dict(reply["announcement"]), reply.get("probes"))
-        logging.info("Device %s is there", task.name)
-
-    def answers(self, targets: Sequence[Connected]) -> dict[int, Parts]:
-        """What each device answers to all of `targets`: by task's id, without those that gave no answer."""
-        requests: dict[int, Parts] = {}
-        for device in self.devices.values():
-            request: Parts = {}
-            for target in targets:
-                if target.task != device.task:
-                    request[f"target.{target.task.id}"] = target.announcement
-                    if target.probes is not None:
-                        request[f"probes.{target.task.id}"] = target.probes
-            if request:
-                requests[device.node] = request
-        replies = self.post.ask(requests, ANSWER, deadline=self.args.deadline)
-        return self.accepted(replies)
-
-    def accepted(self, replies: Mapping[int, Reply]) -> dict[int, Parts]:
-        """The answers by task's id; says who gave none."""
-        by_node = {device.node: device for device in self.devices.values()}
-        found = {}
-        for node, reply in replies.items():
-            task = by_node[node].task
-            if isinstance(reply, Failure):
-                logging.warning("Device %s is left out: %s", task.name, reply.reason)
-            else:
-                found[task.id] = reply
-        return found
-
-    def round(self, target: Connected, answers: Mapping[int, Parts]) -> None:
-        """One target, from the choice to its row of the table."""
-        task, refused = target.task, []
-        order, stamp = self.choice(target, answers, refused)
-        for candidate in order:
-            backbone = self.devices[candidate].task
-            network = self.network(backbone)
-            if isinstance(network, Failure):
-                refused.append(f"device {backbone.name} is passed over: {network.reason}")
-                logging.warning("Target %s: %s", task.name, refused[-1])
-                continue
-            request: Parts = {
-                "backbone": {
-                    "id": candidate,
-                    "pruned": str(answers[candidate]["answer"]["pruned"]),
-                    "stamp": stamp,
-                    "refused": refused,
-                },
-                "network": bytes_in(network, "network"),
-            }
-            logging.info("Target %s learns on %s", task.name, backbone.name)
-            reply = self.post.ask({target.node: request}, LEARN, deadline=self.args.training_deadline)[
-                target.node
-            ]
-            if isinstance(reply, Failure):
-                self.give_up(task, reply.reason)
-                return
-            if "declined" in reply:
-                refused.append(_reason(reply))
-                logging.warning("Target %s: %s", task.name, refused[-1])
-                continue
-            self.keep(target, reply, backbone=backbone, refused=refused)
-            return
-        logging.warning("Target %s stays alone: no candidate is left", task.name)
-        reply = self.post.ask({target.node: {}}, ALONE, deadline=self.args.deadline)[target.node]
-        if isinstance(reply, Failure):
-            self.give_up(task, reply.reason)
-        else:
-            self.keep(target, reply, backbone=None, refused=refused)
-
-    def choice(
-        self, target: Connected, answers: Mapping[int, Parts], refused: list[str]
-    ) -> tuple[list[int], dict]:
-        """The candidates from the best to the worst, and the stamp of the choice."""
-        task, request = target.task, {}
-        for candidate, reply in answers.items():
-            if candidate == task.id:
-                continue
-            name = self.devices[candidate].task.name
-            if "answer" not in reply or f"evidence.{task.id}" not in reply:
-                refused.append(f"device {name} is left out: {_reason(reply, task.id)}")
-                logging.warning("Target %s: %s", task.name, refused[-1])
-                continue
-            request[f"answer.{candidate}"] = reply["answer"]
-            request[f"evidence.{candidate}"] = reply[f"evidence.{task.id}"]
-            if "probes" in reply:
-                request[f"probes.{candidate}"] = reply["probes"]
-            if target.announcement["needs_networks"]:
-                network = self.network(self.devices[candidate].task)
-                if isinstance(network, Failure):
-                    refused.append(f"device {name} is left out: {network.reason}")
-                    logging.warning("Target %s: %s", task.name, refused[-1])
-                    del request[f"answer.{candidate}"], request[f"evidence.{candidate}"]
-                    continue
-                request[f"network.{candidate}"] = bytes_in(network, "network")
-        if not request:
-            return [], {}
-        reply = self.post.ask({target.node: request}, RANK, deadline=self.args.choice_deadline)[target.node]
-        try:
-            if isinstance(reply, Failure):
-                raise UserError(reply.reason)
-            said = values_in(reply, "ranking", kinds={"order": list, "stamp": dict, "refused": list})
-        except UserError as error:
-            refused.append(f"{task.name} made no choice: {error}")
-            logging.warning("Target %s made no choice: %s", task.name, error)
-            return [], {}
-        refused += [str(line) for line in said["refused"]]
-        return [candidate for candidate in said["order"] if candidate in answers], said["stamp"]
-
-    def network(self, task: Task) -> Reply:
-        """The packed network of a device, which is asked for it once."""
-        with self._asking[task.id]:
-            if task.id not in self._networks:
-                node = self.devices[task.id].node
-                reply = self.post.ask({node: {}}, NETWORK, deadline=self.args.deadline)[node]
-                if not isinstance(reply, Failure) and not isinstance(reply.get("network"), bytes):
-                    reply = Failure("it sent no network")
-                self._networks[task.id] = reply
-        return self._networks[task.id]
-
-    def keep(self, target: Connected, reply: Parts, *, backbone: Task | None, refused: list[str]) -> None:
-        """Keep the target's row."""
-        name = None if backbone is None else backbone.name
-        row = reply.get("row")
-        if not isinstance(row, dict):
-            self.give_up(target.task, "its answer holds no row of the table")
-            return
-        self.state.finish(
-            target.task.name, row=row, backbone=name, refused=refused, settings=self.settings(target.task)
-        )
-        logging.info("Target %s is finished: %s", target.task.name, f"on {name}" if name else "alone")
-
-    def give_up(self, task: Task, reason: str) -> None:
-        """Keep the reason why a target has no row."""
-        logging.error("Target %s is not trained: %s", task.name, reason)
-        self.state.fail(task.name, reason)
-
-
-def _reason(reply: Parts, target: int | None = None) -> str:
-    part = reply.get("declined" if target is None else f"declined.{target}")
-    reason = part.get("reason") if isinstance(part, Mapping) else None
-    return as_shown(str(reason)[:500]) if reason else "its answer is incomplete"

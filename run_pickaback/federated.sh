@@ -31,13 +31,15 @@ if [[ $OWN_NETWORKS != "$TASKS" ]]; then
     words "${OWN_NETWORKS//,/ }"
     DEVICE_NAMES=("${WORDS[@]}")
 fi
+leave_out_backbone
 
 prepare_all() { # every device, JOBS at a time: its data, and its own networks
     local task root folder
     local -A process=()
     local -a failed=()
     run_one "$PYTHON_BIN" -m federation.own_data --dataset_config "$CONFIG" --data_root "$DATA_ROOT" \
-        --dataset "$(IFS=,; echo "${DEVICE_NAMES[*]}")" --to "$DATA_ROOT/federation"
+        --dataset "$(IFS=,; echo "${DEVICE_NAMES[*]}")" --to "$DATA_ROOT/federation" \
+        ${PUBLIC_PROBES:+--public_probes "$PUBLIC_PROBES"}
     export TASKS_SIDE_BY_SIDE=1
     for task in "${DEVICE_NAMES[@]}"; do
         root=federation/$task
