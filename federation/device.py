@@ -5,7 +5,7 @@ Nothing here knows how messages travel: every method takes parts and returns par
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import CPG_cifar100_main_normal as cpg_script
 import pickaback_perceiverIO as search_script
 from data.tables import Task, load_table
 from federation.evidence import evidence_of
@@ -228,6 +227,8 @@ class Device:
             return {"declined": {"reason": reason}}
         passed_over = {"passed_over": asked["refused"]} if asked["refused"] else {}
         self.search.choices.write(self.task.id, str(backbone.id), asked["stamp"] | passed_over)
+        import CPG_cifar100_main_normal as cpg_script  # scikit-learn, which no other message needs: seconds
+
         argv = read_flags(self.settings.folder / TRAINING_FLAGS)
         cpg_script.main([*argv, "--backbone", backbone.name])
         return self.row()

@@ -5,7 +5,6 @@ from utils import errors
 if __name__ == "__main__":
     errors.end_on_interrupt()
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 

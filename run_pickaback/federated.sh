@@ -69,6 +69,7 @@ port=$FEDERATION_PORT
 [[ -n $port ]] || port=$(free_ports 1)
 start_superlink "$server" "$([[ $HERE == 1 ]] && echo 127.0.0.1 || echo 0.0.0.0)" "$port"
 connect_flwr "$server" "$port"
+register_devices "${DEVICE_NAMES[@]}"
 if ((HERE)); then
     for task in "${DEVICE_NAMES[@]}"; do
         start_device "$task" "$LOGS_ROOT/federation/$task/device" "127.0.0.1:$port"

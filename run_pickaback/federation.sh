@@ -138,3 +138,13 @@ connect_flwr() { # FOLDER PORT: tell the command flwr where the SuperLink is
         fi
     } >"$FLWR_HOME/config.toml"
 }
+
+register_devices() { # TASK…: let the devices with these keys connect
+    local task
+    [[ -n $CERTIFICATES ]] || return 0
+    for task in "$@"; do
+        flwr supernode register "$CERTIFICATES/keys/$task.pub" here >>"$FLWR_HOME/register.log" 2>&1 ||
+            grep -q -i 'already' "$FLWR_HOME/register.log" ||
+            die "the key of $task cannot be registered: see $FLWR_HOME/register.log"
+    done
+}

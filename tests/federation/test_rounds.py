@@ -26,7 +26,7 @@ class Devices:
         needs_networks: whether targets score networks at home.
     """
 
-    def __init__(self, odd: Mapping = {}, *, needs_networks: bool = False) -> None:  # noqa: B006
+    def __init__(self, odd: Mapping = {}, *, needs_networks: bool = False) -> None:
         self.odd = dict(odd)
         self.needs_networks = needs_networks
         self.asked: list[tuple[int, str]] = []
