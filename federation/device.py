@@ -134,11 +134,11 @@ class Device:
         return {"announcement": values, **self._own_probes()}
 
     def answer(self, request: Parts) -> Parts:
-        """Answer the targets that `request` announces as `target.<id>`, with their `probes.<id>` if they send any.
+        """Answer the targets that `request` announces as `target.<id>`, with `probes.<id>` if they send any.
 
         Returns:
-            `answer` for all of them, its own `probes` if it sends any, and for each target `evidence.<id>`, or
-            `declined.<id>` with the reason.
+            `answer` for all of them, its own `probes` if it sends any, and for each target
+            `evidence.<id>`, or `declined.<id>` with the reason.
         """
         search = self.search
         own = search.scratch(self.task, search.own)

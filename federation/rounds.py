@@ -102,7 +102,7 @@ class Server:
         return dict(self.devices[task.id].announcement)
 
     def gather(self, expected: Sequence[Task]) -> None:
-        """Greet the devices that connect, until all of `expected` are there or waiting has lasted long enough."""
+        """Greet the devices that connect, until all of `expected` are there or `--wait` has passed."""
         end = time.monotonic() + self.args.wait
         greeted: set[int] = set()
         while len(self.devices) < len(expected) and time.monotonic() < end:

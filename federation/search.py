@@ -1,4 +1,4 @@
-"""The search for a backbone (stage 3-1) by a target that holds no other device's scratch network or samples."""
+"""The search for a backbone (stage 3-1) by a target that holds nobody else's scratch network or samples."""
 
 import argparse
 from collections.abc import Mapping, Sequence

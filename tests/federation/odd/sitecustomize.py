@@ -4,9 +4,10 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 WHEN, _, HOW = os.environ.get("ODD", "").partition(":")
-PROGRAM = os.path.basename(next((word for word in sys.orig_argv[1:] if "flw" in os.path.basename(word)), ""))
+PROGRAM = next((name for name in (Path(word).name for word in sys.orig_argv[1:]) if "flw" in name), "")
 
 
 def vanish() -> None:
