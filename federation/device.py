@@ -117,21 +117,7 @@ class Device:
 
     def announcement(self) -> Parts:
         """What the device says of itself: `announcement`, and `probes` if those are its own images."""
-        search = self.search
-        rule, scored_by = search.rule, search.scored_by
-        values = {
-            "task": self.task.name,
-            "id": self.task.id,
-            "config": self.table.name,
-            "architecture": search.sharable.entry,
-            "rule": scored_by or rule,
-            "seed": self.args.seed,
-            "probes": self.args.probes,
-            "pool": self._pool(),
-            "count": self.args.val_batch_size,
-            "needs_networks": needs_networks(rule, scored_by=scored_by),
-        }
-        return {"announcement": values, **self._own_probes()}
+        return {"announcement": self._said(), **self._own_probes()}
 
     def answer(self, request: Parts) -> Parts:
         """Answer the targets that `request` announces as `target.<id>`, with `probes.<id>` if they send any.
@@ -262,8 +248,25 @@ class Device:
             self.table.task(number).name if number in {str(t.id) for t in self.table.tasks} else number[:80]
         )
 
+    def _said(self) -> dict[str, Any]:
+        """What the device says of itself, and compares with what others say."""
+        search = self.search
+        rule, scored_by = search.rule, search.scored_by
+        return {
+            "task": self.task.name,
+            "id": self.task.id,
+            "config": self.table.name,
+            "architecture": search.sharable.entry,
+            "rule": scored_by or rule,
+            "seed": self.args.seed,
+            "probes": self.args.probes,
+            "pool": self._pool(),
+            "count": self.args.val_batch_size,
+            "needs_networks": needs_networks(rule, scored_by=scored_by),
+        }
+
     def _check_compatible(self, announced: Mapping[str, Any]) -> None:
-        own = self.announcement()["announcement"]
+        own = self._said()
         for entry in ("config", "architecture", "seed", "probes", "pool", "count"):
             if announced[entry] != own[entry]:
                 raise UserError(f"its {entry} is {str(announced[entry])[:200]}, here it is {own[entry]}")

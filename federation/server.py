@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context, Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from data.tables import load_table
@@ -21,6 +22,14 @@ from utils import logs
 from utils.errors import UserError
 
 app = ServerApp()
+
+# Flower's own texts speak of its database.
+_ERRORS = {
+    ErrorCode.MESSAGE_UNAVAILABLE: "no answer in time",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "no answer in time",
+    ErrorCode.NODE_UNAVAILABLE: "it has gone",
+    ErrorCode.CLIENT_APP_CRASHED: "its app has crashed",
+}
 
 
 @app.main()
@@ -68,10 +77,7 @@ class FlowerPost:
             ids = list(self.grid.push_messages(messages))
         waiting = {message_id: node for message_id, node in zip(ids, requests, strict=True) if message_id}
         replies: dict[int, Reply] = {node: Failure("it cannot be reached") for node in requests}
-        replies |= {
-            node: Failure(f"no answer within {deadline:g} s" if deadline else "no answer")
-            for node in waiting.values()
-        }
+        replies |= {node: Failure("no answer in time") for node in waiting.values()}
         end = None if deadline is None else time.monotonic() + deadline
         while waiting:
             with self._lock:
@@ -88,7 +94,7 @@ class FlowerPost:
 
     def _read(self, message: Message, *, kind: str) -> Reply:
         if message.has_error():
-            return Failure(f"{message.error.reason or 'it failed'}"[:300])
+            return Failure(_ERRORS.get(message.error.code, str(message.error.reason)[:300]))
         size = size_of(message.content)
         self.state.count(kind, received=size)
         if size > self.max_bytes:

@@ -1,7 +1,13 @@
 # What the scripts of a federation share: Flower's processes, and how they end. Sourced.
 # shellcheck shell=bash
 
-FLOWER=()  # processes to end, by id
+FLOWER=() # processes to end, by id
+
+absolute CERTIFICATES
+[[ $MAX_MEGABYTES =~ ^[1-9][0-9]{0,5}$ ]] || die "MAX_MEGABYTES=$MAX_MEGABYTES must be a whole number from 1 to 999999"
+[[ $FEDERATION_PORT =~ ^([1-9][0-9]{0,4})?$ ]] || die "FEDERATION_PORT=$FEDERATION_PORT must be a port from 1 to 65535"
+[[ -z $CERTIFICATES || -s $CERTIFICATES/ca.crt ]] ||
+    die "CERTIFICATES=$CERTIFICATES has no ca.crt: make it with run_pickaback/federation_keys.sh"
 
 flower_environment() { # FOLDER: environment of Flower's processes, whose own files go to FOLDER
     local bin
