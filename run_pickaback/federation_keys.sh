@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Certificates and keys of a federation: of the server, for TLS, and of every device, which it proves who it is by.
+# Certificates and keys of a federation: the server's, for TLS, and one key per device, which proves who it is.
 #
 # usage: bash run_pickaback/federation_keys.sh FOLDER HOST TASK…
 #
