@@ -12,7 +12,7 @@ import numpy as np
 from data.tables import load_table
 from methods.rules import BY_PROBES
 from pipeline import flags
-from tools.study import Result, collect, estimate, goodness, picked, reached
+from tools.study import Result, collect, estimate, goodness_of, picked, reached
 from utils import errors
 from utils.tables import aligned
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def pick(result: Result, rule: str) -> str:
     """Name of the backbone that the rule picks."""
-    return result.pairs[int(np.argmax(goodness(result, rule)))].backbone.name
+    return result.pairs[int(np.argmax(goodness_of(result, rule)))].backbone.name
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@
 : "${SIZE:=}"                # Perceivers: tiny, base (if empty) and single sizes, e.g. "tiny --depth 3"
 : "${TEXT_ENCODER:=hash}"    # text tasks: hash, bert-base-uncased or a local folder in Hugging Face format
 : "${SEED:=1}"               # of initial weights, batch order, augmentation and mutations
-: "${PRESET:=}"              # published: PROTOCOL, BACKBONE, FREED and PROBES as in the published code, whatever the defaults
+: "${PRESET:=}"              # published: PROTOCOL, BACKBONE, FREED and PROBES as the published code has them
 : "${SEEDS:=}"              # several seeds, in turn: "1 2 3" (instead of SEED); RUN may then contain {seed}
 : "${PROTOCOL:=published}"   # published: decisions use the test set; heldout: a tenth of the training images
 : "${TRAIN_PER_CLASS:=}"     # training samples drawn from each class, or all; empty: as the table says, else all
