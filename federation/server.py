@@ -20,6 +20,7 @@ from federation.state import State
 from pipeline.fleet import paths_of
 from utils import logs
 from utils.errors import UserError
+from utils.folders import alone_in
 
 app = ServerApp()
 
@@ -40,8 +41,10 @@ def main(grid: Grid, context: Context) -> None:
     logs.to_terminal()
     table = load_table(args.dataset_config, data_root=args.data_root)
     paths = paths_of(args)
-    state = State.read(paths.federation_file(table.name), overwrite=args.overwrite)
-    with logs.to_file(paths.stage_log(table.name, "federated")):
+    results = paths.federation_file(table.name)
+    # A server whose SuperLink was killed may take a moment to end.
+    with alone_in(results.parent, part=results.name), logs.to_file(paths.stage_log(table.name, "federated")):
+        state = State.read(results, overwrite=args.overwrite)
         post = FlowerPost(grid, max_bytes=args.max_bytes, state=state)
         Server(post, table=table, args=args, state=state).run()
 

@@ -12,7 +12,7 @@ _REMEDY = "delete it to start a new one"
 
 
 class State:
-    """The file of a federation's results. Threads may share it; a second server on it is refused by its lock.
+    """The file of a federation's results. Threads may share it.
 
     Attributes:
         targets: target's name → "row", "backbone", "refused" and "settings", or "failed" with the reason.
@@ -63,10 +63,10 @@ class State:
         self._write(target, {"failed": reason})
 
     def count(self, kind: str, *, sent: int = 0, received: int = 0) -> None:
-        """Count a message, and its bytes."""
+        """Count a message that is sent, or the bytes of an answer."""
         with self._lock:
             entry = self.messages.setdefault(kind, {"messages": 0, "sent": 0, "received": 0})
-            entry["messages"] += 1
+            entry["messages"] += sent > 0  # even an empty message has bytes
             entry["sent"] += sent
             entry["received"] += received
 
