@@ -67,6 +67,7 @@ mkdir -p "$server"
 flower_environment "$server/flower"
 port=$FEDERATION_PORT
 [[ -n $port ]] || port=$(free_ports 1)
+((HERE == 0)) || rm -f "$server"/superlink.db* # devices elsewhere keep their ids in it; those here start anew
 start_superlink "$server" "$([[ $HERE == 1 ]] && echo 127.0.0.1 || echo 0.0.0.0)" "$port"
 connect_flwr "$server" "$port"
 register_devices "${DEVICE_NAMES[@]}"
