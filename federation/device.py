@@ -4,6 +4,7 @@ Nothing here knows how messages travel: every method takes parts and returns par
 """
 
 import argparse
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -263,7 +264,13 @@ class Device:
             "pool": self._pool(),
             "count": self.args.val_batch_size,
             "needs_networks": needs_networks(rule, scored_by=scored_by),
+            "flags": self._flags_digest(),
         }
+
+    def _flags_digest(self) -> str:
+        """Changes with every setting of the device's search and training."""
+        lines = [read_flags(self.settings.folder / name) for name in (SEARCH_FLAGS, TRAINING_FLAGS)]
+        return hashlib.sha256(repr(lines).encode()).hexdigest()[:16]
 
     def _check_compatible(self, announced: Mapping[str, Any]) -> None:
         own = self._said()

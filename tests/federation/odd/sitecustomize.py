@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 WHEN, _, HOW = os.environ.get("ODD", "").partition(":")
-PROGRAM = next((name for name in (Path(word).name for word in sys.orig_argv[1:]) if "flw" in name), "")
+PROGRAM = next((Path(word).name for word in sys.orig_argv[1:] if "/bin/fl" in word), "")
 
 
 def vanish() -> None:
