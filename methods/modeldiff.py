@@ -105,7 +105,12 @@ def ddv_similarities(candidate_outputs: Tensor, target_outputs: Tensor) -> Tenso
     Args:
         candidate_outputs, target_outputs: (n, …) each, for the same probes, the candidate's first.
     """
-    pairs = zip(decision_distances(candidate_outputs), decision_distances(target_outputs), strict=True)
+    return similarities_of_ddvs(decision_distances(candidate_outputs), decision_distances(target_outputs))
+
+
+def similarities_of_ddvs(candidate: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+    """Cosine similarities of two networks' DDVs of each kind, float64, as many as kinds."""
+    pairs = zip(candidate, target, strict=True)
     return torch.stack([cosine_similarity(a.double(), b.double(), dim=0) for a, b in pairs])
 
 

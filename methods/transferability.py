@@ -28,7 +28,7 @@ def rsa(candidate: Tensor, target: Tensor) -> float:
     Args:
         candidate, target: (n, D) and (n, E), features of the same samples.
     """
-    return _spearman(_dissimilarities(candidate), _dissimilarities(target))
+    return spearman(dissimilarities(candidate), dissimilarities(target))
 
 
 def cka(candidate: Tensor, target: Tensor) -> float:
@@ -44,6 +44,34 @@ def cka(candidate: Tensor, target: Tensor) -> float:
     first, second = _centred(candidate), _centred(target)
     scale = (first.T @ first).norm() * (second.T @ second).norm()
     return _ratio((first.T @ second).square().sum(), scale)
+
+
+def gram(features: Tensor) -> Tensor:
+    """Inner products of the centred features of n samples, float64 (n, n)."""
+    centred = _centred(features)
+    return centred @ centred.T
+
+
+def alignment(first: Tensor, second: Tensor) -> float:
+    """`cka` of two networks by their `gram` matrices of the same samples; equal up to rounding."""
+    return _ratio((first * second).sum(), first.norm() * second.norm())
+
+
+def dissimilarities(features: Tensor) -> Tensor:
+    """1 − r for every pair of rows i < j, with r = 0 where a row is constant; float64 (n(n − 1)/2,)."""
+    rows = features.double()
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    # What is left of a constant row is rounding error.
+    constant = rows.abs().amax(dim=1, keepdim=True) <= 1e-12 * features.double().abs().amax(1, keepdim=True)
+    rows = normalize(rows.masked_fill(constant, 0.0), dim=1)
+    first, second = torch.triu_indices(len(rows), len(rows), offset=1)
+    return 1.0 - (rows @ rows.T)[first, second]
+
+
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Spearman's rank correlation; 0 if either is constant."""
+    ranks = [_centred(_ranks(values)) for values in (first, second)]
+    return _ratio(ranks[0] @ ranks[1], ranks[0].norm() * ranks[1].norm())
 
 
 def leep(probabilities: Tensor, labels: Tensor) -> float:
@@ -154,7 +182,7 @@ def parc(features: Tensor, labels: Tensor) -> float:
         features: (n, D).
         labels: int64 (n,).
     """
-    return _spearman(_dissimilarities(features), _dissimilarities(_one_hot(labels)))
+    return spearman(dissimilarities(features), dissimilarities(_one_hot(labels)))
 
 
 def knn(features: Tensor, labels: Tensor, *, neighbours: int = 5) -> float:
@@ -204,23 +232,6 @@ def _one_hot(labels: Tensor) -> Tensor:
 
 def _centred(features: Tensor) -> Tensor:
     return features.double() - features.double().mean(dim=0)
-
-
-def _dissimilarities(features: Tensor) -> Tensor:
-    """1 − r for every pair of rows i < j, with r = 0 where a row is constant; float64 (n(n − 1)/2,)."""
-    rows = features.double()
-    rows = rows - rows.mean(dim=1, keepdim=True)
-    # What is left of a constant row is rounding error.
-    constant = rows.abs().amax(dim=1, keepdim=True) <= 1e-12 * features.double().abs().amax(1, keepdim=True)
-    rows = normalize(rows.masked_fill(constant, 0.0), dim=1)
-    first, second = torch.triu_indices(len(rows), len(rows), offset=1)
-    return 1.0 - (rows @ rows.T)[first, second]
-
-
-def _spearman(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation; 0 if either is constant."""
-    ranks = [_centred(_ranks(values)) for values in (first, second)]
-    return _ratio(ranks[0] @ ranks[1], ranks[0].norm() * ranks[1].norm())
 
 
 def _ranks(values: Tensor) -> Tensor:

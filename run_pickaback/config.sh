@@ -58,6 +58,12 @@
 : "${TRIALS:=1}"             # number of seeds, starting at SEED
 : "${EXTRA_SPG_ARGS:=}"      # more flags for spg_main.py: "--lr 0.1 --dropout 0.3 0.4"
 
+# federated.sh, federated_device.sh (docs/federation.md)
+: "${EXTRA_FEDERATION_ARGS:=}" # more flags for the server: "--deadline 60 --wait 30"
+: "${FEDERATION_PORT:=}"     # of the server; empty: a free one
+: "${CERTIFICATES:=}"        # folder of certificates and keys: TLS and known devices only; empty: no encryption
+: "${MAX_MEGABYTES:=256}"    # a device accepts messages up to this size
+
 # machine
 : "${LAUNCHER:=local}"       # local, or slurm: tasks become jobs of a Slurm cluster (docs/clusters.md)
 : "${SLURM_ARGS:=}"          # of sbatch: "--partition gpu --account mine --time 4:00:00 --gpus-per-task 1"

@@ -155,22 +155,27 @@ words() { # TEXT: split it into WORDS, without expanding wildcards
 
 _pickaback="baseline wo_backbone select_pruning_ratio_of_backbone find_backbone transfer_kv w_backbone
     w_backbone_MM run_all run_all_MM"
+_federation="federated federated_device"
 
 # Which stages accept which variables, as `VARIABLES: STAGES`. The stages of Pick-a-back accept one another's
 # variables, so that settings exported once serve a whole run stage by stage.
 ACCEPTED_BY=(
-    "ARCH SEED SEEDS RUN OVERWRITE DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT: $_pickaback cpg_sequence spg"
-    "LAUNCHER SLURM_ARGS DEVICE GPUS_PER_TASK THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg"
-    "LOG_TO: $_pickaback cpg_sequence spg"
-    "CONFIG TASKS SIZE TEXT_ENCODER PROTOCOL TRAIN_PER_CLASS GPUS JOBS: $_pickaback cpg_sequence"
-    "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence"
-    "ALLOW_ACC_LOSS MAX_WIDTH FREED PRESET: $_pickaback cpg_sequence"
-    "BACKBONE CANDIDATES FLEET PROBES PUBLIC_PROBES MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback"
+    "ARCH SEED RUN OVERWRITE DATA_ROOT CHECKPOINTS_ROOT LOGS_ROOT: $_pickaback cpg_sequence spg $_federation"
+    "DEVICE THREADS PRECISION NONDETERMINISTIC PYTHON: $_pickaback cpg_sequence spg $_federation"
+    "SEEDS LAUNCHER SLURM_ARGS GPUS_PER_TASK LOG_TO REPORT: $_pickaback cpg_sequence spg"
+    "CONFIG TASKS SIZE PROTOCOL TRAIN_PER_CLASS JOBS: $_pickaback cpg_sequence $_federation"
+    "TEXT_ENCODER GPUS: $_pickaback cpg_sequence"
+    "EPOCHS PRUNE_EPOCHS SPARSITIES BATCH_SIZE LR EXTRA_ARGS: $_pickaback cpg_sequence $_federation"
+    "ALLOW_ACC_LOSS MAX_WIDTH FREED: $_pickaback cpg_sequence $_federation"
+    "PRESET: $_pickaback cpg_sequence"
+    "BACKBONE PROBES PUBLIC_PROBES MAX_ITERATIONS EXTRA_SEARCH_ARGS: $_pickaback $_federation"
+    "CANDIDATES FLEET: $_pickaback"
     "REUSE: w_backbone"
-    "REPORT: $_pickaback cpg_sequence spg"
     "CONTROL: run_all run_all_MM"
     "KV_TRANSFER: w_backbone_MM run_all_MM"
     "EXTRA_SEQUENCE_ARGS: cpg_sequence"
+    "EXTRA_FEDERATION_ARGS FEDERATION_PORT: federated"
+    "CERTIFICATES MAX_MEGABYTES: $_federation"
     "SEQ APPR TRIALS EXTRA_SPG_ARGS: spg"
 )
 
@@ -332,6 +337,7 @@ common_args() { # the flags that several commands share; fan_out adds the task, 
 # A stage
 
 DETACH=0    # run_all*.sh --detach
+EXTRA=base  # what the stage needs installed: base, or an extra of pyproject.toml
 REFUSALS=() # what else tools.list_tasks refuses before any job; set by some stages
 
 start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before the first Python command of a stage
@@ -341,7 +347,7 @@ start_stage() { # "stage NUMBER, WHAT IT DOES" ARGUMENTS…: everything before t
     check_switches
     check_seeds
     check_machine
-    setup_python base
+    setup_python "$EXTRA"
     common_args
     expand_tasks
     trap end_stage EXIT

@@ -56,12 +56,13 @@ for requirement in wanted:
 ' "${@:2}"
 }
 
-setup_python() { # base|dev: set PYTHON_BIN; create .venv unless PYTHON names an interpreter
-    local version lacking
+setup_python() { # base|dev|EXTRA: set PYTHON_BIN; create .venv unless PYTHON names an interpreter
+    local version lacking wanted
     if [[ -n $PYTHON ]]; then
         version=$(python_version "$PYTHON") || die "PYTHON=$PYTHON does not run: set it to a Python 3.11 or later"
         recent_enough "$version" || die "PYTHON=$PYTHON is Python $version: set it to a Python 3.11 or later"
-        lacking=$(requirements "$PYTHON" missing)
+        wanted=${1/base/}
+        lacking=$(requirements "$PYTHON" missing "${wanted/dev/}")
         [[ -z $lacking ]] || die "PYTHON=$PYTHON lacks ${lacking//$'\n'/, }: install them, or leave PYTHON empty"
         PYTHON_BIN=$PYTHON
         return
@@ -78,16 +79,20 @@ setup_python() { # base|dev: set PYTHON_BIN; create .venv unless PYTHON names an
     [[ -z $lock ]] || exec {lock}>&-
 }
 
-python_is_set_up() { # base|dev: a stamp holds the checksum of the pyproject.toml that was installed
+python_is_set_up() { # base|dev|EXTRA: a stamp holds the checksum of the pyproject.toml that was installed
     python_version "$PYTHON_BIN" >/dev/null || return 1
-    stamped dev || stamped "$1"
+    stamped "$1" || { [[ $1 == base ]] && stamped any; }
 }
 
-stamped() { # base|dev
-    [[ $(cat ".venv/.installed-$1" 2>/dev/null) == "$(cksum <pyproject.toml)" ]]
+stamped() { # base|dev|EXTRA|any
+    local stamp
+    for stamp in .venv/.installed-${1/any/*}; do
+        [[ $(cat "$stamp" 2>/dev/null) != "$(cksum <pyproject.toml)" ]] || return 0
+    done
+    return 1
 }
 
-install_python() { # base|dev
+install_python() { # base|dev|EXTRA
     local python='' candidate version wanted
     # The marker survives a killed installation; a half-installed .venv is then created from scratch.
     if [[ -e .venv/.installing ]] || ! version=$(python_version "$PYTHON_BIN") || ! recent_enough "$version"; then

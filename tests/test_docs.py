@@ -19,9 +19,11 @@ FOLDERS = (
 # Flags of the published code that the documentation names as rejected.
 REJECTED = {"--cuda", "--workers", "--image_size", "--mask_scale"}
 # Flags of the bash stages.
-STAGE_FLAGS = {"--control", "--detach", "--target", "--help"}
+STAGE_FLAGS = {"--control", "--detach", "--target", "--help", "--server", "--superlink"}
 # Flags of TensorBoard's and MLflow's own commands.
 OF_TRACKERS = {"--logdir", "--backend"}
+# The beginning of a flag of Flower's commands.
+OF_FLOWER = {"--trusted"}
 # Flags of Slurm's commands.
 OF_SLURM = {
     "--account",
@@ -36,7 +38,7 @@ OF_SLURM = {
     "--time",
 }
 OF_TORCHRUN = {"--nproc_per_node"}
-OTHERS = REJECTED | STAGE_FLAGS | OF_TRACKERS | OF_SLURM | OF_TORCHRUN
+OTHERS = REJECTED | STAGE_FLAGS | OF_TRACKERS | OF_SLURM | OF_TORCHRUN | OF_FLOWER
 # Scripts in a synopsis.
 PLACEHOLDERS = {"run_pickaback/X.sh", "tools/X.py"}
 

@@ -19,7 +19,7 @@ LAYERS: dict[str, set[str]] = {
     "tools": {"pipeline", "reports"} | _BELOW_PIPELINE,
     "reports": {"pipeline"} | _BELOW_PIPELINE,
     "pipeline": _BELOW_PIPELINE,
-    "federation": {"pipeline"} | _BELOW_PIPELINE,
+    "federation": {"pipeline", "tools", *ENTRY_POINTS} | _BELOW_PIPELINE,
     "methods": {"models", "training", "utils"},
     "packnet_models": {"models"},
     "models": set(),

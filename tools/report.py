@@ -8,7 +8,7 @@ if __name__ == "__main__":
 import argparse
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +149,15 @@ def task_rows(
         task_row(task, table=table, paths=paths, arch=arch, pairs=pairs, backbone=backbone, choices=choices)
         for task in tasks
     ]
+    return in_columns(rows, choices=choices or ())
+
+
+def in_columns(rows: Sequence[Row], *, choices: Iterable[str] = ()) -> tuple[list[Row], list[str]]:
+    """Rows of `task_row` with a column per width, and the columns that any of them fills.
+
+    Args:
+        choices: rules whose choices the rows hold.
+    """
     widths = sorted({width for row in rows for width in row["widths"]})
     columns = []
     for name in rows[0]:
@@ -162,7 +171,7 @@ def task_rows(
     ]
     if widths == [1.0]:  # these repeat others
         columns = [name for name in columns if name not in ("own@w", "gain@1.0")]
-    by_rule = [rule for rule in choices or () if rule in columns]
+    by_rule = [rule for rule in choices if rule in columns]
     if len(by_rule) == 1:  # the choice that the table is about
         columns = [name for name in columns if name not in (by_rule[0], f"{by_rule[0]} backbone")]
     return [{name: row[name] for name in columns} for row in filled], columns

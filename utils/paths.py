@@ -137,6 +137,10 @@ class Paths:
         """CSV of the latest report; of one over several `seeds`, in the run of the first of them."""
         return self.logs / self.run / f"report_{config}{_over(seeds)}.csv"
 
+    def federation_file(self, config: str) -> Path:
+        """JSON of what the server of a federation keeps: finished targets, and bytes of messages."""
+        return self.logs / self.run / f"federation_{config}.json"
+
     def tracking(self) -> Path:
         """Folder of the experiment trackers' files."""
         return self.logs / self.run / "tracking"

@@ -957,7 +957,8 @@ def test_the_stages_of_a_run_accept_the_variables_of_the_run(bash: Bash, script:
 
 def test_settings_exported_once_serve_every_stage_of_a_run(bash: Bash) -> None:
     shared = {"EPOCHS": "1", "SPARSITIES": "0.5", "MAX_WIDTH": "1.0", "CANDIDATES": "1-3", "JOBS": "1"}
-    for stage in ALL_STAGES - {"spg", "cpg_sequence", "run_all", "run_all_MM"}:
+    runs = {"spg", "cpg_sequence", "run_all", "run_all_MM", "federated", "federated_device"}
+    for stage in ALL_STAGES - runs:
         succeeded(bash.run(f"{stage}.sh", **shared))
 
 
