@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_parallel --arch resnet18 --batch_size 512
 
-The two alternate, step by step, so that other load on the machine affects both. The CPU time is that of the first
-process: what sharing a batch saves it, less what the exchange costs it.
+The two alternate, step by step, so that other load on the machine affects both. The CPU time is that of the
+first process: what sharing a batch saves it, less what the exchange costs it.
 """
 
 import statistics
