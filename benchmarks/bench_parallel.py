@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_parallel --arch resnet18 --batch_size 512
 
-The two alternate, step by step, so that other load on the machine affects both. Other processes' CPU time is not
-counted: the first one's shows what sharing a batch saves it, and what the exchange costs it.
+The two alternate, step by step, so that other load on the machine affects both. The CPU time is that of the
+first process: what sharing a batch saves it, less what the exchange costs it.
 """
 
 import statistics
@@ -25,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.parser(__doc__)
     parser.add_argument("--arch", default="resnet18", help="Architecture.")
     parser.add_argument("--batch_size", type=flags.positive_int, default=128, help="Images per step.")
-    parser.add_argument(
-        "--processes", type=flags.positive_int, default=2, help="Processes, of one thread each."
-    )
+    parser.add_argument("--processes", type=flags.positive_int, default=2, help="Processes, one thread each.")
     parser.add_argument("--steps", type=flags.positive_int, default=10, help="Pairs of steps to time.")
     args = parser.parse_args(argv)
     settings = {"threads": 1, "precision": "fp32", "nondeterministic": False}

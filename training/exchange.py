@@ -199,9 +199,8 @@ def pack(module: nn.Module) -> tuple[PackedModule, list[Tensor]]:
 
 
 def _strides(value: Tensor) -> Sequence[int]:
-    return (
-        value.stride() if torch.ops.aten.is_non_overlapping_and_dense(value) else value.contiguous().stride()
-    )
+    dense = torch.ops.aten.is_non_overlapping_and_dense(value)
+    return value.stride() if dense else value.contiguous().stride()
 
 
 def is_loss(error: Exception) -> bool:

@@ -132,7 +132,7 @@ def _devices(count: int, name: str) -> list[torch.device]:
     if first + count > held:
         raise UserError(
             f"--gpus_per_task {count}: this machine has {max(held - first, 0)} GPUs from cuda:{first} on: "
-            "lower it, or give --device cpu for as many processes on the CPU"
+            "lower it, or choose the device cpu (--device) for as many processes on the CPU"
         )
     return [torch.device("cuda", first + number) for number in range(count)]
 
