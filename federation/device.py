@@ -48,7 +48,7 @@ _ANNOUNCEMENT = {
     "id": int,
     "config": str,
     "architecture": dict,
-    "rule": str,
+    "rules": str,
     "seed": int,
     "probes": str,
     "pool": str,
@@ -151,7 +151,7 @@ class Device:
                 reply[f"evidence.{target.id}"] = evidence_of(
                     own.model.network,
                     halves_for(search, target, targets=targets),
-                    names=names_of_evidence(announced["rule"]),
+                    names=names_of_evidence(announced["rules"].split()),
                     compute=search.compute,
                 )
             except UserError as error:
@@ -252,18 +252,17 @@ class Device:
     def _said(self) -> dict[str, Any]:
         """What the device says of itself, and compares with what others say."""
         search = self.search
-        rule, scored_by = search.rule, search.scored_by
         return {
             "task": self.task.name,
             "id": self.task.id,
             "config": self.table.name,
             "architecture": search.sharable.entry,
-            "rule": scored_by or rule,
+            "rules": " ".join(search.steps),
             "seed": self.args.seed,
             "probes": self.args.probes,
             "pool": self._pool(),
             "count": self.args.val_batch_size,
-            "needs_networks": needs_networks(rule, scored_by=scored_by),
+            "needs_networks": needs_networks(search),
             "flags": self._flags_digest(),
         }
 
@@ -288,11 +287,11 @@ class Device:
         }
         own = self.search.scratch(self.task, self.search.own).model
         probes = self._received_probes(request, f"probes.{number}")
-        names = names_of_evidence(self.search.scored_by)
+        names = names_of_evidence(self.search.steps)
         halves = halves_for(self.search, self.task, candidates=probes)
         like = evidence_of(own.network, halves, names=names, compute=self.search.compute)
         evidence = tensors_in(request, f"evidence.{number}", like=like)
-        if needs_networks(self.search.rule, scored_by=self.search.scored_by):
+        if needs_networks(self.search):
             self._receive(bytes_in(request, f"network.{number}"), task, stamp=values["pruned"])
         return Answer(
             scratch=values["scratch"],

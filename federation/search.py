@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from data.tables import Table, Task
 from federation.evidence import distance, evidence_of, similarities
 from methods.modeldiff import Model
-from methods.rules import BY_LABELS, BY_RECORD, BY_SIMILARITY, RACE, ranking
+from methods.rules import BY_LABELS, BY_RECORD, BY_SIMILARITY, DISTANCES, RACE, ranking
 from pipeline.choices import GIVEN
 from pipeline.flags import Candidates
 from pipeline.recipe import SamplesRecipe, SearchRecipe
@@ -49,14 +49,14 @@ class Answer:
     probes: Tensor | None
 
 
-def names_of_evidence(rule: str | None) -> tuple[str, ...]:
-    """The scores that a candidate gives evidence for, if the target chooses by `rule`."""
-    return tuple(name for name in BY_SIMILARITY if name == rule)
+def names_of_evidence(rules: Sequence[str]) -> tuple[str, ...]:
+    """The scores that a candidate gives evidence for, if the target chooses by `rules`, in turn."""
+    return tuple(name for name in BY_SIMILARITY if name in rules)
 
 
-def needs_networks(rule: str | None, *, scored_by: str | None) -> bool:
+def needs_networks(search: Search) -> bool:
     """Whether the target scores the candidates' pruned networks at home."""
-    return rule == RACE or scored_by in BY_LABELS
+    return search.rule == RACE or any(rule in BY_LABELS for rule in search.steps)
 
 
 class FederatedSearch(Search):
@@ -104,7 +104,7 @@ class FederatedSearch(Search):
 
     def pruned(self, task: Task) -> PrunedNetwork:
         answer = self.answers[task.id]
-        if needs_networks(self.rule, scored_by=self.scored_by):
+        if needs_networks(self):
             return super().pruned(task)
         found = PrunedNetwork(
             network=nn.Identity(), recorded=answer.recorded, size=answer.packed, stamp=answer.pruned
@@ -112,31 +112,37 @@ class FederatedSearch(Search):
         return self._pruned.setdefault(task.id, found)
 
     def measure(
-        self, target: Task, candidates: Sequence[Task], *, recipe: SearchRecipe
-    ) -> tuple[Scores, Costs]:
-        costs, scores = Costs(), {}
+        self,
+        target: Task,
+        candidates: Sequence[Task],
+        *,
+        recipe: SearchRecipe,
+        wanted: set[str],
+        costs: Costs,
+    ) -> Scores:
+        scores: Scores = {task.id: {} for task in candidates}
         own = self.scratch(target, self.own)
-        wanted = self.wanted()
         names = [name for name in BY_SIMILARITY if name in wanted]
-        for task in candidates:
+        for task in candidates if wanted & {*DISTANCES, *BY_SIMILARITY} else ():
             answer = self.answers[task.id]
             with costs.timed("ddv"):
                 halves = halves_for(self, target, candidates=answer.probes)
                 mine = evidence_of(own.model.network, halves, names=names, compute=self.compute)
-                found = distance(answer.evidence, mine, task=task.id)
-                scores[task.id] = {"ddv_cos": found.cos, "ddv_euc": found.euc}
+                if wanted & {*DISTANCES}:
+                    found = distance(answer.evidence, mine, task=task.id)
+                    scores[task.id] |= {"ddv_cos": found.cos, "ddv_euc": found.euc}
                 scores[task.id] |= similarities(answer.evidence, mine)
             costs.send("ddv", answer.size)
         pruned = {task.id: self.pruned(task) for task in candidates}
         groups = []
         if wanted & {*BY_LABELS, *BY_RECORD}:
-            names = self.by_labels(target)
+            names = self.by_labels(target, wanted)
             labelled = label_scores(pruned, own.sample, names=names, compute=self.compute, costs=costs)
             groups = [labelled, record_scores(pruned, costs=costs)]
         for group in groups:
             for candidate, values in group.items():
                 scores[candidate] |= values
-        return scores, costs
+        return scores
 
     def choose(self, target: Task, scores: Scores, *, losses: Mapping[int, float]) -> int:
         best = super().choose(target, scores, losses=losses)
