@@ -908,13 +908,11 @@ def add_search(parser: argparse.ArgumentParser, *, rules: Sequence[str]) -> None
     first = parser.add_argument_group("two steps: a cheap rule over all candidates, then --select")
     first.add_argument(
         "--finalists",
-        "--race_among",
         type=positive_int,
-        help="--select chooses among this many candidates, the best by --first_rule (default: among all).",
+        help="How many candidates --select chooses among, the best by --first_rule (default: all).",
     )
     first.add_argument(
         "--first_rule",
-        "--race_rule",
         choices=[rule for rule in rules if rule != _RACE],
         help="Rule by which --finalists takes the best (default: none).",
     )

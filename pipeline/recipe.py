@@ -583,9 +583,7 @@ class SearchRecipe(Recipe):
     def stamp(self) -> dict[str, Any]:
         # Earlier versions took +ε whenever it beat the best score, even if -ε was better still.
         better = {"mutation": "better sign"} if self.max_iterations else {}
-        # Earlier versions had two steps only before a race.
-        names = {"finalists": "race_among", "first_rule": "race_rule"} if self.race else {}
-        return {names.get(name, name): value for name, value in super().stamp().items()} | better
+        return super().stamp() | better
 
 
 @dataclass(frozen=True, kw_only=True)

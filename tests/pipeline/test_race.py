@@ -57,16 +57,16 @@ def test_a_race_is_stage_3_2_cut_short_and_judged_on_held_out_images(
 
 
 def test_only_the_best_by_another_rule_race(fleet: Fleet) -> None:
-    fleet.search("3", *RACE, "--race_among", "1", "--race_rule", "leep")
+    fleet.search("3", *RACE, "--finalists", "1", "--first_rule", "leep")
     leep, race = column(fleet, "leep"), column(fleet)
     best = max(leep, key=lambda candidate: float(leep[candidate]))
     assert chosen(fleet) == best
     assert [candidate for candidate, value in race.items() if value] == [best]
 
     # More than there are candidates: all of them race. A candidate that does not keeps no earlier result.
-    fleet.search("3", *RACE, "--race_among", "99", "--race_rule", "leep", "--overwrite")
+    fleet.search("3", *RACE, "--finalists", "99", "--first_rule", "leep", "--overwrite")
     assert all(column(fleet).values())
-    fleet.search("3", *RACE, "--race_among", "1", "--race_rule", "leep", "--overwrite")
+    fleet.search("3", *RACE, "--finalists", "1", "--first_rule", "leep", "--overwrite")
     assert column(fleet) == race
 
 
@@ -74,7 +74,7 @@ def test_a_race_is_recorded_and_not_run_twice(fleet: Fleet, monkeypatch: pytest.
     fleet.search("3", *RACE, "--scores", "cheap")
     made = recorded(fleet)
     assert made["race_epochs"] == 2 and made["lr"] == 0.1 and made["batch_size"] == 32
-    assert len(made["pruned"]) == 2 and "race_among" not in made
+    assert len(made["pruned"]) == 2 and "finalists" not in made
     raced = column(fleet)
     monkeypatch.setattr(search, "Runner", lambda **_: pytest.fail("raced again"))
     fleet.search("3", *RACE)
@@ -100,7 +100,7 @@ def test_a_race_that_cannot_be_run_is_refused_in_a_line(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (("--select", "race", "--race_among", "2"), "--finalists and --first_rule go together"),
+        (("--select", "race", "--finalists", "2"), "--finalists and --first_rule go together"),
         (("--select", "nearest", "--lr", "0.1"), "--lr requires --select race"),
         (("--select", "race", "--backbone", "2", "--race_epochs", "1"), "--race_epochs requires"),
     ],
