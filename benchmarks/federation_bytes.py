@@ -68,9 +68,9 @@ def bytes_of(devices: dict[str, Device], *, target: str) -> tuple[int, int, int]
     candidates = [device for name, device in devices.items() if name != target]
     answers = [device.answer({f"target.{own.task.id}": said}) for device in candidates]
     networks: list[Parts] = [device.network() for device in candidates]
-    if not said["needs_networks"]:
-        networks = networks[:1]  # that of the backbone; candidates' differ little
     sizes = [sum(size_of(to_content(parts)) for parts in group) for group in (answers, networks)]
+    if not said["needs_networks"]:
+        sizes[1] //= len(networks)  # only the backbone's: the mean over candidates
     return sizes[0], sizes[1], sum(sizes)
 
 

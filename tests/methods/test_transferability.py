@@ -179,3 +179,8 @@ def test_a_dead_network_gets_finite_scores(labels: Tensor) -> None:
     found += [score(dead, dead) for score in (scores.rsa, scores.cka)]
     found += [scores.leep(certain, labels), scores.nce(torch.zeros_like(labels), labels)]
     assert all(map(math.isfinite, found))
+
+
+def test_the_alignment_of_gram_matrices_is_cka(features: Tensor, probabilities: Tensor) -> None:
+    found = scores.alignment(scores.gram(features), scores.gram(probabilities))
+    assert found == pytest.approx(scores.cka(features, probabilities), abs=1e-12)
