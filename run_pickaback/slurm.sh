@@ -69,7 +69,7 @@ submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each 
     if [[ -s ${PICKABACK_CHAIN:-} ]]; then
         before=afterok:$(tail -n 1 "$PICKABACK_CHAIN")
     fi
-    arguments=(--signal=B:USR1@60 --requeue)
+    arguments=(--ntasks=1 --signal=B:USR1@60 --requeue) # without --ntasks, sbatch refuses --gpus-per-task
     [[ -z $THREADS || $1 == nothing ]] || arguments+=(--cpus-per-task "$((THREADS * GPUS_PER_TASK))")
     words "$SLURM_ARGS"
     arguments+=(${WORDS[@]+"${WORDS[@]}"})
@@ -104,7 +104,7 @@ submit() { # for run_in_slurm, whose variables it uses: submit the arrays, each 
 follow() { # for run_in_slurm, whose variables it uses: print what the elements print until all have ended
     local -A state=() lost_since=() descriptor=() partial=()
     local -a open=("${!todo[@]}") status
-    local number file began=$SECONDS asked=0 answers=1 interval
+    local number file began=$SECONDS asked=0 answers=1 told=0 interval
     while ((${#open[@]})); do
         # Often at first, then less: many users share the controller.
         interval=$(((SECONDS - began) / 20 + 2))
@@ -128,6 +128,10 @@ follow() { # for run_in_slurm, whose variables it uses: print what the elements 
             [[ ${status[number]:-} == 0 ]] || failed+=("${todo[number]}")
             unset "open[number]"
         done
+        if ((!told && ${#descriptor[@]} == 0 && SECONDS - began > 60)); then
+            echo "-- no task has started yet: squeue --name=$FOLLOWED shows why"
+            told=1
+        fi
         ((${#open[@]} == 0)) || run_one sleep 1
     done
 }
@@ -148,7 +152,7 @@ print_output() { # NUMBER, for follow: print the lines that the element has writ
 }
 
 ask_for_states() { # for follow: set `state` of every element that Slurm still knows
-    local answer id name reason number index
+    local id name reason number index
     # In the background, so that a signal stops this script at once.
     squeue --noheader --array --states=all --user="$(id -u)" --name="$FOLLOWED" --format='%i %T %r' \
         >"$folder/states" 2>"$folder/refusal" &
@@ -220,7 +224,7 @@ cancel_chain() { # nothing is left behind if a later stage cannot be submitted
 }
 
 report_chain() {
-    echo "-- submitted: jobs $(chained_ids); the last one prints the table into its output. If a task fails, the" \
+    echo "-- submitted: jobs $(chained_ids); the last ones print the table and write the report, into their folders. If a task fails, the" \
         "later jobs are removed; once that is corrected, $(resuming)"
 }
 

@@ -10,7 +10,8 @@
 #                      CANDIDATES in turn
 #   --target TARGETS   the targets; required with --backbone
 #
-# REUSE=copy and REUSE=probe run controls on the backbone. The variables in run_pickaback/config.sh can also be set in the environment.
+# REUSE=copy and REUSE=probe run controls on the backbone. The variables in run_pickaback/config.sh can also be
+# set in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 REFUSALS=(--transfers no)

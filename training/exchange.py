@@ -205,7 +205,7 @@ def _strides(value: Tensor) -> Sequence[int]:
 
 def is_loss(error: Exception) -> bool:
     """Whether an error says that another process is gone."""
-    return _LOST.search(str(error)) is not None
+    return isinstance(error, RuntimeError | OSError) and _LOST.search(str(error)) is not None
 
 
 def ready_key(rank: int) -> str:

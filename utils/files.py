@@ -14,9 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
-
 from utils.errors import UserError
+from utils.locks import holding
 
 _T = TypeVar("_T")
 
@@ -83,7 +82,7 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock on `path` that excludes other processes (a file `.<name>.lock` beside it)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / f".{path.name}.lock"):
+    with holding(path.parent / f".{path.name}.lock"):
         yield
 
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from utils.errors import UserError
+from utils.locks import holding
 from utils.paths import LOCK_NAME
 
 _LOG_LINE = re.compile(rb"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - ", re.MULTILINE)
@@ -30,16 +29,11 @@ def alone_in(folder: Path, *, part: str = "") -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{f'.{part}' if part else ''}{LOCK_NAME}"
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        logging.info("Waiting for %s, which works in %s", _holder(path), folder)
-        lock.acquire(poll_interval=0.2)
-    try:
+    with holding(
+        path,
+        waiting=lambda: logging.info("Waiting for %s, which works in %s", _holder(path), folder),
+    ):
         yield
-    finally:
-        lock.release()
 
 
 def is_held(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Processes that are killed, interrupted or started twice."""
 
+import errno
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -19,6 +21,8 @@ from pipeline import cpg_sequence, kv_transfer, search, spg, train_task
 from tests.helpers import EPOCHS, Fleet, command
 from tests.run_pickaback.test_stages_bash import Bash
 from tools import select_pruning_ratio as select_script
+from utils.errors import UserError
+from utils.files import update_json
 from utils.folders import alone_in
 
 ENTRY_POINTS = [
@@ -73,6 +77,9 @@ def test_a_killed_process_leaves_its_folder_to_the_next(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
+from unittest import mock
+from utils.errors import UserError
+from utils.files import update_json
 from utils.folders import alone_in
 with alone_in(Path({str(tmp_path)!r})):
     print("held", flush=True)
@@ -208,3 +215,13 @@ def test_an_interrupt_during_imports_leaves_no_traceback(script: str, tmp_path: 
         output, _ = process.communicate(timeout=30)
         if process.returncode != 0:  # it may have ended before the signal
             assert process.returncode in (-signal.SIGINT, 130) and output == ""
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path: Path, error: int) -> None:
+    broken = mock.patch("fcntl.flock", side_effect=OSError(error, os.strerror(error)))
+    named = pytest.raises(UserError, match=f"{tmp_path} is on a file system without locks")
+    with broken, named, alone_in(tmp_path):
+        pass
+    with broken, pytest.raises(UserError, match="file system without locks"):
+        update_json(tmp_path / "shared.json", {"a": 1})
