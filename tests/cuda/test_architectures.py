@@ -1,5 +1,7 @@
 """No architecture waits for the device in a training step or an evaluation, nor mixes devices."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from methods.ownership import SharedNetwork
 from models import architectures
 from pipeline.recipe import OnBackboneRecipe, ScratchRecipe
-from tests.cuda.machines import Machine
+from tests.cuda.machines import Machine, run_for_real
 from tests.cuda.recipes import SIZE, builder, first_task, grown_task, recipe
 from training.loop import evaluation_sums, train_step
 from utils.runtime import autocast
@@ -102,16 +104,22 @@ def test_a_step_of_a_deep_network(run_check, name: str) -> None:
     run_check(check)
 
 
-@pytest.mark.parametrize(
-    ("name", "layers"),
-    [*((name, layers) for name in DEEP for layers in KINDS), *((name, "sharable") for name in REPEATED)],
-)
-def test_evaluation_of_a_deep_network(run_check, name: str, layers: str) -> None:
-    def check(machine: Machine) -> None:
-        with machine.outside():
-            shared = first_task(builder(name, layers=layers))
-            if layers == "sharable":  # a second task differs by its piggymasks
-                shared.begin_task("second", num_classes=4)
-        evaluate(shared.network.to(machine.device), machine, precision="bf16")
+def check_evaluation(machine: Machine, *, name: str, layers: str) -> None:
+    with machine.outside():
+        shared = first_task(builder(name, layers=layers))
+        if layers == "sharable":  # a second task differs by its piggymasks
+            shared.begin_task("second", num_classes=4)
+    evaluate(shared.network.to(machine.device), machine, precision="bf16")
 
-    run_check(check, backward=False, reads=False)
+
+@pytest.mark.parametrize("layers", KINDS)
+@pytest.mark.parametrize("name", DEEP)
+def test_evaluation_of_a_deep_network(run_check, name: str, layers: str) -> None:
+    run_check(partial(check_evaluation, name=name, layers=layers), backward=False, reads=False)
+
+
+@pytest.mark.usefixtures("cuda_device")
+@pytest.mark.parametrize("layers", KINDS)
+@pytest.mark.parametrize("name", REPEATED)
+def test_evaluation_of_more_of_the_same_layers_on_a_gpu(name: str, layers: str) -> None:
+    run_for_real(partial(check_evaluation, name=name, layers=layers))
