@@ -111,8 +111,7 @@ install_python() { # base|dev|EXTRA
     echo "Installing the dependencies into .venv: 1 to 5 minutes, up to 6 GB of disk, once."
     wanted=$(requirements "$PYTHON_BIN" all "${1/base/}")
     mapfile -t wanted <<<"$wanted"
-    # Compiling all modules would take half a minute; Python compiles those that are imported.
-    if ! run_one "$PYTHON_BIN" -m pip install --quiet --disable-pip-version-check --no-compile "${wanted[@]}"; then
+    if ! run_one "$PYTHON_BIN" -m pip install --quiet --disable-pip-version-check "${wanted[@]}"; then
         rm -f .venv/.installing
         die "installing the dependencies failed: see pip's lines above, then run the same command again" \
             "(if it fails in the same way, delete .venv first)"
