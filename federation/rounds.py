@@ -94,8 +94,10 @@ class Server:
         answers = self.answers(wanted)
         with ThreadPoolExecutor(max_workers=len(wanted)) as pool:
             rounds = [pool.submit(self.round, target, answers) for target in wanted]
-        for finished in rounds:
-            finished.result()
+        for target, finished in zip(wanted, rounds, strict=True):
+            error = finished.exception()
+            if error is not None:  # one target's trouble ends no other target
+                self.give_up(target.task, f"the server failed: {type(error).__name__}: {error}")
 
     def settings(self, task: Task) -> dict:
         """The settings that a target's result is kept for."""

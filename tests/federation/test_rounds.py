@@ -1,6 +1,7 @@
 """The server's rounds, with devices that answer from a script: every target ends, and the table says how."""
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,13 +10,26 @@ import pytest
 from data.tables import load_table
 from federation import rounds
 from federation.flags import parse_server
-from federation.parts import ALONE, ANSWER, HELLO, LEARN, NETWORK, RANK, Parts
+from federation.parts import ALONE, ANSWER, HELLO, LEARN, NETWORK, RANK, Parts, text_of, values_of
 from federation.rounds import Failure, Reply, Server
 from federation.state import State
 from federation.table import main as table_main
 from tests.helpers import refusal
 
 NAMES = {1: "zero_one", 2: "two_three", 3: "four_five"}
+
+
+def arrived(reply: Reply) -> Reply:
+    """What the server reads of a reply, which may hold what no device here writes."""
+    if isinstance(reply, Failure):
+        return reply
+    try:
+        return {
+            name: part if isinstance(part, bytes) else values_of(json.dumps(part))
+            for name, part in reply.items()
+        }
+    except ValueError as error:
+        return Failure(str(error))
 
 
 class Devices:
@@ -40,7 +54,9 @@ class Devices:
             task = node // 10
             self.asked.append((task, kind))
             reply = self.odd.get((task, kind), self.usual)
-            replies[node] = reply(task, kind, request) if callable(reply) else reply
+            for part in request.values():
+                assert isinstance(part, bytes) or text_of(part)
+            replies[node] = arrived(reply(task, kind, request) if callable(reply) else reply)
         return replies
 
     def usual(self, task: int, kind: str, request: Parts) -> Reply:
@@ -105,6 +121,16 @@ GONE = Failure("no answer within 2 s")
             "two_three",
             "seed",
         ),
+        (
+            {
+                (1, ANSWER): {
+                    "answer": {"pruned": "s", "recorded": {"room": float("nan")}},
+                    "evidence.3": {},
+                }
+            },
+            "two_three",
+            "",
+        ),
         ({(1, NETWORK): GONE}, "two_three", "no answer within 2 s"),
         ({(1, NETWORK): {"network": {"not": "bytes"}}}, "two_three", "sent no network"),
         ({(1, NETWORK): GONE, (2, NETWORK): GONE}, None, "no answer within 2 s"),
@@ -157,6 +183,15 @@ def test_a_target_that_gives_no_row_does_not_stop_the_others(
     )
     printed = capsys.readouterr().out
     assert "zero_one learned on the network of two_three" in printed and "four_five is not trained" in printed
+
+
+def test_a_round_that_fails_does_not_stop_the_others(serve: Callable) -> None:
+    def fails(task: int, kind: str, request: Parts) -> Reply:
+        raise ValueError("out of range")
+
+    state = serve(Devices({(1, LEARN): fails}), "--dataset", "1-3")
+    assert state.targets["zero_one"] == {"failed": "the server failed: ValueError: out of range"}
+    assert "row" in state.targets["two_three"] and "row" in state.targets["four_five"]
 
 
 def test_two_devices_that_say_the_same_task_count_once(serve: Callable) -> None:
