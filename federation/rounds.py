@@ -86,6 +86,7 @@ class Server:
                 self.give_up(task, "its device is not there")
             elif self.state.is_finished(task.name, self.settings(task)):
                 logging.info("Target %s is finished: skipped (--overwrite redoes it)", task.name)
+                self.state.confirm(task.name)
             else:
                 wanted.append(self.devices[task.id])
         if not wanted:

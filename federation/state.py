@@ -15,7 +15,8 @@ class State:
     """The file of a federation's results. Threads may share it.
 
     Attributes:
-        targets: target's name → "row", "backbone", "refused" and "settings", or "failed" with the reason.
+        targets: target's name → "row", "backbone", "refused" and "settings"; "failed" with the reason
+            why it has no row, or kept an earlier one.
         messages: kind of message → its number and the bytes sent to and received from devices.
     """
 
@@ -59,8 +60,14 @@ class State:
         self._write(target, entry)
 
     def fail(self, target: str, reason: str) -> None:
-        """Keep why a target has no row."""
-        self._write(target, {"failed": reason})
+        """Keep why a target has no new row; an earlier one stays."""
+        self._write(target, {**self.targets.get(target, {}), "failed": reason})
+
+    def confirm(self, target: str) -> None:
+        """Keep the row that a target has: it needs no new one."""
+        entry = self.targets[target]
+        if "failed" in entry:
+            self._write(target, {name: value for name, value in entry.items() if name != "failed"})
 
     def count(self, kind: str, *, sent: int = 0, received: int = 0) -> None:
         """Count a message that is sent, or the bytes of an answer."""

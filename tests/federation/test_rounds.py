@@ -212,6 +212,18 @@ def test_a_server_that_starts_again_keeps_what_is_finished(serve: Callable) -> N
     assert (3, LEARN) in redone.asked
 
 
+def test_a_finished_target_keeps_its_row_while_its_device_is_away(
+    serve: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    finished = serve(Devices(), "--dataset", "3").targets["four_five"]
+    away = serve(Devices({(3, HELLO): GONE}), "--dataset", "3").targets["four_five"]
+    assert away == finished | {"failed": "its device is not there"}
+    flags = ["--dataset_config", "digits", "--dataset", "3", "--logs_root", str(tmp_path)]
+    assert "1 targets are not trained: four_five" in refusal(table_main, flags)
+    assert "four_five keeps an earlier run's row: its device is not there" in capsys.readouterr().out
+    assert serve(Devices(), "--dataset", "3").targets["four_five"] == finished
+
+
 def test_networks_travel_before_the_choice_if_the_rule_needs_them(serve: Callable) -> None:
     seen = []
 
