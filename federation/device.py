@@ -19,7 +19,7 @@ import pickaback_perceiverIO as search_script
 from data.tables import Task, load_table
 from federation.evidence import evidence_of
 from federation.packed import pack, unpack
-from federation.parts import Parts, bytes_in, tensors_in, values_in
+from federation.parts import Parts, bytes_in, shown, tensors_in, values_in
 from federation.search import (
     Answer,
     FederatedSearch,
@@ -246,7 +246,9 @@ class Device:
 
     def _name(self, number: str) -> str:
         return (
-            self.table.task(number).name if number in {str(t.id) for t in self.table.tasks} else number[:80]
+            self.table.task(number).name
+            if number in {str(t.id) for t in self.table.tasks}
+            else shown(number[:80])
         )
 
     def _said(self) -> dict[str, Any]:
@@ -275,7 +277,7 @@ class Device:
         own = self._said()
         for entry in ("config", "architecture", "seed", "probes", "pool", "count"):
             if announced[entry] != own[entry]:
-                raise UserError(f"its {entry} is {str(announced[entry])[:200]}, here it is {own[entry]}")
+                raise UserError(f"its {entry} is {shown(announced[entry])}, here it is {own[entry]}")
 
     def _received_answer(self, request: Parts, task: Task) -> Answer:
         number = str(task.id)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.raw_files import printable
 from utils.errors import UserError
 
 # Values are what JSON holds.
@@ -23,7 +24,13 @@ HELLO, ANSWER, NETWORK, RANK = "query.hello", "query.answer", "query.network", "
 LEARN, ALONE = "train.learn", "train.alone"
 
 MAX_TEXT = 1000
+MAX_SHOWN = 500
 _MAX_JSON = 1 << 20
+
+
+def shown(text: object) -> str:
+    """Another device's text for messages and files: on one line, without control characters, cut."""
+    return printable(str(text)[:MAX_SHOWN])
 
 
 def text_of(values: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from federation.device import Device
+from federation.rounds import COLUMNS, checked_row
 from tests.federation.conftest import answers_to, learning
 from tests.helpers import Fleet, assert_same_checkpoint
 from training.checkpoints import load_checkpoint
@@ -61,6 +62,8 @@ def test_a_target_learns_the_weights_that_it_learns_locally(make_devices: Make, 
     row = devices[TARGET].learn(learning(TARGET, devices, on=1, ranking=ranking))["row"]
     assert row["backbone"] == "zero_one"
     assert set(row["widths"]) == {"1.0", "1.5", "2.0"}
+    assert list(row) == list(COLUMNS)
+    assert checked_row({"row": row}, devices[TARGET].task) == row
     # The small fleet's target was trained on the same backbone by the local pipeline.
     here = devices[TARGET].search.paths.target("digits", "zero_one", "four_five")
     for width in ("width-1.0", "width-1.5", "width-2.0"):

@@ -169,6 +169,13 @@ def test_a_declined_network_gives_way_to_the_next(serve: Callable) -> None:
         {"row": {"id": 3, "task": "four_five", "widths": {"x": 1.0}}},
         {"row": {"id": 2, "task": "two_three", "widths": {}}},
         {"row": {"id": 3, "task": "four_five", "widths": {}, "own": ["a list"]}},
+        {"row": {"id": 3, "task": "four_five", "widths": {"²": 0.5}}},
+        {"row": {"id": 3, "task": "four_five", "widths": {"1.0": "abc"}}},
+        {"row": {"id": 3, "task": "four_five", "widths": {"1.0": None}}},
+        {"row": {"id": 3, "task": "four_five", "widths": {}, "own": 1.5}},
+        {"row": {"id": 3, "task": "four_five", "widths": {}, "backbone": "\x1b[2J"}},
+        {"row": {"id": 3, "task": "four_five", "widths": {}, "backbone": "\ud800"}},
+        {"row": {"id": 3, "task": "four_five", "widths": {}, "unknown\n": 0.5}},
     ],
 )
 def test_a_target_that_gives_no_row_does_not_stop_the_others(
@@ -192,6 +199,15 @@ def test_a_round_that_fails_does_not_stop_the_others(serve: Callable) -> None:
     state = serve(Devices({(1, LEARN): fails}), "--dataset", "1-3")
     assert state.targets["zero_one"] == {"failed": "the server failed: ValueError: out of range"}
     assert "row" in state.targets["two_three"] and "row" in state.targets["four_five"]
+
+
+def test_what_a_target_says_of_others_is_kept_as_printable_lines(serve: Callable) -> None:
+    ranking = {"order": [1], "stamp": {}, "refused": ["two\nlines", "\x1b[2J", "x" * 5000] * 100}
+    lines = serve(Devices({(3, RANK): {"ranking": ranking}}), "--dataset", "3").targets["four_five"][
+        "refused"
+    ]
+    assert lines[:3] == ["two\\nlines", "\\x1b[2J", "x" * 500]
+    assert len(lines) == 100
 
 
 def test_two_devices_that_say_the_same_task_count_once(serve: Callable) -> None:
