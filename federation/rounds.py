@@ -163,7 +163,8 @@ class Server:
             )
             if task is None or said["config"] != self.table.name:
                 raise UserError(
-                    f"it says that it is {shown(said['task'])} of {shown(said['config'])}, which is not expected"
+                    f"it says that it is {shown(said['task'])} of {shown(said['config'])}, "
+                    "which is not expected"
                 )
             if task.id in self.devices:
                 raise UserError(f"it says that it is {task.name}, as another device did before it")

@@ -154,6 +154,21 @@ def test_images_leave_a_device_only_if_its_owner_allows_it(make_devices: Make) -
     assert "probes" not in make_devices(*NOISE, shares_images=True)[TARGET].announcement()
 
 
+@pytest.mark.parametrize("rule", ["room", "random", "logme"])
+def test_a_rule_without_probes_sends_no_images_and_no_evidence(make_devices: Make, rule: str) -> None:
+    devices = make_devices("--select", rule, "--probes", "own")
+    said = devices[TARGET].announcement()
+    reply = devices[1].answer({f"target.{TARGET}": said["announcement"]})
+    assert "probes" not in said and "probes" not in reply
+    assert reply[f"evidence.{TARGET}"] == {}
+    assert devices[TARGET].rank(answers_to(TARGET, devices))["ranking"]["refused"] == []
+
+
+def test_evidence_is_what_the_rule_needs(make_devices: Make) -> None:
+    request = answers_to(TARGET, make_devices("--select", "rsa", *NOISE))
+    assert set(request["evidence.1"]) == {"rsa"}
+
+
 def test_what_needs_both_networks_on_one_device_is_refused(make_devices: Make) -> None:
     devices = make_devices(*NOISE, "--max_iterations", "5")
     with pytest.raises(UserError, match="mutations need both networks on one device: give 0"):
