@@ -38,7 +38,7 @@ COMPARISONS: Mapping[str, Comparison] = {
 def evidence_of(
     network: Network, halves: Sequence[Tensor], *, names: Collection[str], compute: Compute
 ) -> dict[str, Tensor]:
-    """What `network` says about probes: its DDVs, float32 (n/2,), if `names` has `DDV`; evidence for the rest.
+    """What `network` says about probes: its DDVs, float32 (n/2,), if `names` has `DDV`; evidence for others.
 
     Args:
         network: in evaluation mode.

@@ -109,6 +109,7 @@ class Server:
         """Serve all targets."""
         targets = self.table.select(self.args.dataset)
         self.gather(self.table.select(self.args.devices))
+        self.state.count_for({device.task.name: device.announcement for device in self.devices.values()})
         wanted = []
         for task in targets:
             if task.id not in self.devices:

@@ -240,6 +240,16 @@ def test_a_finished_target_keeps_its_row_while_its_device_is_away(
     assert serve(Devices(), "--dataset", "3").targets["four_five"] == finished
 
 
+def test_bytes_are_counted_for_the_same_settings(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    for rule, counted in (("farthest", 10), ("farthest", 20), ("room", 10)):
+        state = State.read(path)
+        state.count(HELLO, sent=10)
+        state.count_for({"fish": {"rules": rule}})
+        state.fail("fish", "gone")
+        assert State.read(path).messages[HELLO]["sent"] == counted
+
+
 def test_networks_travel_before_the_choice_if_the_rule_needs_them(serve: Callable) -> None:
     seen = []
 
