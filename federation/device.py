@@ -6,7 +6,7 @@ Nothing here knows how messages travel: every method takes parts and returns par
 import argparse
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import pickaback_perceiverIO as search_script
 from data.tables import Task, load_table
 from federation.evidence import evidence_of
 from federation.packed import pack, unpack
-from federation.parts import Parts, bytes_in, tensors_in, values_in
+from federation.parts import Parts, bytes_in, shown, tensors_in, values_in
 from federation.search import (
     Answer,
     FederatedSearch,
@@ -118,7 +118,7 @@ class Device:
 
     def announcement(self) -> Parts:
         """What the device says of itself: `announcement`, and `probes` if those are its own images."""
-        return {"announcement": self._said(), **self._own_probes()}
+        return {"announcement": self._said(), **self._own_probes(self.search.steps)}
 
     def answer(self, request: Parts) -> Parts:
         """Answer the targets that `request` announces as `target.<id>`, with `probes.<id>` if they send any.
@@ -138,7 +138,7 @@ class Device:
             "packed": len(self._packed(path)),
             "dense": path.stat().st_size,
         }
-        reply: Parts = {"answer": values, **self._own_probes()}
+        reply: Parts = {"answer": values}
         for name in request:
             kind, _, number = name.partition(".")
             if kind != "target":
@@ -147,13 +147,10 @@ class Device:
                 announced = values_in(request, name, kinds=_ANNOUNCEMENT)
                 target = self._other(number)
                 self._check_compatible(announced)
-                targets = self._received_probes(request, f"probes.{number}")
-                reply[f"evidence.{target.id}"] = evidence_of(
-                    own.model.network,
-                    halves_for(search, target, targets=targets),
-                    names=names_of_evidence(announced["rules"].split()),
-                    compute=search.compute,
-                )
+                rules = announced["rules"].split()
+                targets = self._received_probes(request, f"probes.{number}", rules=rules)
+                reply |= self._own_probes(rules)
+                reply[f"evidence.{target.id}"] = self._evidence(target, rules=rules, targets=targets)
             except UserError as error:
                 logging.warning("Target %s gets no answer: %s", number, error)
                 reply[f"declined.{number}"] = {"reason": str(error)}
@@ -246,7 +243,9 @@ class Device:
 
     def _name(self, number: str) -> str:
         return (
-            self.table.task(number).name if number in {str(t.id) for t in self.table.tasks} else number[:80]
+            self.table.task(number).name
+            if number in {str(t.id) for t in self.table.tasks}
+            else shown(number[:80])
         )
 
     def _said(self) -> dict[str, Any]:
@@ -275,7 +274,7 @@ class Device:
         own = self._said()
         for entry in ("config", "architecture", "seed", "probes", "pool", "count"):
             if announced[entry] != own[entry]:
-                raise UserError(f"its {entry} is {str(announced[entry])[:200]}, here it is {own[entry]}")
+                raise UserError(f"its {entry} is {shown(announced[entry])}, here it is {own[entry]}")
 
     def _received_answer(self, request: Parts, task: Task) -> Answer:
         number = str(task.id)
@@ -285,11 +284,9 @@ class Device:
             for name in values["recorded"]
             if name in SCORES
         }
-        own = self.search.scratch(self.task, self.search.own).model
-        probes = self._received_probes(request, f"probes.{number}")
-        names = names_of_evidence(self.search.steps)
-        halves = halves_for(self.search, self.task, candidates=probes)
-        like = evidence_of(own.network, halves, names=names, compute=self.search.compute)
+        rules = self.search.steps
+        probes = self._received_probes(request, f"probes.{number}", rules=rules)
+        like = self._evidence(self.task, rules=rules, candidates=probes)
         evidence = tensors_in(request, f"evidence.{number}", like=like)
         if needs_networks(self.search):
             self._receive(bytes_in(request, f"network.{number}"), task, stamp=values["pruned"])
@@ -307,13 +304,21 @@ class Device:
         """Fingerprint of the probes that all devices share; empty for own ones."""
         return "" if self.args.probes == OWN else self.search.shared.drawn(self.task).fingerprint
 
-    def _own_probes(self) -> Parts:
-        """The device's images, if they are the probes.
+    def _evidence(self, target: Task, *, rules: Sequence[str], **others: Tensor | None) -> dict[str, Tensor]:
+        """What the device's network says about the probes, for `rules`; `others` as of `halves_for`."""
+        names, search = names_of_evidence(rules), self.search
+        if not names:
+            return {}
+        network = search.scratch(self.task, search.own).model.network
+        return evidence_of(network, halves_for(search, target, **others), names=names, compute=search.compute)
+
+    def _own_probes(self, rules: Sequence[str]) -> Parts:
+        """The device's images, if they are the probes and one of `rules` needs probes.
 
         Raises:
             UserError: if its owner has not allowed that.
         """
-        if self.args.probes != OWN:
+        if self.args.probes != OWN or not names_of_evidence(rules):
             return {}
         if not self.settings.shares_images:
             raise UserError(
@@ -324,9 +329,9 @@ class Device:
         logging.warning("%d images of %s leave this device as probes", len(probes), self.task.name)
         return {"probes": {"images": probes}}
 
-    def _received_probes(self, request: Parts, name: str) -> Tensor | None:
-        """Another device's images, which may be fewer than this device's; None if probes are shared."""
-        if self.args.probes != OWN:
+    def _received_probes(self, request: Parts, name: str, *, rules: Sequence[str]) -> Tensor | None:
+        """Another device's images, perhaps fewer than this device's; None if `rules` need none from it."""
+        if self.args.probes != OWN or not names_of_evidence(rules):
             return None
         like = self.search.scratch(self.task, self.search.own).model.probes
         part = request.get(name)

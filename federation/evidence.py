@@ -12,6 +12,7 @@ from models.network import Network
 from training.loop import Compute
 
 COS, EUC = "ddv_cos", "ddv_euc"
+DDV = "ddv"
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,21 @@ COMPARISONS: Mapping[str, Comparison] = {
 def evidence_of(
     network: Network, halves: Sequence[Tensor], *, names: Collection[str], compute: Compute
 ) -> dict[str, Tensor]:
-    """What `network` says about probes: its DDVs, float32 (n/2,), and the evidence for the scores `names`.
+    """What `network` says about probes: its DDVs, float32 (n/2,), if `names` has `DDV`; evidence for others.
 
     Args:
         network: in evaluation mode.
         halves: the candidate's and the target's half of the probes, (n/2, …) each.
     """
+    found = {}
+    compared = [name for name in names if name != DDV]
     with compute.autocast:
-        cos, euc = decision_distances(network(torch.cat(tuple(halves))))
-        found = {COS: cos.float().cpu(), EUC: euc.float().cpu()}
-        if names:
+        if DDV in names:
+            cos, euc = decision_distances(network(torch.cat(tuple(halves))))
+            found = {COS: cos.float().cpu(), EUC: euc.float().cpu()}
+        if compared:
             features = torch.cat([network.encode(half).float() for half in halves]).cpu()
-            found |= {name: COMPARISONS[name].evidence(features) for name in names}
+            found |= {name: COMPARISONS[name].evidence(features) for name in compared}
     return found
 
 

@@ -1,18 +1,15 @@
 """Parts of a message as Flower's records, and the bytes that they take."""
 
-import json
-
 import numpy
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 
-from federation.parts import Parts
+from federation.parts import Parts, text_of, values_of
 from utils.errors import UserError
 
 _BYTES, _JSON = "bytes", "json"
-_MAX_JSON = 1 << 20
 
 
 def to_content(parts: Parts) -> RecordDict:
@@ -24,7 +21,7 @@ def to_content(parts: Parts) -> RecordDict:
         elif part and all(isinstance(value, Tensor) for value in part.values()):
             content[name] = ArrayRecord({key: Array(value.cpu().numpy()) for key, value in part.items()})
         else:
-            content[name] = ConfigRecord({_JSON: json.dumps(part, allow_nan=False)})
+            content[name] = ConfigRecord({_JSON: text_of(part)})
     return content
 
 
@@ -42,7 +39,7 @@ def from_content(content: RecordDict) -> Parts:
             elif isinstance(record.get(_BYTES), bytes):
                 parts[name] = record[_BYTES]
             else:
-                parts[name] = _values(record.get(_JSON))
+                parts[name] = values_of(record.get(_JSON))
         except (ValueError, TypeError, EOFError, RecursionError, AttributeError, MemoryError) as error:
             raise UserError(f"its message holds no valid {name[:100]!r}: {str(error)[:200]}") from error
     return parts
@@ -51,15 +48,6 @@ def from_content(content: RecordDict) -> Parts:
 def size_of(content: RecordDict) -> int:
     """Bytes of the content of a message, as Flower transfers it."""
     return sum(len(found.deflate()) for found in get_all_nested_objects(content).values())
-
-
-def _values(text: object) -> dict:
-    if not isinstance(text, str) or len(text) > _MAX_JSON:
-        raise ValueError("no JSON, or too much")
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("no JSON object")
-    return value
 
 
 def _ndarray(array: Array) -> numpy.ndarray:

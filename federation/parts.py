@@ -4,6 +4,7 @@ Whoever receives a message knows its sender only by name. Every accessor therefo
 line for content that does not have the requested form.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.raw_files import printable
 from utils.errors import UserError
 
 # Values are what JSON holds.
@@ -22,6 +24,33 @@ HELLO, ANSWER, NETWORK, RANK = "query.hello", "query.answer", "query.network", "
 LEARN, ALONE = "train.learn", "train.alone"
 
 MAX_TEXT = 1000
+MAX_SHOWN = 500
+_MAX_JSON = 1 << 20
+
+
+def shown(text: object) -> str:
+    """Another device's text for messages and files: on one line, without control characters, cut."""
+    return printable(str(text)[:MAX_SHOWN])
+
+
+def text_of(values: Mapping[str, Any]) -> str:
+    """A part of values as JSON."""
+    return json.dumps(values, allow_nan=False)
+
+
+def values_of(text: object) -> dict[str, Any]:
+    """The values in what `text_of` wrote.
+
+    Raises:
+        ValueError: for anything else, and for what cannot be sent on: NaN, infinity, half a surrogate pair.
+    """
+    if not isinstance(text, str) or len(text) > _MAX_JSON:
+        raise ValueError("no JSON, or too much")
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("no JSON object")
+    json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
+    return values
 
 
 def values_in(parts: Parts, name: str, *, kinds: Mapping[str, type]) -> dict[str, Any]:

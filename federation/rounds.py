@@ -6,7 +6,7 @@ and unpacks no network.
 
 import argparse
 import logging
-import math
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,40 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from data.tables import Table, Task
-from federation.parts import ALONE, ANSWER, HELLO, LEARN, NETWORK, RANK, Part, Parts, bytes_in, values_in
+from federation.parts import (
+    ALONE,
+    ANSWER,
+    HELLO,
+    LEARN,
+    NETWORK,
+    RANK,
+    Part,
+    Parts,
+    bytes_in,
+    shown,
+    values_in,
+)
 from federation.state import State
-from utils.errors import UserError, as_shown
+from methods.rules import RULES
+from utils.errors import UserError
+from utils.tables import is_signed
 
 POLL_SECONDS = 1.0
+MAX_REFUSED = 100  # lines that a target may say about others
+
+# Columns of a row, in the order of `tools.report.task_row`; those of names, the others hold numbers.
+COLUMNS = (
+    *("id", "task", "modality", "gain", "gain@1.0", "own@w", "own", "widths", "backbone", "its modality"),
+    *("ratio", "pruned", "after transfer", "scratch", "at chance", "gain (scratch)", "scratch@w"),
+    *("gain (scratch@w)", "same", "best of same", "other", "best of other", "untransferred"),
+    *("copy", "gain (copy)", "probe"),
+    *(name for rule in RULES for name in (rule, f"{rule} backbone")),
+)
+_NAMES = {
+    *("modality", "backbone", "its modality", "at chance", "best of same", "best of other"),
+    *(f"{rule} backbone" for rule in RULES),
+}
+_WIDTH = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
 
 
 @dataclass(frozen=True)
@@ -80,12 +109,14 @@ class Server:
         """Serve all targets."""
         targets = self.table.select(self.args.dataset)
         self.gather(self.table.select(self.args.devices))
+        self.state.count_for({device.task.name: device.announcement for device in self.devices.values()})
         wanted = []
         for task in targets:
             if task.id not in self.devices:
                 self.give_up(task, "its device is not there")
             elif self.state.is_finished(task.name, self.settings(task)):
                 logging.info("Target %s is finished: skipped (--overwrite redoes it)", task.name)
+                self.state.confirm(task.name)
             else:
                 wanted.append(self.devices[task.id])
         if not wanted:
@@ -94,8 +125,10 @@ class Server:
         answers = self.answers(wanted)
         with ThreadPoolExecutor(max_workers=len(wanted)) as pool:
             rounds = [pool.submit(self.round, target, answers) for target in wanted]
-        for finished in rounds:
-            finished.result()
+        for target, finished in zip(wanted, rounds, strict=True):
+            error = finished.exception()
+            if error is not None:  # one target's trouble ends no other target
+                self.give_up(target.task, f"the server failed: {type(error).__name__}: {error}")
 
     def settings(self, task: Task) -> dict:
         """The settings that a target's result is kept for."""
@@ -131,7 +164,8 @@ class Server:
             )
             if task is None or said["config"] != self.table.name:
                 raise UserError(
-                    f"it says that it is {said['task']} of {said['config']}, which is not expected"
+                    f"it says that it is {shown(said['task'])} of {shown(said['config'])}, "
+                    "which is not expected"
                 )
             if task.id in self.devices:
                 raise UserError(f"it says that it is {task.name}, as another device did before it")
@@ -248,7 +282,7 @@ class Server:
             refused.append(f"{task.name} made no choice: {error}")
             logging.warning("Target %s made no choice: %s", task.name, error)
             return [], {}
-        refused += [str(line) for line in said["refused"]]
+        refused += [shown(line) for line in said["refused"][:MAX_REFUSED]]
         order = [candidate for candidate in said["order"] if isinstance(candidate, int)]
         return [candidate for candidate in dict.fromkeys(order) if candidate in answers], said["stamp"]
 
@@ -283,27 +317,39 @@ class Server:
 
 
 def checked_row(reply: Parts, task: Task) -> dict:
-    """A target's row of the table, of numbers and short texts.
+    """A target's row of the table as `tools.report.task_row` makes it; a column that it lacks is None.
 
     Raises:
         UserError: if the reply holds another row, or none.
     """
-    row = dict(values_in(reply, "row", kinds={"id": int, "task": str, "widths": dict}))
-    row |= {name: value for name, value in reply["row"].items() if name not in row}
-    if (row["id"], row["task"]) != (task.id, task.name):
-        raise UserError(f"its row is that of {row['task'][:80]}")
-    for name, value in (*row["widths"].items(), *row.items()):
-        number = isinstance(value, int | float) and math.isfinite(value)
-        if name != "widths" and not (
-            value is None or number or (isinstance(value, str) and len(value) < 300)
-        ):
-            raise UserError(f"{name[:80]} of its row is neither a number nor a name")
-    if not all(width.replace(".", "", 1).isdigit() for width in row["widths"]):
-        raise UserError("its row has widths that are not numbers")
-    return row
+    said = values_in(reply, "row", kinds={"id": int, "task": str, "widths": dict})
+    if (said["id"], said["task"]) != (task.id, task.name):
+        raise UserError(f"its row is that of {shown(said['task'])}")
+    sent = reply["row"]
+    unknown = sorted(set(sent) - set(COLUMNS))
+    if unknown:
+        raise UserError(f"its row has the unknown column {shown(unknown[0])}")
+    for width, accuracy in said["widths"].items():
+        if not _WIDTH.fullmatch(width) or not _is_between(accuracy, 0, 1):
+            raise UserError("its row has widths or accuracies that are out of range")
+    for name, value in sent.items():
+        if name not in said and value is not None and not _is_valid(name, value):
+            raise UserError(f"{name} of its row is neither a number in its range nor a name")
+    return {name: sent.get(name) for name in COLUMNS}
+
+
+def _is_valid(name: str, value: object) -> bool:
+    if name in _NAMES:
+        return isinstance(value, str) and value.isprintable() and len(value) < 300
+    low, high = (-1, 1) if is_signed(name) else (0, 1)
+    return _is_between(value, low, high)
+
+
+def _is_between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def _reason(reply: Parts, target: int | None = None) -> str:
     part = reply.get("declined" if target is None else f"declined.{target}")
     reason = part.get("reason") if isinstance(part, Mapping) else None
-    return as_shown(str(reason)[:500]) if reason else "its answer is incomplete"
+    return shown(reason) if reason else "its answer is incomplete"

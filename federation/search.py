@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data.tables import Table, Task
-from federation.evidence import distance, evidence_of, similarities
+from federation.evidence import DDV, distance, evidence_of, similarities
 from methods.modeldiff import Model
 from methods.rules import BY_LABELS, BY_RECORD, BY_SIMILARITY, DISTANCES, RACE, ranking
 from pipeline.choices import GIVEN
@@ -50,8 +50,9 @@ class Answer:
 
 
 def names_of_evidence(rules: Sequence[str]) -> tuple[str, ...]:
-    """The scores that a candidate gives evidence for, if the target chooses by `rules`, in turn."""
-    return tuple(name for name in BY_SIMILARITY if name in rules)
+    """What a candidate gives evidence for, if the target chooses by `rules`: empty if none needs probes."""
+    ddv = (DDV,) if {"farthest", "nearest"} & {*rules} else ()
+    return (*ddv, *(name for name in BY_SIMILARITY if name in rules))
 
 
 def needs_networks(search: Search) -> bool:
@@ -122,7 +123,8 @@ class FederatedSearch(Search):
     ) -> Scores:
         scores: Scores = {task.id: {} for task in candidates}
         own = self.scratch(target, self.own)
-        names = [name for name in BY_SIMILARITY if name in wanted]
+        names = [DDV] if wanted & {*DISTANCES} else []
+        names += [name for name in BY_SIMILARITY if name in wanted]
         for task in candidates if wanted & {*DISTANCES, *BY_SIMILARITY} else ():
             answer = self.answers[task.id]
             with costs.timed("ddv"):

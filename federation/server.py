@@ -14,7 +14,7 @@ from data.tables import load_table
 from federation.device import read_flags
 from federation.flags import parse_server
 from federation.messages import from_content, size_of, to_content
-from federation.parts import Parts, values_in
+from federation.parts import Parts, shown, values_in
 from federation.rounds import POLL_SECONDS, Failure, Reply, Server
 from federation.state import State
 from pipeline.fleet import paths_of
@@ -97,7 +97,7 @@ class FlowerPost:
 
     def _read(self, message: Message, *, kind: str) -> Reply:
         if message.has_error():
-            return Failure(_ERRORS.get(message.error.code, str(message.error.reason)[:300]))
+            return Failure(_ERRORS.get(message.error.code, shown(message.error.reason)))
         size = size_of(message.content)
         self.state.count(kind, received=size)
         if size > self.max_bytes:
@@ -105,7 +105,7 @@ class FlowerPost:
         try:
             parts = from_content(message.content)
             if "error" in parts:
-                return Failure(values_in(parts, "error", kinds={"reason": str})["reason"])
+                return Failure(shown(values_in(parts, "error", kinds={"reason": str})["reason"]))
         except UserError as error:
             return Failure(str(error))
         return parts

@@ -39,9 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in (*told(state, table=table, tasks=args.dataset), "", traffic(state.messages)):
         sys.stdout.write(f"{line}\n")
     sys.stdout.write(f"The same table: {paths.report_file(table.name)}\n")
-    failed = [
-        task.name for task in table.select(args.dataset) if "row" not in state.targets.get(task.name, {})
-    ]
+    entries = {task.name: state.targets.get(task.name, {}) for task in table.select(args.dataset)}
+    failed = [name for name, entry in entries.items() if "row" not in entry or "failed" in entry]
     if failed:
         raise UserError(
             f"{len(failed)} targets are not trained: {', '.join(failed)}: run the same command again"
@@ -65,9 +64,11 @@ def told(state: State, *, table: Table, tasks: str) -> list[str]:
     lines = []
     for task in table.select(tasks):
         entry = state.targets.get(task.name, {"failed": "the server has not come to it"})
-        if "failed" in entry:
+        if "row" not in entry:
             lines.append(f"{task.name} is not trained: {entry['failed']}")
             continue
+        if "failed" in entry:
+            lines.append(f"{task.name} keeps an earlier run's row: {entry['failed']}")
         backbone = entry["backbone"]
         lines.append(f"{task.name} learned {f'on the network of {backbone}' if backbone else 'alone'}")
         lines += [f"  {line}" for line in entry["refused"]]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from federation.device import Device
+from federation.rounds import COLUMNS, checked_row
 from tests.federation.conftest import answers_to, learning
 from tests.helpers import Fleet, assert_same_checkpoint
 from training.checkpoints import load_checkpoint
@@ -61,6 +62,8 @@ def test_a_target_learns_the_weights_that_it_learns_locally(make_devices: Make, 
     row = devices[TARGET].learn(learning(TARGET, devices, on=1, ranking=ranking))["row"]
     assert row["backbone"] == "zero_one"
     assert set(row["widths"]) == {"1.0", "1.5", "2.0"}
+    assert list(row) == list(COLUMNS)
+    assert checked_row({"row": row}, devices[TARGET].task) == row
     # The small fleet's target was trained on the same backbone by the local pipeline.
     here = devices[TARGET].search.paths.target("digits", "zero_one", "four_five")
     for width in ("width-1.0", "width-1.5", "width-2.0"):
@@ -149,6 +152,21 @@ def test_images_leave_a_device_only_if_its_owner_allows_it(make_devices: Make) -
     with pytest.raises(UserError, match="shares-images=true"):
         devices[TARGET].announcement()
     assert "probes" not in make_devices(*NOISE, shares_images=True)[TARGET].announcement()
+
+
+@pytest.mark.parametrize("rule", ["room", "random", "logme"])
+def test_a_rule_without_probes_sends_no_images_and_no_evidence(make_devices: Make, rule: str) -> None:
+    devices = make_devices("--select", rule, "--probes", "own")
+    said = devices[TARGET].announcement()
+    reply = devices[1].answer({f"target.{TARGET}": said["announcement"]})
+    assert "probes" not in said and "probes" not in reply
+    assert reply[f"evidence.{TARGET}"] == {}
+    assert devices[TARGET].rank(answers_to(TARGET, devices))["ranking"]["refused"] == []
+
+
+def test_evidence_is_what_the_rule_needs(make_devices: Make) -> None:
+    request = answers_to(TARGET, make_devices("--select", "rsa", *NOISE))
+    assert set(request["evidence.1"]) == {"rsa"}
 
 
 def test_what_needs_both_networks_on_one_device_is_refused(make_devices: Make) -> None:

@@ -1,6 +1,7 @@
 """The server's rounds, with devices that answer from a script: every target ends, and the table says how."""
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,13 +10,26 @@ import pytest
 from data.tables import load_table
 from federation import rounds
 from federation.flags import parse_server
-from federation.parts import ALONE, ANSWER, HELLO, LEARN, NETWORK, RANK, Parts
+from federation.parts import ALONE, ANSWER, HELLO, LEARN, NETWORK, RANK, Parts, text_of, values_of
 from federation.rounds import Failure, Reply, Server
 from federation.state import State
 from federation.table import main as table_main
 from tests.helpers import refusal
 
 NAMES = {1: "zero_one", 2: "two_three", 3: "four_five"}
+
+
+def arrived(reply: Reply) -> Reply:
+    """What the server reads of a reply, which may hold what no device here writes."""
+    if isinstance(reply, Failure):
+        return reply
+    try:
+        return {
+            name: part if isinstance(part, bytes) else values_of(json.dumps(part))
+            for name, part in reply.items()
+        }
+    except ValueError as error:
+        return Failure(str(error))
 
 
 class Devices:
@@ -40,7 +54,9 @@ class Devices:
             task = node // 10
             self.asked.append((task, kind))
             reply = self.odd.get((task, kind), self.usual)
-            replies[node] = reply(task, kind, request) if callable(reply) else reply
+            for part in request.values():
+                assert isinstance(part, bytes) or text_of(part)
+            replies[node] = arrived(reply(task, kind, request) if callable(reply) else reply)
         return replies
 
     def usual(self, task: int, kind: str, request: Parts) -> Reply:
@@ -105,6 +121,16 @@ GONE = Failure("no answer within 2 s")
             "two_three",
             "seed",
         ),
+        (
+            {
+                (1, ANSWER): {
+                    "answer": {"pruned": "s", "recorded": {"room": float("nan")}},
+                    "evidence.3": {},
+                }
+            },
+            "two_three",
+            "",
+        ),
         ({(1, NETWORK): GONE}, "two_three", "no answer within 2 s"),
         ({(1, NETWORK): {"network": {"not": "bytes"}}}, "two_three", "sent no network"),
         ({(1, NETWORK): GONE, (2, NETWORK): GONE}, None, "no answer within 2 s"),
@@ -143,6 +169,13 @@ def test_a_declined_network_gives_way_to_the_next(serve: Callable) -> None:
         {"row": {"id": 3, "task": "four_five", "widths": {"x": 1.0}}},
         {"row": {"id": 2, "task": "two_three", "widths": {}}},
         {"row": {"id": 3, "task": "four_five", "widths": {}, "own": ["a list"]}},
+        {"row": {"id": 3, "task": "four_five", "widths": {"²": 0.5}}},
+        {"row": {"id": 3, "task": "four_five", "widths": {"1.0": "abc"}}},
+        {"row": {"id": 3, "task": "four_five", "widths": {"1.0": None}}},
+        {"row": {"id": 3, "task": "four_five", "widths": {}, "own": 1.5}},
+        {"row": {"id": 3, "task": "four_five", "widths": {}, "backbone": "\x1b[2J"}},
+        {"row": {"id": 3, "task": "four_five", "widths": {}, "backbone": "\ud800"}},
+        {"row": {"id": 3, "task": "four_five", "widths": {}, "unknown\n": 0.5}},
     ],
 )
 def test_a_target_that_gives_no_row_does_not_stop_the_others(
@@ -157,6 +190,24 @@ def test_a_target_that_gives_no_row_does_not_stop_the_others(
     )
     printed = capsys.readouterr().out
     assert "zero_one learned on the network of two_three" in printed and "four_five is not trained" in printed
+
+
+def test_a_round_that_fails_does_not_stop_the_others(serve: Callable) -> None:
+    def fails(task: int, kind: str, request: Parts) -> Reply:
+        raise ValueError("out of range")
+
+    state = serve(Devices({(1, LEARN): fails}), "--dataset", "1-3")
+    assert state.targets["zero_one"] == {"failed": "the server failed: ValueError: out of range"}
+    assert "row" in state.targets["two_three"] and "row" in state.targets["four_five"]
+
+
+def test_what_a_target_says_of_others_is_kept_as_printable_lines(serve: Callable) -> None:
+    ranking = {"order": [1], "stamp": {}, "refused": ["two\nlines", "\x1b[2J", "x" * 5000] * 100}
+    lines = serve(Devices({(3, RANK): {"ranking": ranking}}), "--dataset", "3").targets["four_five"][
+        "refused"
+    ]
+    assert lines[:3] == ["two\\nlines", "\\x1b[2J", "x" * 500]
+    assert len(lines) == 100
 
 
 def test_two_devices_that_say_the_same_task_count_once(serve: Callable) -> None:
@@ -175,6 +226,28 @@ def test_a_server_that_starts_again_keeps_what_is_finished(serve: Callable) -> N
     redone = Devices()
     serve(redone, "--dataset", "3", "--overwrite")
     assert (3, LEARN) in redone.asked
+
+
+def test_a_finished_target_keeps_its_row_while_its_device_is_away(
+    serve: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    finished = serve(Devices(), "--dataset", "3").targets["four_five"]
+    away = serve(Devices({(3, HELLO): GONE}), "--dataset", "3").targets["four_five"]
+    assert away == finished | {"failed": "its device is not there"}
+    flags = ["--dataset_config", "digits", "--dataset", "3", "--logs_root", str(tmp_path)]
+    assert "1 targets are not trained: four_five" in refusal(table_main, flags)
+    assert "four_five keeps an earlier run's row: its device is not there" in capsys.readouterr().out
+    assert serve(Devices(), "--dataset", "3").targets["four_five"] == finished
+
+
+def test_bytes_are_counted_for_the_same_settings(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    for rule, counted in (("farthest", 10), ("farthest", 20), ("room", 10)):
+        state = State.read(path)
+        state.count(HELLO, sent=10)
+        state.count_for({"fish": {"rules": rule}})
+        state.fail("fish", "gone")
+        assert State.read(path).messages[HELLO]["sent"] == counted
 
 
 def test_networks_travel_before_the_choice_if_the_rule_needs_them(serve: Callable) -> None:
