@@ -117,6 +117,15 @@ start_device() { # TASK FOLDER SUPERLINK: connect a device that is prepared
 
 # The server
 
+check_server_flags() { # FLAG…: refuse wrong ones before anything starts
+    run_one "$PYTHON_BIN" -c '
+import sys
+from federation.flags import parse_server
+from utils import errors
+errors.run(lambda _: parse_server(sys.argv[1:]))
+' "$@" || die "the server refuses its flags: see the line above, and correct EXTRA_FEDERATION_ARGS"
+}
+
 start_superlink() { # FOLDER HOST PORT
     local -a security=(--insecure)
     if [[ -n $CERTIFICATES ]]; then
@@ -153,4 +162,13 @@ register_devices() { # TASK…: let the devices with these keys connect
             grep -q -i 'already' "$FLWR_HOME/register.log" ||
             die "the key of $task cannot be registered: see $FLWR_HOME/register.log"
     done
+}
+
+run_server() { # FOLDER: run the server's app to its end, on the flags in FOLDER
+    local status=''
+    run_one flwr run federation/app here --stream --run-config "flags=\"$1/server.flags\"" >"$1/run.log" 2>&1 &&
+        # `flwr run` also succeeds if the app fails after its start.
+        status=$(flwr list here --limit 1 --format json 2>>"$1/run.log") || true
+    [[ $status == *'"finished:completed"'* ]] ||
+        die "the server failed: see $1/run.log; once that is corrected, $(resuming)"
 }

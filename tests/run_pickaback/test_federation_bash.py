@@ -1,0 +1,93 @@
+"""The scripts of a federation, driven with a fake interpreter and fakes of Flower's commands."""
+
+import shlex
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.run_pickaback.test_stages_bash import Bash, succeeded
+
+# The real parser checks the server's flags; the fake interpreter does the rest.
+INTERPRETER = f"""#!/usr/bin/env bash
+[[ $* != *parse_server* ]] || exec {shlex.quote(sys.executable)} "$@"
+exec "$(dirname "$0")/recorder" "$@"
+"""
+# It ends like the real one, which leaves its flower-superexec behind.
+SUPERLINK = f"""#!{sys.executable}
+import pathlib, socket, subprocess, sys
+home = pathlib.Path(__file__).parent
+(home / "superlink.txt").write_text(" ".join(sys.argv))
+subprocess.Popen([home / "flower-superexec"])
+held = socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+while True:
+    held.accept()
+"""
+# It starts another app even while it ends.
+SUPEREXEC = """#!/usr/bin/env bash
+begin() { sleep 60 & echo $! >>"$(dirname "$0")/apps.txt"; }
+trap 'begin; exit' TERM
+begin
+while :; do sleep 0.1; done
+"""
+SUPERNODE = """#!/usr/bin/env bash
+echo "$*" >>"$(dirname "$0")/supernodes.txt"
+exec sleep 60
+"""
+FLWR = """#!/usr/bin/env bash
+case $1 in
+    run) echo running; sleep "${FAKE_RUN:-0}"; exit "${FAKE_RUN_STATUS:-0}" ;;
+    list) echo "{\\"status\\": \\"${FAKE_STATUS:-finished:completed}\\"}" ;;
+esac
+"""
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return str(held.getsockname()[1])
+
+
+class Federation(Bash):
+    """Scripts of a federation whose commands are all fakes, and whose files are in `folder`."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.python.rename(folder / "recorder")
+        fakes = {"fake_python": INTERPRETER, "flwr": FLWR, "flower-superlink": SUPERLINK}
+        for name, text in {**fakes, "flower-superexec": SUPEREXEC, "flower-supernode": SUPERNODE}.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        roots = dict.fromkeys(("DATA_ROOT", "CHECKPOINTS_ROOT", "LOGS_ROOT"), str(self.folder))
+        own = {"FEDERATION_PORT": free_port(), "THREADS": "1", "REPORT": "", **roots}
+        return super().environment(**own | variables)
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    return Federation(tmp_path)
+
+
+@pytest.mark.parametrize("failure", [{"FAKE_RUN_STATUS": "1"}, {"FAKE_STATUS": "finished:failed"}])
+def test_a_server_that_fails_prints_no_table_of_an_older_run(
+    federation: Federation, failure: dict[str, str]
+) -> None:
+    succeeded(federation.run("federated.sh", "digits"))
+    assert federation.commands()[-1].startswith("-m federation.table ")
+    federation.log.unlink()
+    failed = federation.run("federated.sh", "digits", **failure)
+    assert failed.returncode == 1
+    log = federation.folder / "federation/server/run.log"
+    assert failed.stderr == (
+        f"error: the server failed: see {log}; once that is corrected, the same command continues from here\n"
+    )
+    assert not any("federation.table" in command for command in federation.commands())
+
+
+def test_wrong_flags_of_the_server_are_refused_before_anything_starts(federation: Federation) -> None:
+    refused = federation.run("federated.sh", "digits", EXTRA_FEDERATION_ARGS="--wait soon")
+    assert refused.returncode == 1
+    assert "--wait" in refused.stderr and "correct EXTRA_FEDERATION_ARGS" in refused.stderr
+    assert federation.commands() == []
