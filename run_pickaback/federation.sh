@@ -69,7 +69,10 @@ stop_on_signals() { # end what was started, however this script ends
     trap 'STATUS=$?; set +e; stop_flower; (exit $STATUS); end_stage' EXIT
 }
 
-default_for_federation() { # what the published code does needs all images, and both networks, in one place
+# The general defaults need all images, and both networks, in one place; a rule by labels sends every candidate's
+# network to every target.
+default_for_federation() {
+    [[ -n ${FROM_ENVIRONMENT[BACKBONE]:-} ]] || BACKBONE=farthest
     [[ -n $MAX_ITERATIONS ]] || MAX_ITERATIONS=0
     [[ -n ${FROM_ENVIRONMENT[PROBES]:-} ]] || PROBES=noise
 }

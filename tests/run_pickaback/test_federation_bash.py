@@ -91,3 +91,17 @@ def test_wrong_flags_of_the_server_are_refused_before_anything_starts(federation
     assert refused.returncode == 1
     assert "--wait" in refused.stderr and "correct EXTRA_FEDERATION_ARGS" in refused.stderr
     assert federation.commands() == []
+
+
+def test_the_default_rule_sends_no_network_but_the_chosen_one(federation: Federation) -> None:
+    rules = {}
+    for name in ("", "logme"):
+        succeeded(
+            federation.run(
+                "federated_device.sh", "digits", "1", BACKBONE=name, FEDERATION_PORT="", FAKE_TASKS="red"
+            )
+        )
+        flags = (federation.folder / "device/search.flags").read_text().splitlines()
+        rules[name] = flags[flags.index("--select") + 1]
+        assert flags[flags.index("--probes") + 1] == "noise"
+    assert rules == {"": "farthest", "logme": "logme"}
