@@ -39,6 +39,8 @@ SERVER_FLAGS=("${SERVER_ARGS[@]}" --dataset "$(joined_tasks)" --devices "$(IFS=,
     ${WORDS[@]+"${WORDS[@]}"})
 ((OVERWRITE == 0)) || SERVER_FLAGS+=(--overwrite)
 check_server_flags "${SERVER_FLAGS[@]}"
+[[ -z $FEDERATION_PORT ]] || ! answers "$FEDERATION_PORT" ||
+    die "FEDERATION_PORT=$FEDERATION_PORT is in use: choose another port, or end what listens on it"
 
 prepare_all() { # every device, JOBS at a time: its data, and its own networks
     local task root folder

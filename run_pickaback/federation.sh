@@ -5,7 +5,8 @@ FLOWER=() # processes to end, by id
 
 absolute CERTIFICATES
 [[ $MAX_MEGABYTES =~ ^[1-9][0-9]{0,5}$ ]] || die "MAX_MEGABYTES=$MAX_MEGABYTES must be a whole number from 1 to 999999"
-[[ $FEDERATION_PORT =~ ^([1-9][0-9]{0,4})?$ ]] || die "FEDERATION_PORT=$FEDERATION_PORT must be a port from 1 to 65535"
+[[ -z $FEDERATION_PORT ]] || { [[ $FEDERATION_PORT =~ ^[1-9][0-9]{0,4}$ ]] && ((FEDERATION_PORT <= 65535)); } ||
+    die "FEDERATION_PORT=$FEDERATION_PORT must be a port from 1 to 65535"
 [[ -z $CERTIFICATES || -s $CERTIFICATES/ca.crt ]] ||
     die "CERTIFICATES=$CERTIFICATES has no ca.crt: make it with run_pickaback/federation_keys.sh"
 
@@ -26,6 +27,10 @@ import socket, sys
 sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
 print(*(held.getsockname()[1] for held in sockets))
 ' "$1"
+}
+
+answers() { # PORT: whether something listens on it on this machine
+    (exec {probe}<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
 start_flower() { # LOG COMMAND…: start one of Flower's processes in the background
@@ -137,10 +142,11 @@ start_superlink() { # FOLDER HOST PORT
     fi
     start_flower "$1/superlink.log" flower-superlink "${security[@]}" --host "$2" --port "$3" \
         --database "$1/superlink.db" --disable-runtime-dependency-installation
-    until (exec {probe}<>"/dev/tcp/127.0.0.1/$3") 2>/dev/null; do
-        kill -0 "${FLOWER[-1]}" 2>/dev/null || die "the SuperLink ended: see $1/superlink.log"
+    until answers "$3"; do
+        kill -0 "${FLOWER[-1]}" 2>/dev/null || break
         sleep 0.2
     done
+    kill -0 "${FLOWER[-1]}" 2>/dev/null || die "the SuperLink ended: see $1/superlink.log"
 }
 
 connect_flwr() { # FOLDER PORT: tell the command flwr where the SuperLink is

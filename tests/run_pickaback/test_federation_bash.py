@@ -105,3 +105,14 @@ def test_the_default_rule_sends_no_network_but_the_chosen_one(federation: Federa
         rules[name] = flags[flags.index("--select") + 1]
         assert flags[flags.index("--probes") + 1] == "noise"
     assert rules == {"": "farthest", "logme": "logme"}
+
+
+def test_a_port_that_is_in_use_or_is_none_is_refused_before_anything_starts(federation: Federation) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        refused = federation.run("federated.sh", "digits", FEDERATION_PORT=str(port))
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"error: FEDERATION_PORT={port} is in use: ")
+    wrong = federation.run("federated.sh", "digits", FEDERATION_PORT="65536")
+    assert wrong.stderr == "error: FEDERATION_PORT=65536 must be a port from 1 to 65535\n"
+    assert federation.commands() == []
