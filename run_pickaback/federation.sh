@@ -47,14 +47,24 @@ descendants() { # PROCESS…: print them and all that they started
     done
 }
 
-# A SuperLink or SuperNode that ends leaves its flower-superexec behind, which runs the app.
+# A SuperLink or SuperNode that ends leaves its flower-superexec behind, which runs the apps. All are frozen before
+# they are ended, and a superexec is killed: it would start another app meanwhile, which nobody would end.
 stop_flower() {
-    local -a all left
+    local -a all=() now left
     local process attempt
     ((${#FLOWER[@]})) || return 0
-    mapfile -t all < <(descendants "${FLOWER[@]}")
+    mapfile -t now < <(descendants "${FLOWER[@]}")
+    until [[ "${now[*]}" == "${all[*]-}" ]]; do
+        all=("${now[@]}")
+        kill -STOP "${all[@]}" 2>/dev/null || true
+        mapfile -t now < <(descendants "${FLOWER[@]}")
+    done
     FLOWER=()
+    for process in "${all[@]}"; do
+        [[ $(ps -o args= -p "$process" 2>/dev/null) != *flower-superexec* ]] || kill -KILL "$process" 2>/dev/null || true
+    done
     kill -TERM "${all[@]}" 2>/dev/null || true
+    kill -CONT "${all[@]}" 2>/dev/null || true
     for attempt in {1..50}; do
         left=()
         for process in "${all[@]}"; do

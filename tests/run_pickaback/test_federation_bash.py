@@ -2,6 +2,7 @@
 
 import shlex
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,3 +117,12 @@ def test_a_port_that_is_in_use_or_is_none_is_refused_before_anything_starts(fede
     wrong = federation.run("federated.sh", "digits", FEDERATION_PORT="65536")
     assert wrong.stderr == "error: FEDERATION_PORT=65536 must be a port from 1 to 65535\n"
     assert federation.commands() == []
+
+
+def test_no_process_outlives_the_script(federation: Federation) -> None:
+    succeeded(federation.run("federated.sh", "digits", FAKE_RUN="0.3"))
+    apps = (federation.folder / "apps.txt").read_text().split()
+    states = subprocess.run(
+        ["ps", "-o", "stat=", "-p", ",".join(apps)], capture_output=True, text=True
+    ).stdout
+    assert apps and all(state.startswith("Z") for state in states.split()), "an app is left behind"
