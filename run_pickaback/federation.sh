@@ -50,7 +50,7 @@ descendants() { # PROCESS…: print them and all that they started
 # A SuperLink or SuperNode that ends leaves its flower-superexec behind, which runs the apps. All are frozen before
 # they are ended, and a superexec is killed: it would start another app meanwhile, which nobody would end.
 stop_flower() {
-    local -a all=() now left
+    local -a all=() now left own=(${FLOWER[@]+"${FLOWER[@]}"})
     local process attempt
     ((${#FLOWER[@]})) || return 0
     mapfile -t now < <(descendants "${FLOWER[@]}")
@@ -74,7 +74,7 @@ stop_flower() {
         sleep 0.2
         ((attempt < 40)) || kill -KILL "${left[@]}" 2>/dev/null || true
     done
-    wait 2>/dev/null || true
+    wait "${own[@]}" 2>/dev/null || true # not for the others: jobs.sh stops them
 }
 
 stop_on_signals() { # end what was started, however this script ends
@@ -185,9 +185,12 @@ register_devices() { # TASK…: let the devices with these keys connect
 
 run_server() { # FOLDER: run the server's app to its end, on the flags in FOLDER
     local status=''
-    run_one flwr run federation/app here --stream --run-config "flags=\"$1/server.flags\"" >"$1/run.log" 2>&1 &&
-        # `flwr run` also succeeds if the app fails after its start.
-        status=$(flwr list here --limit 1 --format json 2>>"$1/run.log") || true
+    echo "-- the server's log: $1/run.log"
+    # Only the command is redirected: a trap that runs meanwhile writes to the terminal.
+    ${WITH_PARENT[@]+"${WITH_PARENT[@]}"} flwr run federation/app here --stream \
+        --run-config "flags=\"$1/server.flags\"" >"$1/run.log" 2>&1 &
+    # `flwr run` also succeeds if the app fails after its start.
+    wait $! && status=$(flwr list here --limit 1 --format json 2>>"$1/run.log") || true
     [[ $status == *'"finished:completed"'* ]] ||
         die "the server failed: see $1/run.log; once that is corrected, $(resuming)"
 }

@@ -1,9 +1,11 @@
 """The scripts of a federation, driven with a fake interpreter and fakes of Flower's commands."""
 
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,7 @@ exec sleep 60
 """
 FLWR = """#!/usr/bin/env bash
 case $1 in
-    run) echo running; sleep "${FAKE_RUN:-0}"; exit "${FAKE_RUN_STATUS:-0}" ;;
+    run) echo running; [[ -z ${FAKE_RUN:-} ]] || exec sleep "$FAKE_RUN"; exit "${FAKE_RUN_STATUS:-0}" ;;
     list) echo "{\\"status\\": \\"${FAKE_STATUS:-finished:completed}\\"}" ;;
 esac
 """
@@ -60,6 +62,10 @@ class Federation(Bash):
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
 
+    @property
+    def server_log(self) -> Path:
+        return self.folder / "federation/server/run.log"
+
     def environment(self, **variables: str) -> dict[str, str]:
         roots = dict.fromkeys(("DATA_ROOT", "CHECKPOINTS_ROOT", "LOGS_ROOT"), str(self.folder))
         own = {"FEDERATION_PORT": free_port(), "THREADS": "1", "REPORT": "", **roots}
@@ -80,9 +86,9 @@ def test_a_server_that_fails_prints_no_table_of_an_older_run(
     federation.log.unlink()
     failed = federation.run("federated.sh", "digits", **failure)
     assert failed.returncode == 1
-    log = federation.folder / "federation/server/run.log"
     assert failed.stderr == (
-        f"error: the server failed: see {log}; once that is corrected, the same command continues from here\n"
+        f"error: the server failed: see {federation.server_log}; once that is corrected, "
+        "the same command continues from here\n"
     )
     assert not any("federation.table" in command for command in federation.commands())
 
@@ -126,3 +132,16 @@ def test_no_process_outlives_the_script(federation: Federation) -> None:
         ["ps", "-o", "stat=", "-p", ",".join(apps)], capture_output=True, text=True
     ).stdout
     assert apps and all(state.startswith("Z") for state in states.split()), "an app is left behind"
+
+
+def test_the_terminal_shows_where_the_server_logs_and_how_to_go_on(federation: Federation) -> None:
+    script = federation.start("federated.sh", FAKE_RUN="60")
+    for _ in range(1000):
+        if federation.server_log.exists() and federation.server_log.read_text():
+            break
+        time.sleep(0.01)
+    script.send_signal(signal.SIGTERM)
+    output, _ = script.communicate(timeout=30)
+    assert f"-- the server's log: {federation.server_log}\n" in output
+    assert "stopped by signal 15" in output.splitlines()[-1]
+    assert federation.server_log.read_text() == "running\n"
