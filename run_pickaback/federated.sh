@@ -32,6 +32,9 @@ if [[ $OWN_NETWORKS != "$TASKS" ]]; then
     DEVICE_NAMES=("${WORDS[@]}")
 fi
 leave_out_backbone
+KEYS=("${DEVICE_NAMES[@]/#/keys/}")
+need_certificates server.crt server.key "${KEYS[@]/%/.pub}"
+((HERE == 0)) || need_certificates "${KEYS[@]}"
 server=$LOGS_ROOT/federation/server
 words "$EXTRA_FEDERATION_ARGS"
 SERVER_ARGS=("${FILE_ARGS[@]}" --logs_root "$server")

@@ -7,8 +7,15 @@ absolute CERTIFICATES
 [[ $MAX_MEGABYTES =~ ^[1-9][0-9]{0,5}$ ]] || die "MAX_MEGABYTES=$MAX_MEGABYTES must be a whole number from 1 to 999999"
 [[ -z $FEDERATION_PORT ]] || { [[ $FEDERATION_PORT =~ ^[1-9][0-9]{0,4}$ ]] && ((FEDERATION_PORT <= 65535)); } ||
     die "FEDERATION_PORT=$FEDERATION_PORT must be a port from 1 to 65535"
-[[ -z $CERTIFICATES || -s $CERTIFICATES/ca.crt ]] ||
-    die "CERTIFICATES=$CERTIFICATES has no ca.crt: make it with run_pickaback/federation_keys.sh"
+
+need_certificates() { # FILE…: refuse a folder of certificates that lacks one of them
+    local file
+    [[ -n $CERTIFICATES ]] || return 0
+    for file in ca.crt "$@"; do
+        [[ -s $CERTIFICATES/$file ]] ||
+            die "CERTIFICATES=$CERTIFICATES has no $file: make it with run_pickaback/federation_keys.sh"
+    done
+}
 
 flower_environment() { # FOLDER: environment of Flower's processes, whose own files go to FOLDER
     local bin

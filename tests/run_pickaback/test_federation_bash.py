@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.run_pickaback.test_stages_bash import Bash, succeeded
+from tests.run_pickaback.test_stages_bash import STAGES, Bash, succeeded
 
 # The real parser checks the server's flags; the fake interpreter does the rest.
 INTERPRETER = f"""#!/usr/bin/env bash
@@ -145,3 +145,29 @@ def test_the_terminal_shows_where_the_server_logs_and_how_to_go_on(federation: F
     assert f"-- the server's log: {federation.server_log}\n" in output
     assert "stopped by signal 15" in output.splitlines()[-1]
     assert federation.server_log.read_text() == "running\n"
+
+
+def test_missing_certificates_are_named_before_anything_starts(federation: Federation) -> None:
+    folder = federation.folder / "certificates"
+    (folder / "keys").mkdir(parents=True)
+    wanted = ("ca.crt", "server.crt", "server.key", "keys/red.pub", "keys/red")
+    for name in wanted:
+        refused = federation.run("federated.sh", "digits", CERTIFICATES=str(folder), FAKE_TASKS="red green")
+        assert refused.stderr.startswith(f"error: CERTIFICATES={folder} has no {name}: ")
+        for key in (name, name.replace("red", "green")):
+            (folder / key).write_text("x")
+    (folder / "keys/red").unlink()
+    refused = federation.run(
+        *("federated_device.sh", "digits", "1", "--superlink", "127.0.0.1:1"),
+        **{"CERTIFICATES": str(folder), "FAKE_TASKS": "red", "FEDERATION_PORT": ""},
+    )
+    assert refused.stderr.startswith(f"error: CERTIFICATES={folder} has no keys/red: ")
+    assert federation.commands() == []
+
+
+@pytest.mark.parametrize("names", [("a b/c", "red"), ("localhost", "a/b")])
+def test_names_that_cannot_have_a_key_leave_no_folder(tmp_path: Path, names: tuple[str, str]) -> None:
+    command = ["bash", STAGES / "federation_keys.sh", tmp_path / "keys", *names]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stderr.startswith("error: ")
+    assert refused.stderr.count("\n") == 1 and not (tmp_path / "keys").exists()
