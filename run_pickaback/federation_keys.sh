@@ -22,7 +22,8 @@ shift 2
     exit 1
 }
 for task in "$@"; do
-    [[ $task =~ ^[0-9A-Za-z_][0-9A-Za-z_.-]*$ ]] || {
+    # As in a table: the name becomes a file.
+    [[ -n $task && $task != [.-]* && $task != *[/\\,[:cntrl:]]* ]] || {
         echo "error: $task is not the name of a task: give names such as fish" >&2
         exit 1
     }
