@@ -36,7 +36,8 @@
 : "${ALLOW_ACC_LOSS:=0.001}" # 2-2, cpg_sequence.sh: accuracy that pruning may lose against the scratch baseline
 # 3-1: farthest (published), nearest, random, another rule (rsa cka leep nce logme hscore parc knn logistic accuracy
 # room race: docs/rules.md), or a task's name or id. A rule by labels, such as logme, cannot compare candidates that
-# read another modality, as those of Perceivers may.
+# read another modality, as those of Perceivers may. federated*.sh default to farthest, PROBES=noise and
+# MAX_ITERATIONS=0 unless they are set in the environment.
 [[ $ARCH != perceiver* ]] || : "${BACKBONE:=farthest}"
 : "${BACKBONE:=logme}"       # picks better than farthest at 50 images per class (docs/study.md)
 : "${CANDIDATES:=all}"       # 3-1: tasks that may become a backbone: ids, names, same or other (modality), e.g.

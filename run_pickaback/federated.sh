@@ -32,6 +32,18 @@ if [[ $OWN_NETWORKS != "$TASKS" ]]; then
     DEVICE_NAMES=("${WORDS[@]}")
 fi
 leave_out_backbone
+KEYS=("${DEVICE_NAMES[@]/#/keys/}")
+need_certificates server.crt server.key "${KEYS[@]/%/.pub}"
+((HERE == 0)) || need_certificates "${KEYS[@]}"
+server=$LOGS_ROOT/federation/server
+words "$EXTRA_FEDERATION_ARGS"
+SERVER_ARGS=("${FILE_ARGS[@]}" --logs_root "$server")
+SERVER_FLAGS=("${SERVER_ARGS[@]}" --dataset "$(joined_tasks)" --devices "$(IFS=,; echo "${DEVICE_NAMES[*]}")"
+    ${WORDS[@]+"${WORDS[@]}"})
+((OVERWRITE == 0)) || SERVER_FLAGS+=(--overwrite)
+check_server_flags "${SERVER_FLAGS[@]}"
+[[ -z $FEDERATION_PORT ]] || ! answers "$FEDERATION_PORT" ||
+    die "FEDERATION_PORT=$FEDERATION_PORT is in use: choose another port, or end what listens on it"
 
 prepare_all() { # every device, JOBS at a time: its data, and its own networks
     local task root folder
@@ -62,7 +74,6 @@ prepare_all() { # every device, JOBS at a time: its data, and its own networks
 }
 
 ((HERE == 0)) || prepare_all
-server=$LOGS_ROOT/federation/server
 mkdir -p "$server"
 flower_environment "$server/flower"
 port=$FEDERATION_PORT
@@ -77,10 +88,6 @@ if ((HERE)); then
     done
     echo "-- ${#DEVICE_NAMES[@]} devices connect to port $port; logs: $LOGS_ROOT/federation/<task>/device/supernode.log"
 fi
-words "$EXTRA_FEDERATION_ARGS"
-SERVER_ARGS=("${FILE_ARGS[@]}" --logs_root "$server")
-write_lines "$server/server.flags" "${SERVER_ARGS[@]}" --dataset "$(joined_tasks)" \
-    --devices "$(IFS=,; echo "${DEVICE_NAMES[*]}")" ${WORDS[@]+"${WORDS[@]}"} \
-    $( ((OVERWRITE)) && echo --overwrite)
-run_one flwr run federation/app here --stream --run-config "flags=\"$server/server.flags\"" >"$server/run.log" 2>&1 || true
+write_lines "$server/server.flags" "${SERVER_FLAGS[@]}"
+run_server "$server"
 "$PYTHON_BIN" -m federation.table "${SERVER_ARGS[@]}" --dataset "$(joined_tasks)"

@@ -30,6 +30,7 @@ default_for_federation
 start_stage "a device of a federation" ${REST[@]+"${REST[@]}"}
 stop_on_signals
 ((${#TASK_NAMES[@]} == 1)) || usage_error "a device has one task: name it"
+[[ -z $SUPERLINK ]] || need_certificates "keys/${TASK_NAMES[0]}"
 folder=$LOGS_ROOT/device
 write_device_flags "${TASK_NAMES[0]}" "$folder"
 run_one "$PYTHON_BIN" -m federation.prepare "$folder"

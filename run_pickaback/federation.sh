@@ -5,9 +5,17 @@ FLOWER=() # processes to end, by id
 
 absolute CERTIFICATES
 [[ $MAX_MEGABYTES =~ ^[1-9][0-9]{0,5}$ ]] || die "MAX_MEGABYTES=$MAX_MEGABYTES must be a whole number from 1 to 999999"
-[[ $FEDERATION_PORT =~ ^([1-9][0-9]{0,4})?$ ]] || die "FEDERATION_PORT=$FEDERATION_PORT must be a port from 1 to 65535"
-[[ -z $CERTIFICATES || -s $CERTIFICATES/ca.crt ]] ||
-    die "CERTIFICATES=$CERTIFICATES has no ca.crt: make it with run_pickaback/federation_keys.sh"
+[[ -z $FEDERATION_PORT ]] || { [[ $FEDERATION_PORT =~ ^[1-9][0-9]{0,4}$ ]] && ((FEDERATION_PORT <= 65535)); } ||
+    die "FEDERATION_PORT=$FEDERATION_PORT must be a port from 1 to 65535"
+
+need_certificates() { # FILE…: refuse a folder of certificates that lacks one of them
+    local file
+    [[ -n $CERTIFICATES ]] || return 0
+    for file in ca.crt "$@"; do
+        [[ -s $CERTIFICATES/$file ]] ||
+            die "CERTIFICATES=$CERTIFICATES has no $file: make it with run_pickaback/federation_keys.sh"
+    done
+}
 
 flower_environment() { # FOLDER: environment of Flower's processes, whose own files go to FOLDER
     local bin
@@ -28,6 +36,10 @@ print(*(held.getsockname()[1] for held in sockets))
 ' "$1"
 }
 
+answers() { # PORT: whether something listens on it on this machine
+    (exec {probe}<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
 start_flower() { # LOG COMMAND…: start one of Flower's processes in the background
     "${@:2}" >>"$1" 2>&1 &
     FLOWER+=($!)
@@ -42,14 +54,24 @@ descendants() { # PROCESS…: print them and all that they started
     done
 }
 
-# A SuperLink or SuperNode that ends leaves its flower-superexec behind, which runs the app.
+# A SuperLink or SuperNode that ends leaves its flower-superexec behind, which runs the apps. All are frozen before
+# they are ended, and a superexec is killed: it would start another app meanwhile, which nobody would end.
 stop_flower() {
-    local -a all left
+    local -a all=() now left own=(${FLOWER[@]+"${FLOWER[@]}"})
     local process attempt
     ((${#FLOWER[@]})) || return 0
-    mapfile -t all < <(descendants "${FLOWER[@]}")
+    mapfile -t now < <(descendants "${FLOWER[@]}")
+    until [[ "${now[*]}" == "${all[*]-}" ]]; do
+        all=("${now[@]}")
+        kill -STOP "${all[@]}" 2>/dev/null || true
+        mapfile -t now < <(descendants "${FLOWER[@]}")
+    done
     FLOWER=()
+    for process in "${all[@]}"; do
+        [[ $(ps -o args= -p "$process" 2>/dev/null) != *flower-superexec* ]] || kill -KILL "$process" 2>/dev/null || true
+    done
     kill -TERM "${all[@]}" 2>/dev/null || true
+    kill -CONT "${all[@]}" 2>/dev/null || true
     for attempt in {1..50}; do
         left=()
         for process in "${all[@]}"; do
@@ -59,7 +81,7 @@ stop_flower() {
         sleep 0.2
         ((attempt < 40)) || kill -KILL "${left[@]}" 2>/dev/null || true
     done
-    wait 2>/dev/null || true
+    wait "${own[@]}" 2>/dev/null || true # not for the others: jobs.sh stops them
 }
 
 stop_on_signals() { # end what was started, however this script ends
@@ -69,7 +91,10 @@ stop_on_signals() { # end what was started, however this script ends
     trap 'STATUS=$?; set +e; stop_flower; (exit $STATUS); end_stage' EXIT
 }
 
-default_for_federation() { # what the published code does needs all images, and both networks, in one place
+# The general defaults need all images, and both networks, in one place; a rule by labels sends every candidate's
+# network to every target.
+default_for_federation() {
+    [[ -n ${FROM_ENVIRONMENT[BACKBONE]:-} ]] || BACKBONE=farthest
     [[ -n $MAX_ITERATIONS ]] || MAX_ITERATIONS=0
     [[ -n ${FROM_ENVIRONMENT[PROBES]:-} ]] || PROBES=noise
 }
@@ -117,6 +142,15 @@ start_device() { # TASK FOLDER SUPERLINK: connect a device that is prepared
 
 # The server
 
+check_server_flags() { # FLAG…: refuse wrong ones before anything starts
+    run_one "$PYTHON_BIN" -c '
+import sys
+from federation.flags import parse_server
+from utils import errors
+errors.run(lambda _: parse_server(sys.argv[1:]))
+' "$@" || die "the server refuses its flags: see the line above, and correct EXTRA_FEDERATION_ARGS"
+}
+
 start_superlink() { # FOLDER HOST PORT
     local -a security=(--insecure)
     if [[ -n $CERTIFICATES ]]; then
@@ -125,10 +159,11 @@ start_superlink() { # FOLDER HOST PORT
     fi
     start_flower "$1/superlink.log" flower-superlink "${security[@]}" --host "$2" --port "$3" \
         --database "$1/superlink.db" --disable-runtime-dependency-installation
-    until (exec {probe}<>"/dev/tcp/127.0.0.1/$3") 2>/dev/null; do
-        kill -0 "${FLOWER[-1]}" 2>/dev/null || die "the SuperLink ended: see $1/superlink.log"
+    until answers "$3"; do
+        kill -0 "${FLOWER[-1]}" 2>/dev/null || break
         sleep 0.2
     done
+    kill -0 "${FLOWER[-1]}" 2>/dev/null || die "the SuperLink ended: see $1/superlink.log"
 }
 
 connect_flwr() { # FOLDER PORT: tell the command flwr where the SuperLink is
@@ -153,4 +188,16 @@ register_devices() { # TASK…: let the devices with these keys connect
             grep -q -i 'already' "$FLWR_HOME/register.log" ||
             die "the key of $task cannot be registered: see $FLWR_HOME/register.log"
     done
+}
+
+run_server() { # FOLDER: run the server's app to its end, on the flags in FOLDER
+    local status=''
+    echo "-- the server's log: $1/run.log"
+    # Only the command is redirected: a trap that runs meanwhile writes to the terminal.
+    ${WITH_PARENT[@]+"${WITH_PARENT[@]}"} flwr run federation/app here --stream \
+        --run-config "flags=\"$1/server.flags\"" >"$1/run.log" 2>&1 &
+    # `flwr run` also succeeds if the app fails after its start.
+    wait $! && status=$(flwr list here --limit 1 --format json 2>>"$1/run.log") || true
+    [[ $status == *'"finished:completed"'* ]] ||
+        die "the server failed: see $1/run.log; once that is corrected, $(resuming)"
 }

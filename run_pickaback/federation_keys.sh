@@ -17,9 +17,20 @@ if (($# < 3)) || [[ $1 == -* ]]; then
 fi
 folder=$1 host=$2
 shift 2
+[[ $host =~ ^[0-9A-Za-z:][0-9A-Za-z.:-]{0,63}$ ]] || {
+    echo "error: host $host is not an address or a name of at most 64 characters such as server.example.org" >&2
+    exit 1
+}
+for task in "$@"; do
+    # As in a table: the name becomes a file.
+    [[ -n $task && $task != [.-]* && $task != *[/\\,[:cntrl:]]* ]] || {
+        echo "error: $task is not the name of a task: give names such as fish" >&2
+        exit 1
+    }
+done
+umask 077
 mkdir -p "$folder/keys"
 cd "$folder"
-umask 077
 kind=DNS
 [[ ! $host =~ ^[0-9.]+$|: ]] || kind=IP
 
