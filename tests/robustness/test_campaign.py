@@ -13,9 +13,9 @@ from tests.robustness.campaign.lines import Line, Results, table
 
 # Part → how often, and which stages.
 PARTS = {
-    kills.PART: (6, ("stage 1", "stage 2-1", "stage 2-2", "stage 3-1")),
-    inputs.PART: (40, ("stage 1", "stage 2-1", "stage 2-2", "stage 3-1")),
-    damage.PART: (8, ("stage 2-2",)),
+    kills.PART: (4, ("stage 1", "stage 2-1", "stage 2-2", "stage 3-1")),
+    inputs.PART: (30, ("stage 1", "stage 2-1", "stage 2-2", "stage 3-1")),
+    damage.PART: (6, ("stage 2-2",)),
 }
 
 
