@@ -54,7 +54,7 @@ _ANNOUNCEMENT = {
     "pool": str,
     "count": int,
 }
-_ANSWER = {"scratch": str, "pruned": str, "recorded": dict, "packed": int, "dense": int}
+_ANSWER = {"scratch": str, "pruned": str, "recorded": dict, "packed": int}
 
 
 def read_flags(path: Path) -> list[str]:
@@ -136,7 +136,6 @@ class Device:
             "pruned": pruned.stamp,
             "recorded": dict(pruned.recorded),
             "packed": len(self._packed(path)),
-            "dense": path.stat().st_size,
         }
         reply: Parts = {"answer": values}
         for name in request:

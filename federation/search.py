@@ -125,11 +125,13 @@ class FederatedSearch(Search):
         own = self.scratch(target, self.own)
         names = [DDV] if wanted & {*DISTANCES} else []
         names += [name for name in BY_SIMILARITY if name in wanted]
+        mine: Mapping[str, Tensor] = {}
         for task in candidates if wanted & {*DISTANCES, *BY_SIMILARITY} else ():
             answer = self.answers[task.id]
             with costs.timed("ddv"):
-                halves = halves_for(self, target, candidates=answer.probes)
-                mine = evidence_of(own.model.network, halves, names=names, compute=self.compute)
+                if not mine or answer.probes is not None:  # shared probes are the same for all
+                    halves = halves_for(self, target, candidates=answer.probes)
+                    mine = evidence_of(own.model.network, halves, names=names, compute=self.compute)
                 if wanted & {*DISTANCES}:
                     found = distance(answer.evidence, mine, task=task.id)
                     scores[task.id] |= {"ddv_cos": found.cos, "ddv_euc": found.euc}
